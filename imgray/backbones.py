@@ -1,0 +1,219 @@
+"""Pretrained networks as extractors of several layers; weights and preprocessing travel together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from imgray.errors import UserError
+
+Precision = Literal["float32", "bfloat16"]
+PROBE = 224
+MID_STRIDE = 16
+
+
+class BackboneConfig(BaseModel):
+    """Everything but the tensors that determines a network's features.
+
+    `layers` maps the name that a user gave (`mid`, `high`, or a module's dotted path) to the path
+    of the module whose output is taken. `size` is the side of the square input in pixels; `mean`
+    and `std` are per RGB channel of values scaled to 0..1.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    library: Literal["timm", "torchvision"]
+    net: str
+    layers: dict[str, str]
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    precision: Precision = "float32"
+    fingerprint: str = ""
+
+
+class Backbone(nn.Module):
+    """A network that gives pooled features of several of its layers from one forward pass."""
+
+    def __init__(self, net: nn.Module, config: BackboneConfig) -> None:
+        super().__init__()
+        self.net = net.eval().requires_grad_(False)
+        self.config = config
+        self.prefix_tokens = int(getattr(net, "num_prefix_tokens", 1))
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        found = fingerprint(config, net.state_dict())
+        if config.fingerprint and config.fingerprint != found:
+            raise UserError(
+                f"{config.net}: these weights have fingerprint {found[:12]}, but "
+                f"{config.fingerprint[:12]} is expected; use the weights that made the features"
+            )
+        self.config = config.model_copy(update={"fingerprint": found})
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.net.parameters()).device
+
+    @torch.inference_mode()
+    def forward(self, images: Tensor, grids: Sequence[int] = (1,)) -> dict[str, Tensor]:
+        """Features of a batch.
+
+        Args:
+            images: uint8 (B, size, size, 3).
+            grids: the levels of the spatial pyramid; a level g splits the map into g x g regions.
+
+        Returns:
+            For every layer float32 (B, R, C), R the sum of the squared grids, each vector of
+            unit length: average-pooled over its region of the layer's output.
+        """
+        batch = images.to(self.device).permute(0, 3, 1, 2).float() / 255
+        mean = torch.tensor(self.config.mean, device=batch.device).view(1, 3, 1, 1)
+        std = torch.tensor(self.config.std, device=batch.device).view(1, 3, 1, 1)
+        batch = ((batch - mean) / std).contiguous(memory_format=torch.channels_last)
+        bf16 = self.config.precision == "bfloat16"
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=bf16):
+            return self._tap(batch, grids)
+
+    def _tap(self, batch: Tensor, grids: Sequence[int]) -> dict[str, Tensor]:
+        """Pool each layer inside its hook: a later in-place operation cannot change the result."""
+        found: dict[str, Tensor] = {}
+        handles = []
+        for name, path in self.config.layers.items():
+
+            def hook(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
+                found[name] = pool(as_map(output, self.prefix_tokens), grids)
+
+            handles.append(self.net.get_submodule(path).register_forward_hook(hook))
+        try:
+            self.net(batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return {name: found[name] for name in self.config.layers}
+
+
+def as_map(output: Any, prefix_tokens: int = 1) -> Tensor:
+    """View a layer's output as a map (B, C, H, W).
+
+    Convolutional maps stay; tokens (B, N, C) of a transformer lose their prefix tokens and are
+    laid out as the square they came from; a vector (B, C) is a map of one cell.
+    """
+    if not isinstance(output, Tensor) or output.ndim not in (2, 3, 4):
+        raise UserError("the layer's output is neither a map, nor tokens, nor a vector")
+    if output.ndim == 4:
+        channels_last = output.shape[1] == output.shape[2] != output.shape[3]
+        return output.permute(0, 3, 1, 2) if channels_last else output
+    if output.ndim == 2:
+        return output[:, :, None, None]
+    for prefix in (prefix_tokens, 0, 1):
+        side = math.isqrt(max(0, output.shape[1] - prefix))
+        if side and side * side == output.shape[1] - prefix:
+            tokens = output[:, prefix:].transpose(1, 2)
+            return tokens.reshape(output.shape[0], -1, side, side)
+    raise UserError(f"{output.shape[1]} tokens do not form a square")
+
+
+def pool(maps: Tensor, grids: Sequence[int]) -> Tensor:
+    """Average-pool maps (B, C, H, W) over the regions of a pyramid: float32 (B, R, C), unit length."""
+    if maps.shape[-1] == maps.shape[-2] == 1 and max(grids) > 1:
+        raise UserError("a layer without spatial extent has no regions; use --crop-regions")
+    levels = [F.adaptive_avg_pool2d(maps.float(), g).flatten(2) for g in grids]
+    return F.normalize(torch.cat(levels, dim=2).transpose(1, 2), dim=2)
+
+
+def regions_of(image: Image.Image, size: int, grids: Sequence[int]) -> NDArray[np.uint8]:
+    """The regions of a pyramid cut from the picture itself: uint8 (R, size, size, 3)."""
+    crops = []
+    for g in grids:
+        width, height = image.width / g, image.height / g
+        for row in range(g):
+            for column in range(g):
+                box = (column * width, row * height, (column + 1) * width, (row + 1) * height)
+                crop = image.resize(
+                    (size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0
+                )
+                crops.append(np.asarray(crop, dtype=np.uint8))
+    return np.stack(crops)
+
+
+def fingerprint(config: BackboneConfig, state: dict[str, Tensor]) -> str:
+    """SHA-256 over a network's architecture, preprocessing, precision and every tensor.
+
+    The layers are left out: features of one net carry one fingerprint, and a layer its name.
+    """
+    settings = config.model_dump(mode="json", exclude={"fingerprint", "layers"})
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def layer_paths(net: nn.Module, names: Sequence[str], size: int = PROBE) -> dict[str, str]:
+    """Find the modules behind layer names by one forward pass over an empty picture.
+
+    `high` is the last map before pooling; `mid` the last stage whose stride is 16 pixels; any
+    other name is a module's dotted path. Raises `UserError` with the stages that exist.
+    """
+    shapes = _trace(net, size)
+    maps = [path for path, (_, height) in shapes.items() if height > 1]
+    if not maps:
+        raise UserError("the network has no spatial map")
+    high = maps[-1]
+
+    def stage(path: str) -> int:
+        return round(math.log2(size / shapes[path][1]))
+
+    def find(name: str) -> str:
+        if name == "high":
+            return high
+        if name == "mid":
+            at_stride = [p for p in maps if stage(p) == int(math.log2(MID_STRIDE))]
+            depth = min((p.count(".") for p in at_stride), default=0)
+            found = [p for p in at_stride if p.count(".") == depth]
+            if found and stage(high) != stage(found[-1]):
+                return found[-1]
+        elif name in shapes:
+            return name
+        stages = ", ".join(p for p in shapes if p.count(".") <= 1)
+        raise UserError(f"no layer {name!r}; choose among high, {stages}")
+
+    return {name: find(name) for name in names}
+
+
+def _trace(net: nn.Module, size: int) -> dict[str, tuple[int, int]]:
+    """Channels and height of every module's output, in order of execution."""
+    shapes: dict[str, tuple[int, int]] = {}
+    prefix = int(getattr(net, "num_prefix_tokens", 1))
+
+    def record(path: str) -> Callable[..., None]:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            try:
+                maps = as_map(output, prefix)
+            except UserError:
+                return
+            shapes.pop(path, None)
+            shapes[path] = (maps.shape[1], maps.shape[2])
+
+        return hook
+
+    handles = [m.register_forward_hook(record(p)) for p, m in net.named_modules() if p]
+    try:
+        with torch.inference_mode():
+            net.eval()(torch.zeros(1, 3, size, size))
+    except Exception as error:
+        raise UserError(f"the network does not take {size} x {size} pixels: {error}") from None
+    finally:
+        for handle in handles:
+            handle.remove()
+    return shapes

@@ -1,0 +1,1 @@
+"""How the themes' science runs on Ray."""

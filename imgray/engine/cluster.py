@@ -1,0 +1,90 @@
+"""Join the Ray cluster that a job runs in, or start a private one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+
+from imgray.errors import UserError
+
+LOCAL_STORE_BYTES = 300 * 2**20
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_LOG_LEVEL": "ERROR",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
+"""Ray's own logs stay in its session folder; a job shows its progress and its errors."""
+
+
+@contextmanager
+def cluster() -> Iterator[None]:
+    """Be connected to Ray within the block.
+
+    `RAY_ADDRESS`, which `ray job submit` sets, names the cluster to join; without it a local one
+    is started, and stopped at the end. A connection that the caller holds already is used and kept.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            _start_local()
+    except (ConnectionError, RuntimeError, TimeoutError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"cannot join Ray at {address or 'this machine'}: {reason}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start_local() -> None:
+    """More logical CPUs than cores: coordination must never wait for the workers' own slots."""
+    ray.init(
+        address="local",
+        num_cpus=cores() + 2,
+        include_dashboard=False,
+        object_store_memory=LOCAL_STORE_BYTES,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+
+
+def cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Pool:
+    """How many workers a job runs, and what each holds."""
+
+    workers: int
+    cpus: int
+    gpus: float
+
+
+def plan_pool(workers: int | None, cpus: int, gpus: float | None) -> Pool:
+    """Settle the number of workers: as asked for, else one per GPU, else one per core.
+
+    On a cluster that scales from zero, say `--workers` (and `--gpus-per-worker`): the machines
+    that are still to come cannot be counted.
+    """
+    have = ray.cluster_resources()
+    if gpus is None:
+        gpus = 1.0 if have.get("GPU", 0) >= 1 else 0.0
+    if workers is None:
+        local = not os.environ.get("RAY_ADDRESS")
+        slots = min(have.get("CPU", 1.0), cores()) if local else have.get("CPU", 1.0)
+        workers = int(have.get("GPU", 0) / gpus) if gpus else int(slots / cpus)
+    return Pool(max(1, workers), cpus, gpus)

@@ -1,0 +1,311 @@
+"""Run a step over every image of a collection, exactly once.
+
+The sorted listing is frozen at the start and cut into shards; a shard is a row group of
+`listing.parquet`. A worker turns one shard into `part-NNNNN.parquet` and, if images were set
+aside, `rejected/part-NNNNN.parquet`, each written whole or not at all, and then leaves a receipt
+in `_work/`. A later run does the shards that have no receipt. Nothing depends on how Ray
+distributes the work.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from pydantic import BaseModel
+
+from imgray.engine.cluster import Pool
+from imgray.engine.progress import Progress, say
+from imgray.errors import UserError
+from imgray.manifest import WORK, FileEntry, entry_of, scratch
+from imgray.pixels import MAX_BYTES, Rejected
+from imgray.storage import Entry, Folder, Skipped
+
+LISTING = "listing.parquet"
+RECEIPTS = f"{WORK}/receipts"
+ROW_GROUP_BYTES = 16 * 2**20
+WORKER_RESTARTS = 5
+
+_LISTING = pa.schema([("id", pa.string()), ("size", pa.int64())])
+_REJECTED = pa.schema([("id", pa.string()), ("stage", pa.string()), ("reason", pa.string())])
+
+Rejections = list[tuple[str, str, str]]
+"""Id, stage (`read`, `decode` or the step's own) and reason of every image set aside."""
+
+
+class Step(Protocol):
+    """What a job does with images on one worker."""
+
+    schema: pa.Schema
+
+    def prepare(self, data: bytes) -> Any:
+        """Decode one image; runs in a thread. Raises `Rejected`."""
+
+    def process(self, ids: Sequence[str], batch: Sequence[Any]) -> tuple[pa.Table, Rejections]:
+        """Turn a batch of prepared images into rows, setting aside those that cannot be."""
+
+
+class Receipt(BaseModel):
+    """A finished shard."""
+
+    shard: int
+    listed: int
+    part: FileEntry
+    rejected: FileEntry | None = None
+
+    @property
+    def files(self) -> list[FileEntry]:
+        return [self.part] + ([self.rejected] if self.rejected else [])
+
+
+class Outcome(BaseModel):
+    """A finished collection: done + rejected = listed."""
+
+    files: list[FileEntry]
+    listed: int
+    done: int
+    rejected: int
+
+
+def process_collection(
+    what: str,
+    images: Folder,
+    output: Folder,
+    make_step: Callable[[], Step],
+    pool: Pool,
+    *,
+    batch_size: int,
+    shard_size: int,
+    suffixes: Sequence[str],
+) -> Outcome:
+    """Do all shards that are not done yet, and account for every listed image."""
+    listing = _freeze_listing(images, output, shard_size, suffixes)
+    receipts = {r.shard: r for r in _receipts(output)}
+    pending = [shard for shard in range(listing.shards) if shard not in receipts]
+    earlier = sum(receipt.listed for receipt in receipts.values())
+    if earlier:
+        say(f"{what}: {earlier:,} of {listing.images:,} images were done by an earlier run")
+    progress = Progress(what, listing.images, earlier)
+    worker = {"images": images, "output": output, "make_step": make_step, "batch": batch_size}
+    for receipt in _run(pending, worker, pool):
+        receipts[receipt.shard] = receipt
+        progress.add(receipt.listed, receipt.rejected.rows if receipt.rejected else 0)
+    return _account(listing, [receipts[shard] for shard in sorted(receipts)])
+
+
+def summarize_rejections(output: Folder, files: Iterable[FileEntry], most: int = 5) -> list[str]:
+    """The commonest reasons for which images were set aside, with their number and an example."""
+    counts: Counter[str] = Counter()
+    example: dict[str, str] = {}
+    for entry in files:
+        if entry.name.startswith("rejected/"):
+            table = pq.read_table(io.BytesIO(output.read(entry.name)))
+            for row in table.to_pylist():
+                counts[row["reason"]] += 1
+                example.setdefault(row["reason"], row["id"])
+    return [
+        f"{n:,} x {reason} (first: {example[reason]})" for reason, n in counts.most_common(most)
+    ]
+
+
+class _Listing(BaseModel):
+    images: int
+    shards: int
+    file: FileEntry
+
+
+def _freeze_listing(
+    images: Folder, output: Folder, shard_size: int, suffixes: Sequence[str]
+) -> _Listing:
+    note = f"{WORK}/listing.json"
+    if output.exists(note):
+        return _Listing.model_validate_json(output.read(note))
+    skipped = Skipped()
+    entries = images.walk(suffixes, skipped)
+    total = shards = 0
+    with scratch() as folder:
+        path = folder / LISTING
+        with pq.ParquetWriter(path, _LISTING) as writer:
+            while chunk := list(itertools.islice(entries, shard_size)):
+                columns = [[entry.id for entry in chunk], [entry.size for entry in chunk]]
+                writer.write_table(pa.table(columns, schema=_LISTING), row_group_size=shard_size)
+                total, shards = total + len(chunk), shards + 1
+        if not total:
+            found = f", only {skipped}" if skipped.by_suffix else ""
+            raise UserError(f"{images.uri}: no images here{found}; see --suffixes")
+        file = _digest(path, total)
+        output.upload(path, LISTING)
+    if skipped.by_suffix:
+        say(f"{images.uri}: passed over {skipped}")
+    listing = _Listing(images=total, shards=shards, file=file)
+    output.write(note, listing.model_dump_json().encode())
+    return listing
+
+
+def _digest(path: Any, rows: int) -> FileEntry:
+    return entry_of(LISTING, path.read_bytes(), rows)
+
+
+def _receipts(output: Folder) -> list[Receipt]:
+    """Receipts of earlier runs whose files are still there at full size."""
+    names = [name for name in output.sizes(RECEIPTS) if name.endswith(".json")]
+    found = [Receipt.model_validate_json(data) for data in output.read_many(sorted(names))]
+    sizes = output.sizes() if found else {}
+    return [r for r in found if all(sizes.get(file.name) == file.size for file in r.files)]
+
+
+def _run(pending: list[int], worker: dict[str, Any], pool: Pool) -> Iterator[Receipt]:
+    if not pending:
+        return
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    workers = min(pool.workers, len(pending))
+    done = ray.data.from_items(
+        [{"shard": shard} for shard in pending],
+        override_num_blocks=min(len(pending), 64 * workers),
+    ).map_batches(
+        Worker,
+        fn_constructor_kwargs={**worker, "pool": pool},
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers),
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus,
+        ray_remote_args_fn=_restarts,
+    )
+    for batch in done.iter_batches(batch_size=None, prefetch_batches=0):
+        yield from (Receipt.model_validate_json(text) for text in batch["receipt"])
+
+
+def _restarts() -> dict[str, int]:
+    """Finite: Ray Data's own default would restart forever on a shard that always kills its worker."""
+    return {"max_restarts": WORKER_RESTARTS, "max_task_retries": WORKER_RESTARTS}
+
+
+class Worker:
+    """A Ray Data actor: takes shard numbers, gives receipts."""
+
+    def __init__(
+        self,
+        images: Folder,
+        output: Folder,
+        make_step: Callable[[], Step],
+        batch: int,
+        pool: Pool,
+    ) -> None:
+        import torch
+
+        torch.set_num_threads(pool.cpus)
+        self.images, self.output, self.batch = images, output, batch
+        self.step = make_step()
+        self.listing = pq.ParquetFile(output.open(LISTING))
+        self.threads = ThreadPoolExecutor(4 * pool.cpus)
+
+    def __call__(self, shards: dict[str, np.ndarray]) -> Iterator[dict[str, list[str]]]:
+        for shard in shards["shard"]:
+            yield {"receipt": [self._do(int(shard)).model_dump_json()]}
+
+    def _do(self, shard: int) -> Receipt:
+        note = f"{RECEIPTS}/{shard:05d}.json"
+        if self.output.exists(note):
+            return Receipt.model_validate_json(self.output.read(note))
+        rows = self.listing.read_row_group(shard).to_pylist()
+        tables, rejections = self._rows([Entry(**row) for row in rows])
+        table = pa.concat_tables([self.step.schema.empty_table(), *tables])
+        receipt = Receipt(
+            shard=shard,
+            listed=len(rows),
+            part=self._write(f"part-{shard:05d}.parquet", table),
+            rejected=self._write_rejected(shard, rejections),
+        )
+        self.output.write(note, receipt.model_dump_json().encode())
+        return receipt
+
+    def _rows(self, entries: list[Entry]) -> tuple[list[pa.Table], Rejections]:
+        tables, rejections = [], []
+        ready = _ahead(self.threads, self._prepare, entries, 2 * self.batch)
+        usable = (item for item in ready if _set_aside(item, rejections))
+        while batch := list(itertools.islice(usable, self.batch)):
+            table, refused = self.step.process([id for id, _ in batch], [item for _, item in batch])
+            tables.append(table)
+            rejections += refused
+        return tables, rejections
+
+    def _prepare(self, entry: Entry) -> tuple[str, Any]:
+        """The prepared image, or the stage and reason of its rejection."""
+        if entry.size > MAX_BYTES:
+            return entry.id, ("read", f"file of {entry.size:,} bytes; at most {MAX_BYTES:,}")
+        try:
+            data = self.images.read(entry.id)
+        except UserError as error:
+            if not isinstance(error.__cause__, FileNotFoundError | PermissionError):
+                raise
+            return entry.id, ("read", str(error))
+        try:
+            return entry.id, self.step.prepare(data)
+        except Rejected as error:
+            return entry.id, ("decode", str(error))
+
+    def _write(self, name: str, table: pa.Table) -> FileEntry:
+        data = _parquet(table)
+        self.output.write(name, data)
+        return entry_of(name, data, len(table))
+
+    def _write_rejected(self, shard: int, rejections: Rejections) -> FileEntry | None:
+        if not rejections:
+            return None
+        columns = [list(column) for column in zip(*sorted(rejections), strict=True)]
+        name = f"rejected/part-{shard:05d}.parquet"
+        return self._write(name, pa.table(columns, schema=_REJECTED))
+
+
+def _set_aside(item: tuple[str, Any], rejections: Rejections) -> bool:
+    id, value = item
+    if isinstance(value, tuple):
+        rejections.append((id, *value))
+        return False
+    return True
+
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+def _ahead(
+    threads: ThreadPoolExecutor, function: Callable[[In], Out], items: Iterable[In], most: int
+) -> Iterator[Out]:
+    """Map in threads, in order, with at most `most` results waiting: memory stays bounded."""
+    waiting: deque[Future[Out]] = deque()
+    for item in items:
+        waiting.append(threads.submit(function, item))
+        if len(waiting) >= most:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _parquet(table: pa.Table) -> bytes:
+    """Encode deterministically, in row groups that a reader can hold one at a time."""
+    rows = max(1, ROW_GROUP_BYTES * max(1, len(table)) // max(1, table.nbytes))
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, row_group_size=rows, compression="zstd", use_dictionary=False)
+    return buffer.getvalue()
+
+
+def _account(listing: _Listing, receipts: list[Receipt]) -> Outcome:
+    done = sum(receipt.part.rows for receipt in receipts)
+    rejected = sum(receipt.rejected.rows for receipt in receipts if receipt.rejected)
+    if len(receipts) != listing.shards or done + rejected != listing.images:
+        raise UserError(
+            f"{done} done + {rejected} rejected are not the {listing.images} listed images: "
+            "the output was changed while the job ran; run it again with --overwrite"
+        )
+    files = [listing.file] + [file for receipt in receipts for file in receipt.files]
+    return Outcome(files=files, listed=listing.images, done=done, rejected=rejected)

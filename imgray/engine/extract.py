@@ -1,0 +1,231 @@
+"""Extract features of every image of a collection into Parquet shards (Ray Data)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pydantic import BaseModel, Field
+
+from imgray import pixels
+from imgray.backbones import Precision
+from imgray.config import JobConfig
+from imgray.engine.cluster import cluster, plan_pool
+from imgray.engine.collection import (
+    Outcome,
+    Rejections,
+    process_collection,
+    summarize_rejections,
+)
+from imgray.engine.progress import say
+from imgray.errors import TooManyRejected
+from imgray.features import (
+    PYRAMID,
+    Extractor,
+    ExtractorConfig,
+    FeatureInfo,
+    Prepared,
+    Regions,
+    columns_of,
+    save_extractor,
+    schema,
+    to_table,
+    weights_file,
+)
+from imgray.manifest import FileEntry, Manifest, begin, publish
+from imgray.storage import Folder
+from imgray.weights import load, parse_extractors, restore
+
+
+class ExtractConfig(JobConfig):
+    """Extract features of every image below a folder or S3 prefix, exactly once."""
+
+    runtime: ClassVar[frozenset[str]] = frozenset(
+        {"output", "workers", "cpus_per_worker", "gpus_per_worker", "batch_size", "max_rejected"}
+        | {"overwrite"}
+    )
+
+    images: str = Field(description="folder or s3://bucket/prefix with the images")
+    output: str = Field(description="folder or s3://bucket/prefix for the features artifact")
+    extractor: list[str] = Field(
+        min_length=1,
+        description="networks of timm or torchvision, each with a layer: high (the last map, the "
+        "default), mid (the last stage at stride 16) or a module's dotted path",
+        json_schema_extra={"metavar": "NET[.LAYER]"},
+    )
+    weights: list[str] = Field(
+        default=[],
+        description="safetensors files for networks whose weights no wheel or hub has",
+        json_schema_extra={"metavar": "NET=URI"},
+    )
+    regions: Regions = Field(
+        default="global",
+        description="global: one vector per image; pyramid: 1 + 4 + 9 regions",
+    )
+    crop_regions: bool = Field(
+        default=False,
+        description="cut the regions from the picture and run each through the network, as in the "
+        "paper, instead of pooling them from one feature map",
+    )
+    size: int | None = Field(
+        default=None, ge=32, le=2048, description="input side in pixels (default: the network's)"
+    )
+    precision: Precision = Field(
+        default="float32",
+        description="bfloat16 pays on GPUs and on CPUs with AMX; its vectors differ, so it is part "
+        "of the fingerprint",
+    )
+    suffixes: list[str] = Field(
+        default=list(pixels.SUFFIXES), description='file suffixes that count as images, or "*"'
+    )
+    max_pixels: int = Field(
+        default=pixels.MAX_PIXELS, ge=1, le=170_000_000, description="larger images are rejected"
+    )
+    shard_size: int = Field(default=512, ge=1, description="images per Parquet shard")
+    max_rejected: float = Field(
+        default=0.01, ge=0, le=1, description="share of rejected images above which to exit with 3"
+    )
+    batch_size: int = Field(default=8, ge=1, description="images per forward pass; GPUs like 64")
+    workers: int | None = Field(
+        default=None, ge=1, description="worker processes (default: one per GPU, else per core)"
+    )
+    cpus_per_worker: int = Field(default=1, ge=1, description="CPUs that each worker holds")
+    gpus_per_worker: float | None = Field(
+        default=None, ge=0, description="GPUs that each worker holds (default: 1 if there are any)"
+    )
+    overwrite: bool = Field(default=False, description="remove what is at --output first")
+
+
+class ExtractResult(BaseModel):
+    """What an extraction has done."""
+
+    output: str
+    listed: int
+    done: int
+    rejected: int
+    features: list[str]
+
+    def __str__(self) -> str:
+        names = ", ".join(self.features)
+        return (
+            f"{self.done:,} images done, {self.rejected:,} rejected, {self.listed:,} listed\n"
+            f"features: {names}\nartifact: {self.output}"
+        )
+
+
+class ExtractStep:
+    """Prepared images to rows of the features artifact."""
+
+    def __init__(self, extractor: Extractor, columns: dict[str, FeatureInfo]) -> None:
+        self.extractor = extractor
+        self.schema = schema(columns)
+
+    def prepare(self, data: bytes) -> Prepared:
+        return self.extractor.prepare(data)
+
+    def process(self, ids: Sequence[str], batch: Sequence[Prepared]) -> tuple[pa.Table, Rejections]:
+        table = to_table(ids, batch, vectors := self.extractor.run(batch), self.schema)
+        finite = np.ones(len(ids), bool)
+        for value in vectors.values():
+            finite &= np.isfinite(value).all(axis=(1, 2))
+        refused = [(ids[i], "features", "feature values not finite") for i in np.where(~finite)[0]]
+        return table.filter(pa.array(finite)), refused
+
+
+def extract(config: ExtractConfig) -> ExtractResult:
+    """Extract, continue an extraction, or find that it is done."""
+    output = Folder(config.output)
+    manifest = begin(output, "features", config.identity(), config.overwrite)
+    if manifest is None:
+        manifest = _extract(config, output)
+    else:
+        say(f"{output.uri}: already extracted, nothing to do")
+    _check_rejected(config, output, manifest)
+    counts = manifest.counts
+    return ExtractResult(output=output.uri, features=list(columns_of(manifest)), **counts)
+
+
+def _extract(config: ExtractConfig, output: Folder) -> Manifest:
+    extractor = build_extractor(config)
+    columns = extractor.describe()
+    files = save_extractor(extractor, output)
+    with cluster():
+        pool = plan_pool(config.workers, config.cpus_per_worker, config.gpus_per_worker)
+        outcome = process_collection(
+            "extract",
+            Folder(config.images),
+            output,
+            StepFactory(output, extractor.config, columns),
+            pool,
+            batch_size=config.batch_size,
+            shard_size=config.shard_size,
+            suffixes=config.suffixes,
+        )
+    return publish(output, _manifest(config, extractor, columns, files + outcome.files, outcome))
+
+
+def build_extractor(config: ExtractConfig) -> Extractor:
+    """The extractor that these settings describe, weights included."""
+    nets = {
+        request.net: load(request, config.size, config.precision)
+        for request in parse_extractors(config.extractor, config.weights)
+    }
+    settings = ExtractorConfig(
+        nets={name: net.config for name, net in nets.items()},
+        grids=PYRAMID if config.regions == "pyramid" else (1,),
+        crop_regions=config.crop_regions,
+        max_pixels=config.max_pixels,
+    )
+    return Extractor(settings, nets)
+
+
+class StepFactory:
+    """Builds the step on a worker, from the weights in the output: all workers run the same."""
+
+    def __init__(
+        self, output: Folder, config: ExtractorConfig, columns: dict[str, FeatureInfo]
+    ) -> None:
+        self.output, self.config, self.columns = output, config, columns
+
+    def __call__(self) -> ExtractStep:
+        nets = {
+            name: restore(net, self.output.read(weights_file(name)))
+            for name, net in self.config.nets.items()
+        }
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return ExtractStep(Extractor(self.config, nets).to(device), self.columns)
+
+
+def _manifest(
+    config: ExtractConfig,
+    extractor: Extractor,
+    columns: dict[str, FeatureInfo],
+    files: list[FileEntry],
+    outcome: Outcome,
+) -> Manifest:
+    return Manifest(
+        kind="features",
+        config=config.identity(),
+        made_from={config.images: outcome.files[0].sha256},
+        counts=outcome.model_dump(exclude={"files"}),
+        about={
+            "extractor": extractor.config.model_dump(mode="json"),
+            "features": {name: info.model_dump() for name, info in columns.items()},
+        },
+        files=files,
+    )
+
+
+def _check_rejected(config: ExtractConfig, output: Folder, manifest: Manifest) -> None:
+    listed, rejected = manifest.counts["listed"], manifest.counts["rejected"]
+    reasons = summarize_rejections(output, manifest.files)
+    for line in reasons:
+        say(f"rejected: {line}")
+    if rejected > config.max_rejected * listed:
+        raise TooManyRejected(
+            f"{rejected:,} of {listed:,} images were rejected, more than --max-rejected "
+            f"{config.max_rejected:g}; the others are done; see {output.uri}/rejected"
+        )

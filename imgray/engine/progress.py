@@ -1,0 +1,61 @@
+"""Progress of long work on standard error: count, rate and time left."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+TERMINAL_SECONDS, LOG_SECONDS = 0.2, 10.0
+
+
+class Progress:
+    """Rewrites one line on a terminal; prints one line every ten seconds into a log."""
+
+    def __init__(self, what: str, total: int, done: int = 0, unit: str = "images") -> None:
+        self.what, self.total, self.unit = what, total, unit
+        self.first, self.done, self.rejected = done, done, 0
+        self.started = self.shown = time.monotonic()
+        self.terminal = sys.stderr.isatty()
+
+    def add(self, done: int, rejected: int = 0) -> None:
+        self.done += done
+        self.rejected += rejected
+        pause = TERMINAL_SECONDS if self.terminal else LOG_SECONDS
+        if time.monotonic() - self.shown >= pause or self.done >= self.total:
+            self.shown = time.monotonic()
+            self._print(end="" if self.terminal and self.done < self.total else "\n")
+
+    @property
+    def rate(self) -> float:
+        """Items per second of this run, what earlier runs did left out."""
+        return (self.done - self.first) / max(1e-9, time.monotonic() - self.started)
+
+    def _print(self, end: str) -> None:
+        left = (self.total - self.done) / self.rate if self.rate > 0 else float("inf")
+        set_aside = f", {self.rejected:,} rejected" if self.rejected else ""
+        start = "\r\x1b[K" if self.terminal else ""
+        line = (
+            f"{start}{self.what}: {self.done:,} / {self.total:,} {self.unit} "
+            f"({self.done / max(1, self.total):.0%}), {self.rate:,.1f}/s, "
+            f"{_span(left)} left{set_aside}"
+        )
+        print(line, end=end, file=sys.stderr, flush=True)
+
+
+def say(text: str) -> None:
+    """One line to the person who watches."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _span(seconds: float) -> str:
+    if seconds == float("inf"):
+        return "unknown time"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return (
+        f"{hours} h {minutes} min"
+        if hours
+        else f"{minutes} min {rest} s"
+        if minutes
+        else f"{rest} s"
+    )

@@ -1,0 +1,24 @@
+"""The errors that a user meets: each names the thing, the place and the way out."""
+
+
+class UserError(Exception):
+    """Input, settings or surroundings that the user can mend; shown as one line, exit code 2."""
+
+
+class TooManyRejected(UserError):
+    """A finished job set aside more images than `--max-rejected` allows; exit code 3."""
+
+
+def cause_of(error: BaseException) -> UserError | None:
+    """Find the `UserError` behind an exception that Ray has wrapped, however deeply."""
+    seen: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        current = pending.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        if type(current).__module__ == __name__ and isinstance(current, UserError):
+            return current
+        pending += [current.__cause__, current.__context__, getattr(current, "cause", None)]
+    return None

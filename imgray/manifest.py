@@ -1,0 +1,227 @@
+"""What an artifact is: a folder whose `manifest.json`, written last, lists and digests its files.
+
+What no manifest lists does not exist. While a job works, its notes lie in `_work/` beside the
+data files; `publish` writes the manifest and removes them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from imgray import __version__
+from imgray.errors import UserError
+from imgray.storage import Folder
+
+FORMAT = 1
+NAME = "manifest.json"
+WORK = "_work"
+_RUN = f"{WORK}/run.json"
+
+Kind = Literal["model", "features", "index", "predictions"]
+
+
+class FileEntry(BaseModel):
+    """One data file: its name in the artifact, size in bytes, SHA-256 and number of rows."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    size: int
+    sha256: str
+    rows: int = 0
+
+
+class Manifest(BaseModel):
+    """The table of contents of an artifact. Its own `digest` covers all other fields."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Kind
+    format: int = FORMAT
+    imgray: str = __version__
+    config: dict[str, Any]
+    made_from: dict[str, str] = Field(default_factory=dict)
+    """URI or name of every source, with its digest."""
+    counts: dict[str, int] = Field(default_factory=dict)
+    about: dict[str, Any] = Field(default_factory=dict)
+    """What a reader needs to know before it opens a data file, such as the features' shapes."""
+    files: list[FileEntry]
+    digest: str = ""
+
+    def sealed(self) -> Manifest:
+        """A copy that carries the digest of its content."""
+        return self.model_copy(update={"digest": sha256(self._content())})
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(self.model_dump(mode="json"), indent=1).encode()
+
+    def _content(self) -> bytes:
+        return json.dumps(self.model_dump(mode="json", exclude={"digest"})).encode()
+
+    def file(self, name: str) -> FileEntry:
+        for entry in self.files:
+            if entry.name == name:
+                return entry
+        raise UserError(f"the manifest lists no {name}")
+
+    def named(self, prefix: str, suffix: str = "") -> list[FileEntry]:
+        """The files whose name starts and ends so, in order of their names."""
+        found = [f for f in self.files if f.name.startswith(prefix) and f.name.endswith(suffix)]
+        return sorted(found, key=lambda entry: entry.name)
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def entry_of(name: str, data: bytes, rows: int = 0) -> FileEntry:
+    return FileEntry(name=name, size=len(data), sha256=sha256(data), rows=rows)
+
+
+def read_manifest(folder: Folder, kind: Kind) -> Manifest:
+    """Read and verify the manifest of a finished artifact.
+
+    Raises `UserError` when there is none, when a byte of it changed, when the artifact is of
+    another kind, or when its format is not the one that this version of imgray reads.
+    """
+    if not folder.exists(NAME):
+        hint = "its job has not finished; run it again" if folder.exists(_RUN) else "check the URI"
+        raise UserError(f"{folder.uri}: no {kind} artifact here (no {NAME}): {hint}")
+    data = folder.read(NAME)
+    try:
+        raw = json.loads(data)
+        version = raw.get("format")
+        if isinstance(version, int) and version != FORMAT and _digest_holds(raw):
+            raise UserError(
+                f"{folder.uri}: format {version}, made by imgray {raw.get('imgray')}; this imgray "
+                f"{__version__} reads format {FORMAT}: make the artifact again or install that one"
+            )
+        manifest = Manifest.model_validate(raw)
+        intact = manifest.sealed().to_bytes() == data
+    except (ValueError, AttributeError, ValidationError):
+        intact = False
+    if not intact:
+        raise UserError(
+            f"{folder.uri}/{NAME}: damaged (its digest differs); make the artifact again"
+        )
+    if manifest.kind != kind:
+        raise UserError(f"{folder.uri}: a {manifest.kind} artifact, but {kind} is needed")
+    return manifest
+
+
+def _digest_holds(raw: dict[str, Any]) -> bool:
+    content = {key: value for key, value in raw.items() if key != "digest"}
+    return sha256(json.dumps(content).encode()) == raw.get("digest")
+
+
+def read_file(folder: Folder, entry: FileEntry) -> bytes:
+    """The content of a data file, verified against the manifest."""
+    data = folder.read(entry.name)
+    if len(data) != entry.size or sha256(data) != entry.sha256:
+        raise _differs(folder, entry)
+    return data
+
+
+def local_file(folder: Folder, entry: FileEntry) -> Path:
+    """A verified local path of a data file, to be memory-mapped.
+
+    A file in S3 is fetched once into a cache (`IMGRAY_CACHE`, else `~/.cache/imgray`), under its
+    digest, so that two versions of an index never meet.
+    """
+    path = Path(folder.path(entry.name))
+    if folder.is_s3:
+        path = cache() / entry.sha256[:2] / f"{entry.sha256}{Path(entry.name).suffix}"
+        if not path.exists() or path.stat().st_size != entry.size:
+            folder.download(entry.name, path)
+    try:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; make the artifact again") from None
+    if digest != entry.sha256:
+        if folder.is_s3:
+            path.unlink(missing_ok=True)
+        raise _differs(folder, entry)
+    return path
+
+
+def cache() -> Path:
+    """Where files fetched from S3 are kept on this machine."""
+    return Path(os.environ.get("IMGRAY_CACHE") or Path.home() / ".cache" / "imgray")
+
+
+def _differs(folder: Folder, entry: FileEntry) -> UserError:
+    return UserError(
+        f"{folder.uri.rstrip('/')}/{entry.name}: its content differs from the manifest "
+        "(damaged or truncated); make the artifact again with --overwrite"
+    )
+
+
+def begin(
+    folder: Folder, kind: Kind, config: dict[str, Any], overwrite: bool = False
+) -> Manifest | None:
+    """Start or continue an artifact.
+
+    Returns the manifest when the artifact is already finished with these settings; None when
+    there is work to do. Raises `UserError` when the folder holds an artifact, finished or not,
+    of other settings.
+    """
+    if overwrite:
+        discard(folder)
+    if folder.exists(NAME):
+        manifest = read_manifest(folder, kind)
+        _refuse_other(folder, manifest.config, config)
+        folder.remove(WORK)
+        return manifest
+    if folder.exists(_RUN):
+        _refuse_other(folder, json.loads(folder.read(_RUN)), config)
+    elif folder.sizes():
+        raise UserError(
+            f"{folder.uri}: the folder is not empty and holds no imgray artifact; choose another"
+        )
+    else:
+        folder.write(_RUN, json.dumps(config, indent=1).encode())
+    return None
+
+
+def discard(folder: Folder) -> None:
+    """Remove an artifact, or the beginnings of one: its manifest first. Other folders are refused."""
+    if folder.exists(NAME) or folder.exists(_RUN):
+        folder.remove(NAME)
+        folder.remove("")
+    elif folder.sizes():
+        raise UserError(f"{folder.uri}: not an imgray artifact, so --overwrite leaves it alone")
+
+
+def publish(folder: Folder, manifest: Manifest) -> Manifest:
+    """Make an artifact visible: write its manifest, then remove the notes of the work."""
+    sealed = manifest.sealed()
+    folder.write(NAME, sealed.to_bytes())
+    folder.remove(WORK)
+    return sealed
+
+
+def _refuse_other(folder: Folder, old: dict[str, Any], new: dict[str, Any]) -> None:
+    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    if keys:
+        changes = ", ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys)
+        raise UserError(
+            f"{folder.uri} holds an artifact of other settings ({changes}); "
+            "choose another --output, or say --overwrite"
+        )
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A temporary local folder for files under construction, removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="imgray-") as path:
+        yield Path(path)

@@ -1,0 +1,115 @@
+"""Bytes to RGB pixels, safely; the one path that batch jobs, training and serving share."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+MAX_PIXELS = 120_000_000
+MAX_BYTES = 256 * 2**20
+
+# `decode` refuses by its own, lower cap before any pixel is decoded.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+
+class Rejected(Exception):
+    """An image that cannot be processed; the message is the reason, for a person to read."""
+
+
+def decode(data: bytes, shortest: int = 0, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode an image to upright RGB.
+
+    The format is found from the content, not the name. EXIF orientation is applied, 16-bit values
+    are scaled to 8, transparency is laid on white, of an animation the first frame counts.
+
+    Args:
+        data: the encoded image.
+        shortest: a JPEG may be decoded at a fraction of its size as long as both sides keep at
+            least twice this many pixels; 0 keeps full size.
+        max_pixels: images of more pixels are refused before they are decoded.
+
+    Raises:
+        Rejected: not an image of a known format, damaged, truncated or too large.
+    """
+    if not data:
+        raise Rejected("empty file")
+    if len(data) > MAX_BYTES:
+        raise Rejected(f"file of {len(data):,} bytes; at most {MAX_BYTES:,} are read")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise Rejected(f"more than {max_pixels:,} pixels") from None
+    except Exception as error:
+        raise Rejected(f"not a readable {', '.join(FORMATS)} image: {_line(error)}") from None
+    width, height = image.size
+    if width * height > max_pixels:
+        raise Rejected(f"{width} x {height} pixels; at most {max_pixels:,} are decoded")
+    try:
+        if shortest and image.format in ("JPEG", "MPO"):
+            image.draft("RGB", (2 * shortest, 2 * shortest))
+        image.load()
+        return _rgb(_upright(image))
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise Rejected(f"damaged or truncated: {_line(error)}") from None
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels as displayed, from the header of a decodable image."""
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    width, height = image.size
+    return (height, width) if _orientation(image) >= 5 else (width, height)
+
+
+def resize(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    """Resize to a square of `size` pixels, whatever the shape: uint8 (size, size, 3).
+
+    The whole image is kept: for retrieval what lies at the border counts too.
+    """
+    square = image.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    return np.asarray(square, dtype=np.uint8)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(0x0112, 1)
+    except Exception:
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    return ImageOps.exif_transpose(image) if 2 <= _orientation(image) <= 8 else image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_eight_bit(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """16-bit integers by their high byte; other integers and floats by their range."""
+    numbers = values.astype(np.float64)
+    if not np.isfinite(numbers).all():
+        raise Rejected("pixel values that are not finite")
+    low, high = numbers.min(), numbers.max()
+    if low >= 0 and high <= 65535 and values.dtype.kind in "iu":
+        return (values.astype(np.uint32) >> 8).astype(np.uint8)
+    return ((numbers - low) * (255.0 / ((high - low) or 1.0))).astype(np.uint8)
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if "BytesIO" not in text else "unknown format"

@@ -1,0 +1,1 @@
+"""Theme 2: retrieval by DeepIndex and multi-DeepIndex."""

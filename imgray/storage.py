@@ -1,0 +1,231 @@
+"""A folder on disk or in S3: list, read, write. Every failure names the place and the way out."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from botocore.exceptions import BotoCoreError, ClientError
+from fsspec.implementations.local import LocalFileSystem
+
+from imgray.errors import UserError
+
+S3_OPTIONS: dict[str, Any] = {
+    "use_listings_cache": False,
+    "config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 4}},
+}
+TEMPORARY = ".partial-"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of a collection: its path relative to the root, and its size in bytes."""
+
+    id: str
+    size: int
+
+
+@dataclass
+class Skipped:
+    """Files that a listing passed over, counted by suffix."""
+
+    by_suffix: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        counts = ", ".join(
+            f"{n} {s or 'without suffix'}" for s, n in sorted(self.by_suffix.items())
+        )
+        return f"{self.by_suffix.total()} files of other types ({counts})"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder at a URI: a path on this machine, or `s3://bucket/prefix`.
+
+    S3 endpoint, keys and region come from the usual AWS environment variables.
+    Names are relative to the folder, with `/` between their parts.
+    """
+
+    uri: str
+
+    def __post_init__(self) -> None:
+        if "://" in self.uri and not self.uri.startswith(("s3://", "file://")):
+            raise UserError(
+                f"{self.uri}: only folders on disk and s3://bucket/prefix are supported"
+            )
+
+    @cached_property
+    def _fs(self) -> Any:
+        return fsspec.filesystem("s3", **S3_OPTIONS) if self.is_s3 else LocalFileSystem()
+
+    @property
+    def is_s3(self) -> bool:
+        return self.uri.startswith("s3://")
+
+    @cached_property
+    def root(self) -> str:
+        """The folder's path as its file system names it, without a trailing slash."""
+        if self.is_s3:
+            return self.uri.removeprefix("s3://").strip("/")
+        return os.path.abspath(os.path.expanduser(self.uri.removeprefix("file://")))
+
+    def path(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+    def read(self, name: str) -> bytes:
+        with self._clear("read", name):
+            return self._fs.cat_file(self.path(name))  # type: ignore[no-any-return]
+
+    def read_many(self, names: Sequence[str]) -> list[bytes]:
+        with self._clear("read", names[0] if names else ""):
+            found = self._fs.cat([self.path(name) for name in names]) if names else {}
+            found = found if isinstance(found, dict) else {self.path(names[0]): found}
+            return [found[self.path(name)] for name in names]
+
+    def open(self, name: str) -> Any:
+        """Open a file for random access: only the ranges that are read are fetched."""
+        with self._clear("read", name):
+            return self._fs.open(self.path(name), "rb", block_size=2**20)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file so that it is seen whole or not at all."""
+        with self._clear("write", name):
+            if self.is_s3:
+                self._fs.pipe_file(self.path(name), data)
+            else:
+                _write_atomically(Path(self.path(name)), data)
+
+    def upload(self, source: Path, name: str) -> None:
+        """Move a finished local file into the folder so that it is seen whole or not at all."""
+        with self._clear("write", name):
+            if self.is_s3:
+                self._fs.put_file(str(source), self.path(name))
+                source.unlink()
+                return
+            target = Path(self.path(name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(TEMPORARY + uuid.uuid4().hex)
+            with _removed_on_failure(partial):
+                shutil.move(source, partial)
+                os.replace(partial, target)
+
+    def download(self, name: str, target: Path) -> None:
+        """Copy a file of the folder to a local path, seen whole or not at all."""
+        with self._clear("read", name):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(TEMPORARY + uuid.uuid4().hex)
+            with _removed_on_failure(partial):
+                self._fs.get_file(self.path(name), str(partial))
+                os.replace(partial, target)
+
+    def exists(self, name: str) -> bool:
+        with self._clear("read", name):
+            return bool(self._fs.exists(self.path(name)))
+
+    def sizes(self, under: str = "") -> dict[str, int]:
+        """Every file below a sub-folder, by name relative to this folder, with its size in bytes."""
+        top = self.path(under).rstrip("/")
+        with self._clear("list", under):
+            try:
+                found = self._fs.find(top, detail=True)
+            except FileNotFoundError:
+                return {}
+            return {path[len(self.root) + 1 :]: info["size"] for path, info in found.items()}
+
+    def remove(self, name: str) -> None:
+        """Remove a file or sub-folder; one that does not exist is no error."""
+        with self._clear("remove", name), contextlib.suppress(FileNotFoundError):
+            self._fs.rm(self.path(name), recursive=True)
+
+    def walk(self, suffixes: Sequence[str], skipped: Skipped) -> Iterator[Entry]:
+        """List the files below the folder, sorted within each directory, one directory at a time.
+
+        `suffixes` are lower case with a dot, or `*` for every file. Hidden files and folders
+        are no part of a collection. What has another suffix is counted in `skipped`.
+        """
+        with self._clear("list", ""):
+            if not self.is_s3 and not os.path.isdir(self.root):
+                raise FileNotFoundError(errno.ENOENT, "no such folder")
+            for top, folders, files in self._fs.walk(self.root, detail=True, on_error="raise"):
+                for name in [n for n in folders if n.startswith(".")]:
+                    del folders[name]
+                _sort(folders)
+                prefix = top.rstrip("/")[len(self.root) + 1 :]
+                for name in sorted(n for n in files if n and not n.startswith(".")):
+                    suffix = os.path.splitext(name)[1].lower()
+                    if suffix in suffixes or "*" in suffixes:
+                        id = f"{prefix}/{name}" if prefix else name
+                        yield Entry(id, int(files[name]["size"]))
+                    else:
+                        skipped.by_suffix[suffix] += 1
+
+    @contextlib.contextmanager
+    def _clear(self, doing: str, name: str) -> Iterator[None]:
+        place = f"{self.uri.rstrip('/')}/{name}" if name else self.uri
+        try:
+            yield
+        except (OSError, BotoCoreError, ClientError) as error:
+            raise UserError(f"cannot {doing} {place}: {_reason(error, self.is_s3)}") from error
+
+
+def _sort(folders: dict[str, Any]) -> None:
+    ordered = sorted(folders.items())
+    folders.clear()
+    folders.update(ordered)
+
+
+def _write_atomically(target: Path, data: bytes) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(TEMPORARY + uuid.uuid4().hex)
+    with _removed_on_failure(partial):
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+
+
+@contextlib.contextmanager
+def _removed_on_failure(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+_REASONS = {
+    errno.ENOENT: "it does not exist; check the URI",
+    errno.EACCES: "permission denied; check the rights of this user",
+    errno.EPERM: "permission denied; check the rights of this user",
+    errno.EROFS: "the file system is read-only; choose another place",
+    errno.ENOSPC: "no space left on the device; free some or choose another place",
+    errno.EDQUOT: "the disk quota is used up; free some or choose another place",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EISDIR: "it is a folder, not a file",
+}
+
+
+def _reason(error: BaseException, is_s3: bool) -> str:
+    text = " ".join(str(error).split())
+    if is_s3:
+        if isinstance(error, PermissionError) or "credentials" in text.lower():
+            hint = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
+            return f"access denied ({text}); {hint}"
+        if isinstance(error, FileNotFoundError):
+            return f"it does not exist ({text}); check the bucket and the prefix"
+        return f"{text}; check AWS_ENDPOINT_URL, AWS_DEFAULT_REGION and the network"
+    code = getattr(error, "errno", None) or (
+        errno.ENOENT if isinstance(error, FileNotFoundError) else None
+    )
+    return _REASONS.get(code, text)  # type: ignore[arg-type]
