@@ -40,7 +40,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "imgray needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip uninstall --quiet --yes faiss-cpu faiss-gpu
+	$(VENV)/bin/python -m pip uninstall -qq --yes faiss-cpu faiss-gpu
+	@echo "installing about 6 GB: some minutes the first time"
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[$(EXTRA),demo,dev]"
 	@touch $@
 

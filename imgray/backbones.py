@@ -162,14 +162,16 @@ def fingerprint(config: BackboneConfig, state: dict[str, Tensor]) -> str:
 def layer_paths(net: nn.Module, names: Sequence[str], size: int = PROBE) -> dict[str, str]:
     """Find the modules behind layer names by one forward pass over an empty picture.
 
-    `high` is the last map before pooling; `mid` the last stage whose stride is 16 pixels; any
-    other name is a module's dotted path. Raises `UserError` with the stages that exist.
+    `high` is the last map before pooling, of a whole stage rather than of a part of one; `mid`
+    the last stage whose stride is 16 pixels; any other name is a module's dotted path. Raises
+    `UserError` with the stages that exist.
     """
     shapes = _trace(net, size)
     maps = [path for path, (_, height) in shapes.items() if height > 1]
     if not maps:
         raise UserError("the network has no spatial map")
-    high = maps[-1]
+    last = [path for path in maps if shapes[path][1] <= shapes[maps[-1]][1]]
+    high = [path for path in last if path.count(".") == min(p.count(".") for p in last)][-1]
 
     def stage(path: str) -> int:
         return round(math.log2(size / shapes[path][1]))

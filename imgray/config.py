@@ -129,8 +129,8 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> N
     else:
         options["metavar"] = _metavar(name, field)
     if (field.json_schema_extra or {}).get("positional"):  # type: ignore[union-attr]
-        del options["dest"], options["metavar"]
-        parser.add_argument(name, nargs="?", choices=typing.get_args(kind), help=options["help"])
+        del options["dest"]
+        parser.add_argument(name, nargs="?", **options)
         return
     parser.add_argument("--" + name.replace("_", "-"), **options)
 

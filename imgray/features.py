@@ -78,8 +78,7 @@ class Extractor:
 
     def prepare(self, data: bytes) -> Prepared:
         """Decode an image and bring it to the networks' input sizes. Raises `pixels.Rejected`."""
-        image = pixels.decode(data, self._shortest(), self.config.max_pixels)
-        width, height = pixels.size_of(data)
+        image, (width, height) = pixels.decode_sized(data, self._shortest(), self.config.max_pixels)
         if self.config.crop_regions:
             inputs = {s: regions_of(image, s, self.config.grids) for s in self.sizes}
         else:

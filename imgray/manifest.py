@@ -183,7 +183,7 @@ def begin(
         folder.remove(WORK)
         return manifest
     if folder.exists(_RUN):
-        _refuse_other(folder, json.loads(folder.read(_RUN)), config)
+        _refuse_other(folder, _started_with(folder), config)
     elif folder.sizes():
         raise UserError(
             f"{folder.uri}: the folder is not empty and holds no imgray artifact; choose another"
@@ -193,6 +193,17 @@ def begin(
     return None
 
 
+def _started_with(folder: Folder) -> dict[str, Any]:
+    """The settings of an unfinished run."""
+    try:
+        settings = json.loads(folder.read(_RUN))
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise UserError(f"{folder.uri}/{_RUN}: damaged; start anew with --overwrite")
+    return settings
+
+
 def discard(folder: Folder) -> None:
     """Remove an artifact, or the beginnings of one: its manifest first. Other folders are refused."""
     if folder.exists(NAME) or folder.exists(_RUN):
@@ -200,6 +211,21 @@ def discard(folder: Folder) -> None:
         folder.remove("")
     elif folder.sizes():
         raise UserError(f"{folder.uri}: not an imgray artifact, so --overwrite leaves it alone")
+
+
+@contextlib.contextmanager
+def nothing_left_before(folder: Folder, note: str) -> Iterator[None]:
+    """Have a refusal that comes before the file `note` exists leave nothing behind.
+
+    The corrected command, which has other settings, then begins anew without `--overwrite`.
+    """
+    try:
+        yield
+    except UserError:
+        with contextlib.suppress(UserError):
+            if not folder.exists(note):
+                discard(folder)
+        raise
 
 
 def publish(folder: Folder, manifest: Manifest) -> Manifest:

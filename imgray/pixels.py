@@ -7,15 +7,29 @@ import warnings
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 120_000_000
 MAX_BYTES = 256 * 2**20
 
-# `decode` refuses by its own, lower cap before any pixel is decoded.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF orientation, what makes the stored pixels upright."""
+_LYING = (5, 6, 7, 8)
+"""The orientations under which width and height change places."""
+
+# `decode` refuses by its own, lower cap before any pixel is decoded; odd metadata is no news.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class Rejected(Exception):
@@ -37,6 +51,13 @@ def decode(data: bytes, shortest: int = 0, max_pixels: int = MAX_PIXELS) -> Imag
     Raises:
         Rejected: not an image of a known format, damaged, truncated or too large.
     """
+    return decode_sized(data, shortest, max_pixels)[0]
+
+
+def decode_sized(
+    data: bytes, shortest: int = 0, max_pixels: int = MAX_PIXELS
+) -> tuple[Image.Image, tuple[int, int]]:
+    """`decode`, with the width and height in pixels of the whole image as displayed."""
     if not data:
         raise Rejected("empty file")
     if len(data) > MAX_BYTES:
@@ -54,18 +75,13 @@ def decode(data: bytes, shortest: int = 0, max_pixels: int = MAX_PIXELS) -> Imag
         if shortest and image.format in ("JPEG", "MPO"):
             image.draft("RGB", (2 * shortest, 2 * shortest))
         image.load()
-        return _rgb(_upright(image))
-    except MemoryError:
+        orientation = _orientation(image)
+        size = (height, width) if orientation in _LYING else (width, height)
+        return _rgb(_upright(image, orientation)), size
+    except (MemoryError, Rejected):
         raise
     except Exception as error:
         raise Rejected(f"damaged or truncated: {_line(error)}") from None
-
-
-def size_of(data: bytes) -> tuple[int, int]:
-    """Width and height in pixels as displayed, from the header of a decodable image."""
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
-    width, height = image.size
-    return (height, width) if _orientation(image) >= 5 else (width, height)
 
 
 def resize(image: Image.Image, size: int) -> NDArray[np.uint8]:
@@ -85,8 +101,9 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(image) if 2 <= _orientation(image) <= 8 else image
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    """Turn the pixels alone: to write the EXIF block anew, as Pillow does, fails on odd ones."""
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
 def _rgb(image: Image.Image) -> Image.Image:

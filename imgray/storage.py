@@ -88,9 +88,10 @@ class Folder:
 
     def read_many(self, names: Sequence[str]) -> list[bytes]:
         with self._clear("read", names[0] if names else ""):
-            found = self._fs.cat([self.path(name) for name in names]) if names else {}
-            found = found if isinstance(found, dict) else {self.path(names[0]): found}
-            return [found[self.path(name)] for name in names]
+            paths = [self.path(name) for name in names]
+            every: list[None] = [None] * len(paths)
+            # Not `cat`, which takes brackets and stars in a path for a pattern.
+            return list(self._fs.cat_ranges(paths, every, every, on_error="raise"))
 
     def open(self, name: str) -> Any:
         """Open a file for random access: only the ranges that are read are fetched."""
@@ -145,7 +146,20 @@ class Folder:
     def remove(self, name: str) -> None:
         """Remove a file or sub-folder; one that does not exist is no error."""
         with self._clear("remove", name), contextlib.suppress(FileNotFoundError):
-            self._fs.rm(self.path(name), recursive=True)
+            if self.is_s3:
+                self._remove_objects(self.path(name).rstrip("/"))
+            else:
+                self._fs.rm(self.path(name), recursive=True)
+
+    def _remove_objects(self, path: str) -> None:
+        """Not `rm`, which takes brackets and stars in a path for a pattern."""
+        bucket = path.partition("/")[0]
+        keys = [{"Key": found[len(bucket) + 1 :]} for found in self._fs.find(path)]
+        for start in range(0, len(keys), 1000):
+            wanted = {"Objects": keys[start : start + 1000], "Quiet": True}
+            answer = self._fs.call_s3("delete_objects", Bucket=bucket, Delete=wanted)
+            for failed in answer.get("Errors", []):
+                raise OSError(f"{failed.get('Key')}: {failed.get('Message')}")
 
     def walk(self, suffixes: Sequence[str], skipped: Skipped) -> Iterator[Entry]:
         """List the files below the folder, sorted within each directory, one directory at a time.
@@ -212,6 +226,7 @@ _REASONS = {
     errno.ENOSPC: "no space left on the device; free some or choose another place",
     errno.EDQUOT: "the disk quota is used up; free some or choose another place",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EEXIST: "a part of the path is a file, not a folder",
     errno.EISDIR: "it is a folder, not a file",
 }
 

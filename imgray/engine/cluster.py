@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,10 +36,11 @@ def cluster() -> Iterator[None]:
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
     try:
-        if address:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        else:
-            _start_local()
+        with _quiet():
+            if address:
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            else:
+                _start_local()
     except (ConnectionError, RuntimeError, TimeoutError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"cannot join Ray at {address or 'this machine'}: {reason}") from None
@@ -46,6 +48,20 @@ def cluster() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what Ray's C++ parts print at start, such as their log level, off the terminal."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _start_local() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
+from ray.util.annotations import RayDeprecationWarning
 
 from imgray.engine.cluster import Pool
 from imgray.engine.progress import Progress, say
@@ -30,9 +32,12 @@ from imgray.pixels import MAX_BYTES, Rejected
 from imgray.storage import Entry, Folder, Skipped
 
 LISTING = "listing.parquet"
+LISTED = f"{WORK}/listing.json"
 RECEIPTS = f"{WORK}/receipts"
 ROW_GROUP_BYTES = 16 * 2**20
-WORKER_RESTARTS = 5
+RESTARTS = {"max_restarts": 5, "max_task_retries": 5}
+"""Finite: by default a shard that always kills its worker would be tried forever. Ray 2.60 warns
+that such keywords go away, but has no others for them yet."""
 
 _LISTING = pa.schema([("id", pa.string()), ("size", pa.int64())])
 _REJECTED = pa.schema([("id", pa.string()), ("stage", pa.string()), ("reason", pa.string())])
@@ -125,9 +130,8 @@ class _Listing(BaseModel):
 def _freeze_listing(
     images: Folder, output: Folder, shard_size: int, suffixes: Sequence[str]
 ) -> _Listing:
-    note = f"{WORK}/listing.json"
-    if output.exists(note):
-        return _Listing.model_validate_json(output.read(note))
+    if output.exists(LISTED):
+        return _Listing.model_validate_json(output.read(LISTED))
     skipped = Skipped()
     entries = images.walk(suffixes, skipped)
     total = shards = 0
@@ -146,7 +150,7 @@ def _freeze_listing(
     if skipped.by_suffix:
         say(f"{images.uri}: passed over {skipped}")
     listing = _Listing(images=total, shards=shards, file=file)
-    output.write(note, listing.model_dump_json().encode())
+    output.write(LISTED, listing.model_dump_json().encode())
     return listing
 
 
@@ -155,11 +159,24 @@ def _digest(path: Any, rows: int) -> FileEntry:
 
 
 def _receipts(output: Folder) -> list[Receipt]:
-    """Receipts of earlier runs whose files are still there at full size."""
-    names = [name for name in output.sizes(RECEIPTS) if name.endswith(".json")]
-    found = [Receipt.model_validate_json(data) for data in output.read_many(sorted(names))]
-    sizes = output.sizes() if found else {}
-    return [r for r in found if all(sizes.get(file.name) == file.size for file in r.files)]
+    """Receipts of earlier runs whose files are still there at full size; others are removed."""
+    names = sorted(name for name in output.sizes(RECEIPTS) if name.endswith(".json"))
+    sizes = output.sizes() if names else {}
+    found = []
+    for name, data in zip(names, output.read_many(names), strict=True):
+        receipt = _receipt(data)
+        if receipt and all(sizes.get(file.name) == file.size for file in receipt.files):
+            found.append(receipt)
+        else:
+            output.remove(name)
+    return found
+
+
+def _receipt(data: bytes) -> Receipt | None:
+    try:
+        return Receipt.model_validate_json(data)
+    except ValidationError:
+        return None
 
 
 def _run(pending: list[int], worker: dict[str, Any], pool: Pool) -> Iterator[Receipt]:
@@ -171,22 +188,20 @@ def _run(pending: list[int], worker: dict[str, Any], pool: Pool) -> Iterator[Rec
     done = ray.data.from_items(
         [{"shard": shard} for shard in pending],
         override_num_blocks=min(len(pending), 64 * workers),
-    ).map_batches(
-        Worker,
-        fn_constructor_kwargs={**worker, "pool": pool},
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers),
-        num_cpus=pool.cpus,
-        num_gpus=pool.gpus,
-        ray_remote_args_fn=_restarts,
     )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        done = done.map_batches(
+            Worker,
+            fn_constructor_kwargs={**worker, "pool": pool},
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers),
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus,
+            **RESTARTS,
+        )
     for batch in done.iter_batches(batch_size=None, prefetch_batches=0):
         yield from (Receipt.model_validate_json(text) for text in batch["receipt"])
-
-
-def _restarts() -> dict[str, int]:
-    """Finite: Ray Data's own default would restart forever on a shard that always kills its worker."""
-    return {"max_restarts": WORKER_RESTARTS, "max_task_retries": WORKER_RESTARTS}
 
 
 class Worker:

@@ -15,6 +15,7 @@ from imgray.backbones import Precision
 from imgray.config import JobConfig
 from imgray.engine.cluster import cluster, plan_pool
 from imgray.engine.collection import (
+    LISTED,
     Outcome,
     Rejections,
     process_collection,
@@ -35,7 +36,7 @@ from imgray.features import (
     to_table,
     weights_file,
 )
-from imgray.manifest import FileEntry, Manifest, begin, publish
+from imgray.manifest import FileEntry, Manifest, begin, nothing_left_before, publish
 from imgray.storage import Folder
 from imgray.weights import load, parse_extractors, restore
 
@@ -140,7 +141,8 @@ def extract(config: ExtractConfig) -> ExtractResult:
     output = Folder(config.output)
     manifest = begin(output, "features", config.identity(), config.overwrite)
     if manifest is None:
-        manifest = _extract(config, output)
+        with nothing_left_before(output, LISTED):
+            manifest = _extract(config, output)
     else:
         say(f"{output.uri}: already extracted, nothing to do")
     _check_rejected(config, output, manifest)

@@ -7,16 +7,62 @@ held-out queries. The idf is counted over all shards, so shards rank as one inde
 
 from __future__ import annotations
 
-from typing import ClassVar
+import hashlib
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from numpy.typing import NDArray
 from pydantic import BaseModel, Field
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
 
 from imgray.config import JobConfig
+from imgray.engine.cluster import cluster
+from imgray.engine.progress import Progress, say
+from imgray.engine.search import search_shards
+from imgray.errors import UserError
+from imgray.features import (
+    ExtractorConfig,
+    FeatureInfo,
+    Vectors,
+    choose,
+    columns_of,
+    from_table,
+    weights_file,
+)
+from imgray.manifest import (
+    WORK,
+    FileEntry,
+    Manifest,
+    begin,
+    entry_of,
+    publish,
+    read_file,
+    read_manifest,
+    scratch,
+)
+from imgray.retrieval.codebook import Code, Codebooks, CodebookSettings, fit, unit
+from imgray.retrieval.deepindex import ShardBuilder
+from imgray.storage import Folder
 
-ROWS_AT_ONCE = 256
+BLOCK = 16
+"""Images encoded at once. Shards are cut at multiples of it, so that an image's code does not
+depend on the number of shards, not even by rounding."""
 SHARD_IMAGES = 100_000
+EXACT_ROWS = 20_000
+MAX_CODEWORDS = 4096
+RECALL_AT = (1, 10, 100)
+DEPTH = max(RECALL_AT)
 TASK_RETRIES = 5
-SAMPLE_PARTS = 256
+CODEBOOKS, FREQUENCY, REPORT = "codebooks.safetensors", "frequency.safetensors", "report.json"
 
 
 class IndexConfig(JobConfig):
@@ -33,23 +79,40 @@ class IndexConfig(JobConfig):
         json_schema_extra={"metavar": "NAME"},
     )
     codewords: list[int] = Field(
-        default=[64],
-        description="words of each feature's codebook, one number for all or one per feature; "
-        "the square root of the number of regions is a start",
+        default=[],
+        description="words of each feature's codebook, one number for all or one per feature "
+        "(default: grows with the square root of the number of regions)",
         json_schema_extra={"metavar": "K"},
     )
     shards: int | None = Field(
         default=None, ge=1, description=f"index shards (default: one per {SHARD_IMAGES:,} images)"
     )
-    dim: int = Field(default=64, ge=2, description="dimensions of a feature after PCA")
-    assignments: int = Field(
-        default=3, ge=1, description="words that a query's region visits in every codebook"
+    probes: list[int] = Field(
+        default=[],
+        description="multiple assignment: inverted lists that a query's region visits, one number "
+        "for all or one per level of the pyramid; 1 switches it off (default: 512 32 4 for "
+        "several features, 16 4 1 for one; global 512 and 32)",
+        json_schema_extra={"metavar": "P"},
     )
-    code: str = Field(default="SQ8", description="code of a region: SQ8, SQ4, SQfp16 or Flat")
-    signature: int = Field(
-        default=64,
-        ge=0,
-        description="bytes per feature of the global image signature; 0 for none",
+    dim: int | None = Field(
+        default=None,
+        ge=2,
+        description="dimensions of a feature after PCA (default: 48; 128 for global features)",
+    )
+    code: Code = Field(default="SQ8", description="code of a region")
+    bandwidth: float = Field(
+        default=0.25, gt=0, description="h of the kernel exp((cos - 1) / h) between regions"
+    )
+    signature_feature: list[str] = Field(
+        default=[],
+        description="features of the global image signature (default: the indexed ones)",
+        json_schema_extra={"metavar": "NAME"},
+    )
+    signature_dim: int = Field(
+        default=48, ge=0, description="bytes of the signature per feature; 0 switches it off"
+    )
+    signature_power: float = Field(
+        default=2.0, ge=0, description="exponent of the signatures' cosine in the score"
     )
     sample: int = Field(
         default=20_000, ge=100, description="regions on which PCA and codebooks are trained"
@@ -77,3 +140,408 @@ class IndexResult(BaseModel):
             f"{self.images:,} images in {self.shards} shards, {self.bytes_per_image:.0f} bytes per "
             f"image\nagainst exact search: {recall}\nartifact: {self.output}"
         )
+
+
+class Part(BaseModel):
+    """A Parquet file of the features artifact and the collection's rows that it holds."""
+
+    file: FileEntry
+    first: int
+
+
+class Source:
+    """The rows of a features artifact, in the collection's order."""
+
+    def __init__(
+        self, folder: Folder, manifest: Manifest, names: list[str], signature: list[str]
+    ) -> None:
+        self.folder = folder
+        have = columns_of(manifest)
+        self.grids = ExtractorConfig.model_validate(manifest.about["extractor"]).grids
+        self.columns: dict[str, FeatureInfo] = choose(have, names) | choose(have, signature)
+        self.parts: list[Part] = []
+        self.rows = 0
+        for file in manifest.named("part-", ".parquet"):
+            self.parts.append(Part(file=file, first=self.rows))
+            self.rows += file.rows
+
+    def read(self, first: int, last: int) -> Iterator[tuple[list[str], Vectors]]:
+        """Ids and features of the rows first..last-1, in blocks of `BLOCK` from `first` on."""
+        ids: list[str] = []
+        waiting: Vectors = {}
+        for table in self._tables(first, last):
+            found = {name: from_table(table, name, info) for name, info in self.columns.items()}
+            waiting = {n: np.concatenate([waiting[n], v]) if ids else v for n, v in found.items()}
+            ids += table.column("id").to_pylist()
+            whole = len(ids) // BLOCK * BLOCK
+            for start in range(0, whole, BLOCK):
+                yield _slice(ids, waiting, start, start + BLOCK)
+            ids, waiting = _slice(ids, waiting, whole, len(ids))
+        if ids:
+            yield ids, waiting
+
+    def _tables(self, first: int, last: int) -> Iterator[Any]:
+        """Row groups of verified parts, one at a time, cut to the wanted rows."""
+        columns = ["id", *self.columns]
+        for part in self.parts:
+            if part.first >= last or part.first + part.file.rows <= first:
+                continue
+            parquet = pq.ParquetFile(pa.BufferReader(read_file(self.folder, part.file)))
+            row = part.first
+            for group in range(parquet.num_row_groups):
+                count = parquet.metadata.row_group(group).num_rows
+                start, stop = max(first - row, 0), min(last - row, count)
+                if start < stop:
+                    yield parquet.read_row_group(group, columns).slice(start, stop - start)
+                row += count
+
+    def pick(self, rows: NDArray[np.int64]) -> tuple[list[str], Vectors]:
+        """Ids and features of a few rows, given in rising order."""
+        found = []
+        for part in self.parts:
+            inside = rows[(rows >= part.first) & (rows < part.first + part.file.rows)]
+            start = part.first
+            for table in (
+                self._tables(part.first, part.first + part.file.rows) if len(inside) else ()
+            ):
+                here = inside[(inside >= start) & (inside < start + len(table))] - start
+                if len(here):
+                    found.append(table.take(here))
+                start += len(table)
+        vectors = {
+            name: np.concatenate([from_table(table, name, info) for table in found])
+            for name, info in self.columns.items()
+        }
+        return [id for table in found for id in table.column("id").to_pylist()], vectors
+
+
+def _slice(ids: list[str], vectors: Vectors, start: int, stop: int) -> tuple[list[str], Vectors]:
+    return ids[start:stop], {name: value[start:stop] for name, value in vectors.items()}
+
+
+class _Receipt(BaseModel):
+    """A finished index shard, with the file of its lists' document frequencies."""
+
+    shard: int
+    first: int
+    images: int
+    files: list[FileEntry]
+    frequency: FileEntry
+
+
+class Report(BaseModel):
+    """Recall against exact search, sizes and times, as published in `report.json`.
+
+    `recall` is the share of the k nearest images by exact cosine (of all indexed features of the
+    whole images side by side, float32) that are among the first k of the index, over held-out queries.
+    """
+
+    queries: int
+    recall: dict[str, float]
+    bytes_per_image: float
+    postings_touched: float
+    seconds: dict[str, float]
+    milliseconds_per_query: float
+
+
+def build_index(config: IndexConfig) -> IndexResult:
+    """Build, continue or find finished an index artifact."""
+    features, output = Folder(config.features), Folder(config.output)
+    made_from = read_manifest(features, "features")
+    source = Source(features, made_from, config.feature, config.signature_feature)
+    settings = _codebook_settings(config, source)
+    identity = {**config.identity(), "features_digest": made_from.digest}
+    manifest = begin(output, "index", identity, config.overwrite)
+    if manifest is None:
+        with cluster():
+            manifest = _build(config, source, settings, output, made_from, identity)
+    else:
+        say(f"{output.uri}: already built, nothing to do")
+    report = Report.model_validate_json(read_file(output, manifest.file(REPORT)))
+    return IndexResult(
+        output=output.uri,
+        images=manifest.counts["images"],
+        shards=manifest.counts["shards"],
+        bytes_per_image=report.bytes_per_image,
+        recall=report.recall,
+    )
+
+
+def _codebook_settings(config: IndexConfig, source: Source) -> CodebookSettings:
+    names = tuple(choose(source.columns, config.feature))
+    levels = tuple(g * g for g in source.grids)
+    single = sum(levels) == 1
+    signature = tuple(choose(source.columns, config.signature_feature)) or names
+    words = config.codewords or [_default_codewords(source.rows, sum(levels), len(names))]
+    probes = config.probes or _default_probes(len(names), single)
+    return CodebookSettings(
+        features=names,
+        codewords=_one_or_each("--codewords", words, len(names), "feature"),
+        levels=levels,
+        probes=_one_or_each("--probes", probes, len(levels), "level of the pyramid"),
+        dim=config.dim or (128 if single else 48),
+        signature=() if single or not config.signature_dim else signature,
+        **config.model_dump(
+            include={"code", "bandwidth", "seed", "signature_dim", "signature_power"}
+        ),
+    )
+
+
+def _default_codewords(rows: int, regions: int, features: int) -> int:
+    """A power of two near a multiple of the square root of the number of postings."""
+    factor = 0.5 if features > 1 else 2.0
+    limit = min(MAX_CODEWORDS, rows * regions // 8)
+    return max(1, min(2 ** round(math.log2(factor * math.sqrt(rows * regions))), limit))
+
+
+def _default_probes(features: int, single: bool) -> list[int]:
+    if single:
+        return [512] if features > 1 else [32]
+    return [512, 32, 4] if features > 1 else [16, 4, 1]
+
+
+def _one_or_each(flag: str, values: list[int], count: int, what: str) -> tuple[int, ...]:
+    if len(values) not in (1, count):
+        raise UserError(f"{flag}: give one number, or {count}, one per {what}")
+    if min(values) < 1:
+        raise UserError(f"{flag}: {min(values)} is not a positive number")
+    return tuple(values if len(values) == count else values * count)
+
+
+def _build(
+    config: IndexConfig,
+    source: Source,
+    settings: CodebookSettings,
+    output: Folder,
+    made_from: Manifest,
+    identity: dict[str, Any],
+) -> Manifest:
+    started = time.monotonic()
+    held_out, sample = _split(source.rows, config)
+    remote = ray.remote(num_cpus=config.cpus_per_task, max_retries=TASK_RETRIES)
+    codebooks = ray.get(remote(_fit).remote(source, output, settings, sample))
+    fitted = time.monotonic()
+    cuts = _cuts(source.rows, config.shards)
+    receipts = _build_shards(remote(_build_shard), source, output, codebooks, cuts)
+    frequency = _sum_frequencies(output, receipts, settings.lists)
+    built = time.monotonic()
+    files = [codebooks, frequency] + [file for receipt in receipts for file in receipt.files]
+    files += _copy_weights(source, made_from, output)
+    manifest = Manifest(
+        kind="index",
+        config=identity,
+        made_from={config.features: made_from.digest},
+        counts={"images": source.rows, "shards": len(receipts)},
+        about=_about(made_from, source.columns),
+        files=files,
+    )
+    report = _measure(remote, source, output, manifest, held_out)
+    seconds = {"fit": fitted - started, "shards": built - fitted}
+    report = report.model_copy(update={"seconds": {k: round(v, 2) for k, v in seconds.items()}})
+    data = report.model_dump_json(indent=1).encode()
+    output.write(REPORT, data)
+    manifest.files.append(entry_of(REPORT, data))
+    return publish(output, manifest)
+
+
+def _split(rows: int, config: IndexConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of the held-out queries, and of the images to train on: disjoint, each rising."""
+    random = np.random.default_rng(config.seed)
+    queries = min(config.queries, max(1, rows // 10))
+    wanted = min(rows, config.sample + queries)
+    chosen = random.choice(rows, wanted, replace=False)
+    held_out, sample = chosen[:queries], chosen[queries:]
+    return np.sort(held_out), np.sort(sample if len(sample) else held_out)
+
+
+def _cuts(rows: int, shards: int | None) -> list[tuple[int, int]]:
+    """Ranges of rows of about equal length, cut at whole blocks."""
+    blocks = -(-rows // BLOCK)
+    count = min(shards or -(-rows // SHARD_IMAGES), blocks)
+    if shards and count < shards:
+        say(f"index: {rows} images fill only {count} shards")
+    edges = [blocks * shard // count * BLOCK for shard in range(count)] + [rows]
+    return list(itertools.pairwise(edges))
+
+
+def _fit(
+    source: Source, output: Folder, settings: CodebookSettings, sample: NDArray[np.int64]
+) -> FileEntry:
+    """Train the codebooks on a sample; those of an interrupted run are kept."""
+    note = f"{WORK}/codebooks.json"
+    if output.exists(note):
+        return FileEntry.model_validate_json(output.read(note))
+    data = fit(source.pick(sample)[1], settings).to_bytes()
+    output.write(CODEBOOKS, data)
+    entry = entry_of(CODEBOOKS, data)
+    output.write(note, entry.model_dump_json().encode())
+    return entry
+
+
+def _build_shards(
+    task: Any, source: Source, output: Folder, codebooks: FileEntry, cuts: list[tuple[int, int]]
+) -> list[_Receipt]:
+    progress = Progress("index", source.rows)
+    shared = ray.put(source)
+    waiting = [
+        task.remote(shared, output, codebooks, number, first, last)
+        for number, (first, last) in enumerate(cuts)
+    ]
+    receipts: list[_Receipt] = []
+    while waiting:
+        done, waiting = ray.wait(waiting)
+        receipts += ray.get(done)
+        progress.add(receipts[-1].images)
+    return sorted(receipts, key=lambda receipt: receipt.shard)
+
+
+def _build_shard(
+    source: Source, output: Folder, codebooks: FileEntry, number: int, first: int, last: int
+) -> _Receipt:
+    note = f"{WORK}/shard-{number:05d}.json"
+    if output.exists(note):
+        return _Receipt.model_validate_json(output.read(note))
+    builder = ShardBuilder(Codebooks.from_bytes(read_file(output, codebooks)))
+    for ids, vectors in source.read(first, last):
+        builder.add(ids, vectors)
+    name = f"shard-{number:05d}"
+    with scratch() as folder:
+        builder.write(folder / f"{name}.faiss", folder / f"{name}.parquet")
+        files = [
+            _publish(output, folder / f"{name}{s}", last - first) for s in (".faiss", ".parquet")
+        ]
+    lists, counts = builder.document_frequency()
+    data = save_safetensors({"lists": lists, "counts": counts})
+    frequency = entry_of(f"{WORK}/{name}.safetensors", data)
+    output.write(frequency.name, data)
+    receipt = _Receipt(
+        shard=number, first=first, images=last - first, files=files, frequency=frequency
+    )
+    output.write(note, receipt.model_dump_json().encode())
+    return receipt
+
+
+def _publish(output: Folder, path: Path, rows: int) -> FileEntry:
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    entry = FileEntry(name=path.name, size=path.stat().st_size, sha256=digest, rows=rows)
+    output.upload(path, path.name)
+    return entry
+
+
+def _sum_frequencies(output: Folder, receipts: list[_Receipt], lists: int) -> FileEntry:
+    total = np.zeros(lists, np.int64)
+    for receipt in receipts:
+        found = load_safetensors(read_file(output, receipt.frequency))
+        np.add.at(total, found["lists"], found["counts"])
+    used = np.flatnonzero(total)
+    data = save_safetensors({"lists": used, "counts": total[used]})
+    output.write(FREQUENCY, data)
+    return entry_of(FREQUENCY, data)
+
+
+def _copy_weights(source: Source, made_from: Manifest, output: Folder) -> list[FileEntry]:
+    """The networks travel with the index, so that it answers images without a hub."""
+    entries = []
+    for net in _extractor(made_from, source.columns).nets:
+        entry = made_from.file(weights_file(net))
+        output.write(entry.name, read_file(source.folder, entry))
+        entries.append(entry)
+    return entries
+
+
+def _extractor(made_from: Manifest, columns: dict[str, FeatureInfo]) -> ExtractorConfig:
+    """The extractor of the features, cut down to the indexed networks and layers."""
+    whole = ExtractorConfig.model_validate(made_from.about["extractor"])
+    nets = {}
+    for name, net in whole.nets.items():
+        layers = {k: path for k, path in net.layers.items() if f"{name}.{k}" in columns}
+        if layers:
+            nets[name] = net.model_copy(update={"layers": layers})
+    return whole.model_copy(update={"nets": nets})
+
+
+def _about(made_from: Manifest, columns: dict[str, FeatureInfo]) -> dict[str, Any]:
+    return {
+        "images": made_from.config["images"],
+        "extractor": _extractor(made_from, columns).model_dump(mode="json"),
+        "features": {name: info.model_dump() for name, info in columns.items()},
+    }
+
+
+def _measure(
+    remote: Any, source: Source, output: Folder, manifest: Manifest, held_out: NDArray[np.int64]
+) -> Report:
+    """Compare the index with exact search on held-out queries, each left out of its ranking."""
+    _, vectors = ray.get(remote(Source.pick).remote(source, held_out))
+    names = list(choose(source.columns, manifest.config["feature"]))
+    exact = _exact_neighbours(remote, source, names, vectors, held_out)
+    started = time.monotonic()
+    answers = search_shards(output, manifest, vectors, DEPTH + 1)
+    elapsed = time.monotonic() - started
+    recall = dict.fromkeys(RECALL_AT, 0.0)
+    for row, hits, truth in zip(held_out, answers, exact, strict=True):
+        found = [position for position in hits.positions if position != row]
+        for k in recall:
+            nearest = set(truth[:k].tolist())
+            recall[k] += len(nearest & set(found[:k])) / max(1, len(nearest)) / len(held_out)
+    regions = source.rows * source.columns[names[0]].regions
+    stored = sum(file.size for file in manifest.named("shard-"))
+    return Report(
+        queries=len(held_out),
+        recall={f"recall@{k}": round(value, 4) for k, value in recall.items()},
+        bytes_per_image=stored / source.rows,
+        postings_touched=sum(hits.touched for hits in answers) / len(answers) / regions,
+        milliseconds_per_query=1000 * elapsed / len(answers),
+        seconds={},
+    )
+
+
+def _exact_neighbours(
+    remote: Any,
+    source: Source,
+    names: list[str],
+    queries: Vectors,
+    held_out: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Rows (Q, DEPTH) of the nearest images by exact cosine, the query left out."""
+    wanted = _global(queries, names)
+    step = BLOCK * max(1, EXACT_ROWS // BLOCK)
+    starts = range(0, source.rows, step)
+    parts = ray.get(
+        [
+            remote(_exact_part).remote(
+                source, names, wanted, held_out, a, min(a + step, source.rows)
+            )
+            for a in starts
+        ]
+    )
+    cosines = np.concatenate([part[0] for part in parts], axis=1)
+    rows = np.concatenate([part[1] for part in parts], axis=1)
+    order = np.lexsort((rows, -cosines))[:, :DEPTH]
+    return np.take_along_axis(rows, order, axis=1)
+
+
+def _exact_part(
+    source: Source,
+    names: list[str],
+    wanted: NDArray[np.float32],
+    held_out: NDArray[np.int64],
+    first: int,
+    last: int,
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    cosines = np.concatenate(
+        [wanted @ _global(vectors, names).T for _, vectors in source.read(first, last)], axis=1
+    )
+    rows = np.arange(first, last)
+    cosines[held_out[:, None] == rows[None, :]] = -2.0
+    best = np.argsort(-cosines, axis=1, kind="stable")[:, : DEPTH + 1]
+    found = np.take_along_axis(cosines, best, axis=1)
+    own = found == -2.0
+    order = np.argsort(own, axis=1, kind="stable")[:, : min(DEPTH, last - first)]
+    return np.take_along_axis(found, order, axis=1), rows[np.take_along_axis(best, order, axis=1)]
+
+
+def _global(vectors: Vectors, names: list[str]) -> NDArray[np.float32]:
+    """Features of the whole image, each of unit length, side by side."""
+    return np.concatenate([unit(vectors[name][:, 0]) for name in names], axis=1)

@@ -27,9 +27,12 @@ def precision_at(hits: Sequence[bool], k: int) -> float:
     return sum(hits[:k]) / k
 
 
-def recall_at(hits: Sequence[bool], k: int, relevant: int) -> float:
-    """Share of the relevant images that are among the first k; no relevant image gives 0."""
-    return sum(hits[:k]) / relevant if relevant else 0.0
+def recall_at(hits: Sequence[bool], k: int) -> float:
+    """1 if a relevant image is among the first k, else 0.
+
+    Averaged over queries this is recall@k of metric learning and of image-text matching.
+    """
+    return float(any(hits[:k]))
 
 
 def evaluate(
@@ -43,13 +46,12 @@ def evaluate(
     A result is relevant when it is of the query's group. The query itself is left out of its
     ranking. For the N-S score of UKBench (Nister and Stewenius 2006: relevant images among the
     first four, at most 4) an indexed query counts as its own first result, as in that protocol.
-    `recall_hit@k`, the share of queries with a relevant image among the first k, is what some
-    papers call recall@k.
 
     Args:
         rankings: by query id the ids of its results, best first.
         groups: by id its group.
         indexed: ids of the images that the index holds.
+        ks: the cut-offs of precision and recall.
     """
     members: dict[str, set[str]] = {}
     for id in indexed & groups.keys():
@@ -62,8 +64,7 @@ def evaluate(
         values = {"map": average_precision(hits, len(peers))}
         for k in ks:
             values[f"precision@{k}"] = precision_at(hits, k)
-            values[f"recall@{k}"] = recall_at(hits, k, len(peers))
-            values[f"recall_hit@{k}"] = float(any(hits[:k]))
+            values[f"recall@{k}"] = recall_at(hits, k)
         values["ns_score"] = own + sum(hits[: NS_GROUP - own])
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + value

@@ -1,0 +1,181 @@
+"""Open a published index, encode query images, and search: from image bytes to ranked ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import ray
+from pydantic import BaseModel, Field
+from safetensors.numpy import load as load_safetensors
+
+from imgray.config import JobConfig
+from imgray.engine import sheets
+from imgray.errors import UserError
+from imgray.features import Extractor, FeatureInfo, Prepared, Vectors, columns_of, load_extractor
+from imgray.manifest import Manifest, local_file, read_file, read_manifest
+from imgray.pixels import Rejected
+from imgray.retrieval.codebook import Codebooks
+from imgray.retrieval.deepindex import DeepIndex, Hits, Shard, merge
+from imgray.storage import Folder
+
+QUERIES_AT_ONCE = 16
+TASK_RETRIES = 5
+
+
+def open_shards(folder: Folder, manifest: Manifest, only: int | None = None) -> DeepIndex:
+    """Load an index, or one shard of it, every file verified against the manifest before use."""
+    codebooks = Codebooks.from_bytes(read_file(folder, manifest.file("codebooks.safetensors")))
+    stored = load_safetensors(read_file(folder, manifest.file("frequency.safetensors")))
+    frequency = np.zeros(codebooks.settings.lists, np.int64)
+    frequency[stored["lists"]] = stored["counts"]
+    shards, offset = [], 0
+    for number, entry in enumerate(manifest.named("shard-", ".faiss")):
+        if only not in (None, number):
+            offset += entry.rows
+            continue
+        table = manifest.file(entry.name.replace(".faiss", ".parquet"))
+        shards.append(Shard(local_file(folder, entry), local_file(folder, table), offset))
+        offset += entry.rows
+    return DeepIndex(codebooks, frequency, manifest.counts["images"], shards)
+
+
+def search_shards(folder: Folder, manifest: Manifest, vectors: Vectors, top: int) -> list[Hits]:
+    """Search every shard in a Ray task of its own, and merge: what one process would answer."""
+    task = ray.remote(num_cpus=1, max_retries=TASK_RETRIES)(_search_shard)
+    queries = ray.put(vectors)
+    shards = range(manifest.counts["shards"])
+    parts = ray.get([task.remote(folder, manifest, n, queries, top) for n in shards])
+    return [merge(answers, top) for answers in zip(*parts, strict=True)]
+
+
+def _search_shard(
+    folder: Folder, manifest: Manifest, number: int, vectors: Vectors, top: int
+) -> list[Hits]:
+    return open_shards(folder, manifest, number).search(vectors, top)
+
+
+def encode(extractor: Extractor, images: Mapping[str, bytes]) -> Vectors:
+    """Features (B, R, C) of encoded images by name, rounded as the features artifact stores them."""
+    items = list(images.items())
+    batches = []
+    for start in range(0, len(items), QUERIES_AT_ONCE):
+        prepared = [_prepare(extractor, *item) for item in items[start : start + QUERIES_AT_ONCE]]
+        batches.append(extractor.run(prepared))
+    return {
+        name: np.concatenate([b[name] for b in batches]).astype(np.float16).astype(np.float32)
+        for name in extractor.names
+    }
+
+
+def _prepare(extractor: Extractor, name: str, data: bytes) -> Prepared:
+    try:
+        return extractor.prepare(data)
+    except Rejected as error:
+        raise UserError(f"{name}: {error}") from None
+
+
+class SearchEngine:
+    """An index with the networks that made it: answers images.
+
+    Raises `UserError` when any file of the index, its weights included, is not as published.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.folder = Folder(uri)
+        self.manifest = read_manifest(self.folder, "index")
+        self.index = open_shards(self.folder, self.manifest)
+        self.extractor = load_extractor(self.folder, self.manifest)
+        check_fingerprints(self.manifest, self.extractor.describe())
+
+    def search_images(self, images: Mapping[str, bytes], top: int) -> list[Hits]:
+        """Rank the collection for encoded images by name. Raises `UserError` for one that is none."""
+        vectors = encode(self.extractor, images)
+        return self.index.search(vectors, top)
+
+    def search_vectors(
+        self, vectors: Vectors, columns: Mapping[str, FeatureInfo], top: int
+    ) -> list[Hits]:
+        """Rank the collection for extracted features, by name (B, R, C).
+
+        `columns` says what made them: `UserError` when it is not what made the index.
+        """
+        check_fingerprints(self.manifest, columns)
+        return self.index.search(vectors, top)
+
+
+def check_fingerprints(manifest: Manifest, columns: Mapping[str, FeatureInfo]) -> None:
+    """Refuse features of other networks, weights, preprocessing or regions than the index has."""
+    for name, info in columns_of(manifest).items():
+        if name not in columns:
+            raise UserError(f"the query lacks the feature {name}, which the index has")
+        if columns[name] != info:
+            raise UserError(
+                f"indexed {name} has fingerprint {info.fingerprint[:12]}, the query's has "
+                f"{columns[name].fingerprint[:12]}: extract it with the index's own networks"
+            )
+
+
+class SearchConfig(JobConfig):
+    """Search an index with images: prints the most similar images of the collection."""
+
+    index: str = Field(description="folder or s3://bucket/prefix of the index artifact")
+    query: list[str] = Field(
+        min_length=1,
+        description="image files, on disk or in S3",
+        json_schema_extra={"metavar": "IMAGE"},
+    )
+    top: int = Field(default=10, ge=1, le=10_000, description="results per query")
+    contact_sheet: str | None = Field(
+        default=None,
+        description="also draw queries and results into this picture",
+        json_schema_extra={"metavar": "PNG"},
+    )
+
+
+class Answer(BaseModel):
+    """The results of one query, best first."""
+
+    query: str
+    results: list[dict[str, str | float]]
+
+    def __str__(self) -> str:
+        lines = [f"{row['score']:8.4f}  {row['id']}" for row in self.results]
+        return "\n".join([self.query, *lines])
+
+
+class SearchResult(BaseModel):
+    """The results of all queries."""
+
+    answers: list[Answer]
+    contact_sheet: str | None = None
+
+    def __str__(self) -> str:
+        sheet = [f"contact sheet: {self.contact_sheet}"] if self.contact_sheet else []
+        return "\n".join([*map(str, self.answers), *sheet])
+
+
+def search(config: SearchConfig) -> SearchResult:
+    """Answer query images from a published index, in this process."""
+    images = {uri: read_image(uri) for uri in config.query}
+    engine = SearchEngine(config.index)
+    answers = engine.search_images(images, config.top)
+    if config.contact_sheet:
+        collection = Folder(engine.manifest.about["images"])
+        sheets.draw(Path(config.contact_sheet), collection, images, answers)
+    return SearchResult(
+        answers=[_answer(uri, hits) for uri, hits in zip(images, answers, strict=True)],
+        contact_sheet=config.contact_sheet,
+    )
+
+
+def read_image(uri: str) -> bytes:
+    """The bytes of one image on disk or in S3."""
+    folder, slash, name = uri.rpartition("/")
+    return Folder(folder + slash if slash else ".").read(name)
+
+
+def _answer(query: str, hits: Hits) -> Answer:
+    pairs = zip(hits.ids, hits.scores, strict=True)
+    return Answer(query=query, results=[{"id": id, "score": round(float(s), 6)} for id, s in pairs])

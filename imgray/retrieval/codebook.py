@@ -1,0 +1,306 @@
+"""What the shards of a DeepIndex share, learnt on a sample: projections, codebooks, code."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
+
+from imgray.errors import UserError
+
+Floats = NDArray[np.float32]
+Code = Literal["SQ8", "SQ4", "SQfp16", "Flat"]
+MAX_LISTS = 2**24
+KMEANS_ITERATIONS = 20
+
+_CODES = {
+    "SQ8": faiss.ScalarQuantizer.QT_8bit,
+    "SQ4": faiss.ScalarQuantizer.QT_4bit,
+    "SQfp16": faiss.ScalarQuantizer.QT_fp16,
+}
+
+
+class CodebookSettings(BaseModel):
+    """How a DeepIndex describes and compares images.
+
+    Attributes:
+        features: names of the features fused in the index, in order.
+        codewords: words of each feature's codebook.
+        levels: regions of an image in each level of its pyramid; the first is the whole image.
+        probes: lists that a region visits, by its level. Coarse regions are few and decide what
+            is found at all, so they visit many.
+        dim: dimensions of a region's feature after PCA.
+        code: FAISS scalar quantizer of a region's reduced features.
+        bandwidth: h of the kernel exp((cos - 1) / h) on two regions' codes.
+        signature: features of the global image signature; none switches it off.
+        signature_dim: dimensions, and bytes, of each feature in the signature.
+        signature_power: exponent of the signatures' cosine.
+        seed: of k-means.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    features: tuple[str, ...]
+    codewords: tuple[int, ...]
+    levels: tuple[int, ...]
+    probes: tuple[int, ...]
+    dim: int
+    code: Code
+    bandwidth: float
+    signature: tuple[str, ...]
+    signature_dim: int
+    signature_power: float
+    seed: int
+
+    @property
+    def regions(self) -> int:
+        """Regions of an image."""
+        return sum(self.levels)
+
+    @property
+    def lists(self) -> int:
+        """Number of inverted lists: one per tuple of words."""
+        return math.prod(self.codewords)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """PCA to unit length: float32 mean (C,), matrix (C, d)."""
+
+    mean: Floats
+    matrix: Floats
+
+    def __call__(self, vectors: Floats) -> Floats:
+        """Reduce vectors (..., C) to unit vectors (..., d)."""
+        return unit((vectors - self.mean) @ self.matrix)
+
+    @classmethod
+    def fit(cls, sample: Floats, dim: int) -> Projection:
+        """Learn from a sample (n, C). `dim` is cut to the rank that the sample can have."""
+        mean = sample.mean(axis=0, dtype=np.float64)
+        centred = sample - mean
+        variances, axes = np.linalg.eigh(centred.T @ centred / len(sample))
+        order = np.argsort(-variances)[: max(1, min(dim, len(sample) - 1, sample.shape[1]))]
+        return cls(mean.astype(np.float32), axes[:, order].astype(np.float32))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Images as the index sees them.
+
+    reduced: by feature float32 (B, R, d), unit length; signatures: int8 (B, S).
+    """
+
+    reduced: list[Floats]
+    signatures: NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class Codebooks:
+    """Projections, words and the empty FAISS index that every shard starts from."""
+
+    settings: CodebookSettings
+    projections: dict[str, Projection]
+    words: dict[str, Floats]
+    signature: dict[str, Projection]
+    empty: NDArray[np.uint8]
+
+    def encode(self, vectors: Mapping[str, Floats]) -> Encoded:
+        """Describe images by their features (B, R, C), by name."""
+        reduced = [self.projections[name](vectors[name]) for name in self.settings.features]
+        return Encoded(reduced, self._signatures(vectors))
+
+    def _signatures(self, vectors: Mapping[str, Floats]) -> NDArray[np.int8]:
+        """The whole image's features, reduced and scaled to the range of a signed byte."""
+        count = len(next(iter(vectors.values())))
+        parts = [p(vectors[name][:, 0]) for name, p in self.signature.items()]
+        joined = np.concatenate(parts, axis=1) if parts else np.zeros((count, 0), np.float32)
+        largest = np.abs(joined).max(axis=1, keepdims=True, initial=1e-12)
+        return np.rint(joined * (127.0 / largest)).astype(np.int8)
+
+    def codes_of(self, encoded: Encoded, weights: Sequence[float] | None = None) -> Floats:
+        """Reduced features side by side: float32 (B, R, F * d).
+
+        With `weights`, which sum to 1, those of a query: its inner product with a stored code is
+        the weighted mean of the features' cosines.
+        """
+        parts = encoded.reduced
+        if weights is not None:
+            parts = [np.float32(w) * part for w, part in zip(weights, parts, strict=True)]
+        return np.ascontiguousarray(np.concatenate(parts, axis=-1), dtype=np.float32)
+
+    def lists_of(self, encoded: Encoded) -> NDArray[np.int64]:
+        """The inverted list (B, R) of every region: its nearest word in each codebook."""
+        number = np.zeros(encoded.reduced[0].shape[:-1], np.int64)
+        for cosines, count in zip(self._cosines(encoded), self.settings.codewords, strict=True):
+            number = number * count + cosines.argmax(axis=-1)
+        return number
+
+    def probes_of(
+        self, encoded: Encoded, weights: Sequence[float]
+    ) -> list[tuple[slice, NDArray[np.int64]]]:
+        """Multiple assignment: for every level its regions, and the lists (B, R', P) they visit.
+
+        They are the tuples of words with the largest weighted sum of cosines, found as in the
+        multi-sequence algorithm (Babenko and Lempitsky, 2012).
+        """
+        cosines = [w * c for w, c in zip(weights, self._cosines(encoded), strict=True)]
+        visits, first = [], 0
+        for regions, probes in zip(self.settings.levels, self.settings.probes, strict=True):
+            part = slice(first, first + regions)
+            visits.append((part, self._nearest_lists([c[:, part] for c in cosines], probes)))
+            first += regions
+        return visits
+
+    def _nearest_lists(self, cosines: list[Floats], probes: int) -> NDArray[np.int64]:
+        depth = [min(count, probes) for count in self.settings.codewords]
+        nearest = [_largest(c, d) for c, d in zip(cosines, depth, strict=True)]
+        number, total = np.int64(0), np.float32(0)
+        ranks = _frontier(tuple(depth), probes)
+        for column, (words, values) in enumerate(zip(nearest, cosines, strict=True)):
+            picked = words[..., ranks[:, column]]
+            number = number * self.settings.codewords[column] + picked
+            total = total + np.take_along_axis(values, picked, axis=-1)
+        best = _largest(total, min(probes, len(ranks)))
+        return np.take_along_axis(number, best, axis=-1)  # type: ignore[arg-type]
+
+    def _cosines(self, encoded: Encoded) -> list[Floats]:
+        names = self.settings.features
+        return [r @ self.words[n].T for r, n in zip(encoded.reduced, names, strict=True)]
+
+    def new_index(self) -> Any:
+        """An empty `faiss.IndexIVF` with this code, trained."""
+        return faiss.deserialize_index(self.empty)
+
+    def to_bytes(self) -> bytes:
+        """As safetensors, settings in the metadata."""
+        tensors: dict[str, NDArray[Any]] = {"empty": self.empty}
+        for name, projection in self.projections.items():
+            tensors |= {f"{name}/mean": projection.mean, f"{name}/matrix": projection.matrix}
+            tensors[f"{name}/words"] = self.words[name]
+        for name, projection in self.signature.items():
+            tensors[f"signature/{name}/mean"] = projection.mean
+            tensors[f"signature/{name}/matrix"] = projection.matrix
+        tensors = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
+        return save_safetensors(tensors, {"settings": self.settings.model_dump_json()})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Codebooks:
+        """The inverse of `to_bytes`."""
+        tensors = load_safetensors(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        settings = CodebookSettings.model_validate_json(header["__metadata__"]["settings"])
+
+        def projection(name: str) -> Projection:
+            return Projection(tensors[f"{name}/mean"], tensors[f"{name}/matrix"])
+
+        return cls(
+            settings,
+            {name: projection(name) for name in settings.features},
+            {name: tensors[f"{name}/words"] for name in settings.features},
+            {name: projection(f"signature/{name}") for name in settings.signature},
+            tensors["empty"],
+        )
+
+
+def fit(sample: Mapping[str, Floats], settings: CodebookSettings) -> Codebooks:
+    """Learn projections and codebooks from images (n, R, C) by feature name.
+
+    Raises:
+        UserError: the sample is too small for so many words, or there would be too many lists.
+    """
+    if settings.lists > MAX_LISTS:
+        raise UserError(f"--codewords make {settings.lists:,} lists; at most {MAX_LISTS:,}")
+    projections, words, reduced = {}, {}, []
+    for name, count in zip(settings.features, settings.codewords, strict=True):
+        regions = sample[name].reshape(-1, sample[name].shape[-1])
+        if len(regions) < count:
+            raise UserError(
+                f"--codewords {count}: the sample has only {len(regions)} regions; "
+                "ask for fewer words, or index more images"
+            )
+        projections[name] = Projection.fit(regions, settings.dim)
+        reduced.append(projections[name](regions))
+        words[name] = kmeans(reduced[-1], count, settings.seed)
+    signature = {
+        name: Projection.fit(sample[name][:, 0], settings.signature_dim)
+        for name in settings.signature
+    }
+    empty = _empty_index(np.concatenate(reduced, axis=1), settings)
+    return Codebooks(settings, projections, words, signature, empty)
+
+
+def kmeans(vectors: Floats, count: int, seed: int) -> Floats:
+    """Spherical k-means of unit vectors (n, d): unit centroids (count, d)."""
+    found = faiss.Kmeans(
+        vectors.shape[1],
+        count,
+        niter=KMEANS_ITERATIONS,
+        seed=seed,
+        spherical=True,
+        min_points_per_centroid=1,
+        max_points_per_centroid=max(256, len(vectors) // count + 1),
+        gpu=hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0,
+    )
+    found.train(np.ascontiguousarray(vectors))
+    return unit(found.centroids)
+
+
+def unit(vectors: Floats) -> Floats:
+    """Scale vectors to length 1; zero vectors stay zero."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
+
+
+def _empty_index(codes: Floats, settings: CodebookSettings) -> NDArray[np.uint8]:
+    """A trained IVF index whose lists are addressed from outside, by tuples of words.
+
+    FAISS's own multi-index quantizer would need equal powers of two for the codebooks.
+    """
+    dim = codes.shape[1]
+    quantizer = faiss.IndexFlatIP(dim)
+    if settings.code == "Flat":
+        index = faiss.IndexIVFFlat(quantizer, dim, settings.lists, faiss.METRIC_INNER_PRODUCT)
+    else:
+        index = faiss.IndexIVFScalarQuantizer(
+            quantizer, dim, settings.lists, _CODES[settings.code], faiss.METRIC_INNER_PRODUCT, False
+        )
+        index.sq.train(np.ascontiguousarray(codes))
+    index.is_trained = True
+    return faiss.serialize_index(index)  # type: ignore[no-any-return]
+
+
+def _largest(values: Floats, count: int) -> NDArray[np.int64]:
+    """Indices of the `count` largest values along the last axis, largest first."""
+    if count == 1:
+        return values.argmax(axis=-1)[..., None]
+    if count < values.shape[-1]:
+        some = np.argpartition(-values, count - 1, axis=-1)[..., :count]
+    else:
+        some = np.broadcast_to(np.arange(count), values.shape)
+    order = np.argsort(-np.take_along_axis(values, some, axis=-1), axis=-1, kind="stable")
+    return np.take_along_axis(some, order, axis=-1)
+
+
+@cache
+def _frontier(depth: tuple[int, ...], count: int) -> NDArray[np.int64]:
+    """Tuples of ranks among which the `count` nearest are sure to be.
+
+    A tuple at ranks (i, j) is preceded by (i + 1)(j + 1) - 1 others, so larger products drop out.
+    """
+    ranks = np.zeros((1, 0), np.int64)
+    for words in depth:
+        grown = [np.insert(ranks, ranks.shape[1], rank, axis=1) for rank in range(words)]
+        ranks = np.concatenate(grown)
+        ranks = ranks[(ranks + 1).prod(axis=1) <= count]
+    return ranks
