@@ -201,11 +201,14 @@ def _run(pending: list[int], worker: dict[str, Any], pool: Pool) -> Iterator[Rec
             **RESTARTS,
         )
     for batch in done.iter_batches(batch_size=None, prefetch_batches=0):
-        yield from (Receipt.model_validate_json(text) for text in batch["receipt"])
+        for text, error in zip(batch["receipt"], batch["error"], strict=True):
+            if error:
+                raise UserError(error)
+            yield Receipt.model_validate_json(text)
 
 
 class Worker:
-    """A Ray Data actor: takes shard numbers, gives receipts."""
+    """A Ray Data actor: takes shard numbers, gives receipts, or why there is none."""
 
     def __init__(
         self,
@@ -225,7 +228,10 @@ class Worker:
 
     def __call__(self, shards: dict[str, np.ndarray]) -> Iterator[dict[str, list[str]]]:
         for shard in shards["shard"]:
-            yield {"receipt": [self._do(int(shard)).model_dump_json()]}
+            try:
+                yield {"receipt": [self._do(int(shard)).model_dump_json()], "error": [""]}
+            except UserError as error:  # Ray would add lines of its own, and log a traceback
+                yield {"receipt": [""], "error": [str(error)]}
 
     def _do(self, shard: int) -> Receipt:
         note = f"{RECEIPTS}/{shard:05d}.json"
