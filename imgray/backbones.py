@@ -1,4 +1,4 @@
-"""Pretrained networks as extractors of several layers; weights and preprocessing travel together."""
+"""Pretrained networks as extractors of several layers, their preprocessing with them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Backbone(nn.Module):
         self.net = net.eval().requires_grad_(False)
         self.config = config
         self.prefix_tokens = int(getattr(net, "num_prefix_tokens", 1))
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
         found = fingerprint(config, net.state_dict())
         if config.fingerprint and config.fingerprint != found:
             raise UserError(
@@ -62,6 +62,7 @@ class Backbone(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the network lies."""
         return next(self.net.parameters()).device
 
     @torch.inference_mode()
@@ -124,7 +125,7 @@ def as_map(output: Any, prefix_tokens: int = 1) -> Tensor:
 
 
 def pool(maps: Tensor, grids: Sequence[int]) -> Tensor:
-    """Average-pool maps (B, C, H, W) over the regions of a pyramid: float32 (B, R, C), unit length."""
+    """Average-pool maps (B, C, H, W) over the regions of a pyramid: unit float32 (B, R, C)."""
     if maps.shape[-1] == maps.shape[-2] == 1 and max(grids) > 1:
         raise UserError("a layer without spatial extent has no regions; use --crop-regions")
     levels = [F.adaptive_avg_pool2d(maps.float(), g).flatten(2) for g in grids]
@@ -155,7 +156,7 @@ def fingerprint(config: BackboneConfig, state: dict[str, Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in sorted(state.items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -42,7 +42,7 @@ def run_job(
     """Parse the command line, do the work, print its result.
 
     Exit codes: 0 done; 2 bad input or settings; 3 more rejected than allowed; 130 interrupted.
-    The result goes to standard output, as one JSON object with `--json`; all else to standard error.
+    The result goes to standard output, with `--json` as one object; all else to standard error.
     """
     try:
         config, as_json = parse(model, argv)

@@ -69,9 +69,11 @@ class Extractor:
 
     @property
     def names(self) -> list[str]:
+        """Names of the features, `NET.LAYER`, in order."""
         return [f"{net}.{layer}" for net, b in self.nets.items() for layer in b.config.layers]
 
     def to(self, device: str) -> Extractor:
+        """Move all networks to a device."""
         for net in self.nets.values():
             net.to(device)
         return self

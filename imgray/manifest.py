@@ -62,12 +62,14 @@ class Manifest(BaseModel):
         return self.model_copy(update={"digest": sha256(self._content())})
 
     def to_bytes(self) -> bytes:
+        """The exact content of `manifest.json`."""
         return json.dumps(self.model_dump(mode="json"), indent=1).encode()
 
     def _content(self) -> bytes:
         return json.dumps(self.model_dump(mode="json", exclude={"digest"})).encode()
 
     def file(self, name: str) -> FileEntry:
+        """The entry of a name. Raises `UserError` when it is not listed."""
         for entry in self.files:
             if entry.name == name:
                 return entry
@@ -80,10 +82,12 @@ class Manifest(BaseModel):
 
 
 def sha256(data: bytes) -> str:
+    """Hexadecimal SHA-256."""
     return hashlib.sha256(data).hexdigest()
 
 
 def entry_of(name: str, data: bytes, rows: int = 0) -> FileEntry:
+    """The entry of a file with this content."""
     return FileEntry(name=name, size=len(data), sha256=sha256(data), rows=rows)
 
 
@@ -205,7 +209,7 @@ def _started_with(folder: Folder) -> dict[str, Any]:
 
 
 def discard(folder: Folder) -> None:
-    """Remove an artifact, or the beginnings of one: its manifest first. Other folders are refused."""
+    """Remove an artifact, or the beginnings of one; any other folder is refused."""
     if folder.exists(NAME) or folder.exists(_RUN):
         folder.remove(NAME)
         folder.remove("")

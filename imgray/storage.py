@@ -70,6 +70,7 @@ class Folder:
 
     @property
     def is_s3(self) -> bool:
+        """Whether the folder lies in S3."""
         return self.uri.startswith("s3://")
 
     @cached_property
@@ -80,13 +81,16 @@ class Folder:
         return os.path.abspath(os.path.expanduser(self.uri.removeprefix("file://")))
 
     def path(self, name: str) -> str:
+        """The file system's path of a name."""
         return f"{self.root}/{name}"
 
     def read(self, name: str) -> bytes:
+        """The whole content of a file."""
         with self._clear("read", name):
-            return self._fs.cat_file(self.path(name))  # type: ignore[no-any-return]
+            return bytes(self._fs.cat_file(self.path(name)))
 
     def read_many(self, names: Sequence[str]) -> list[bytes]:
+        """The content of several files, fetched together."""
         with self._clear("read", names[0] if names else ""):
             paths = [self.path(name) for name in names]
             every: list[None] = [None] * len(paths)
@@ -130,11 +134,12 @@ class Folder:
                 os.replace(partial, target)
 
     def exists(self, name: str) -> bool:
+        """Whether there is a file or sub-folder of this name."""
         with self._clear("read", name):
             return bool(self._fs.exists(self.path(name)))
 
     def sizes(self, under: str = "") -> dict[str, int]:
-        """Every file below a sub-folder, by name relative to this folder, with its size in bytes."""
+        """Size in bytes of every file below a sub-folder, by name relative to this folder."""
         top = self.path(under).rstrip("/")
         with self._clear("list", under):
             try:

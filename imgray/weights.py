@@ -107,7 +107,7 @@ def load(request: Request, size: int | None = None, precision: Precision = "floa
 
 
 def restore(config: BackboneConfig, data: bytes) -> Backbone:
-    """Build a network from the configuration and the safetensors bytes that travel in an artifact."""
+    """Build a network from the configuration and the safetensors bytes inside an artifact."""
     net, *_ = (_timm if config.library == "timm" else _torchvision)(config.net)
     net.load_state_dict(load_safetensors(data))
     return Backbone(net, config)
@@ -192,7 +192,7 @@ def _from_hub(request: Request, library: str, name: str, wheel: Wheel | None) ->
             f"{request.net}: no weights from the hub ({reason}); connect to it, or give "
             f"--weights {request.net}=URI of a safetensors file{install}"
         ) from None
-    return net.state_dict()  # type: ignore[no-any-return]
+    return dict(net.state_dict())
 
 
 def _wheel_file(wheel: Wheel) -> Path | None:

@@ -35,7 +35,7 @@ LISTING = "listing.parquet"
 LISTED = f"{WORK}/listing.json"
 RECEIPTS = f"{WORK}/receipts"
 ROW_GROUP_BYTES = 16 * 2**20
-RESTARTS = {"max_restarts": 5, "max_task_retries": 5}
+RESTARTS: dict[str, Any] = {"max_restarts": 5, "max_task_retries": 5}
 """Finite: by default a shard that always kills its worker would be tried forever. Ray 2.60 warns
 that such keywords go away, but has no others for them yet."""
 
@@ -68,6 +68,7 @@ class Receipt(BaseModel):
 
     @property
     def files(self) -> list[FileEntry]:
+        """The data files of the shard."""
         return [self.part] + ([self.rejected] if self.rejected else [])
 
 
@@ -185,13 +186,13 @@ def _run(pending: list[int], worker: dict[str, Any], pool: Pool) -> Iterator[Rec
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     workers = min(pool.workers, len(pending))
-    done = ray.data.from_items(
+    shards = ray.data.from_items(
         [{"shard": shard} for shard in pending],
         override_num_blocks=min(len(pending), 64 * workers),
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RayDeprecationWarning)
-        done = done.map_batches(
+        done = shards.map_batches(
             Worker,
             fn_constructor_kwargs={**worker, "pool": pool},
             batch_size=1,
@@ -250,7 +251,8 @@ class Worker:
         return receipt
 
     def _rows(self, entries: list[Entry]) -> tuple[list[pa.Table], Rejections]:
-        tables, rejections = [], []
+        tables: list[pa.Table] = []
+        rejections: Rejections = []
         ready = _ahead(self.threads, self._prepare, entries, 2 * self.batch)
         usable = (item for item in ready if _set_aside(item, rejections))
         while batch := list(itertools.islice(usable, self.batch)):

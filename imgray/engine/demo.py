@@ -173,9 +173,7 @@ def _scores(rankings: Mapping[str, list[str]], groups: Mapping[str, str]) -> dic
     return {"mAP": scores["map"], "recall@1": scores["recall@1"]}
 
 
-def _exact(
-    ids: list[str], vectors: Vectors, names: list[str], groups: Mapping[str, str]
-) -> Line:
+def _exact(ids: list[str], vectors: Vectors, names: list[str], groups: Mapping[str, str]) -> Line:
     """Exact cosine over the whole images' vectors, as float16 the size that they are stored in."""
     matrix = unit(np.concatenate([vectors[name][:, 0] for name in names], axis=1))
     started = time.perf_counter()

@@ -233,7 +233,8 @@ class Report(BaseModel):
     """Recall against exact search, sizes and times, as published in `report.json`.
 
     `recall` is the share of the k nearest images by exact cosine (of all indexed features of the
-    whole images side by side, float32) that are among the first k of the index, over held-out queries.
+    whole images side by side, float32) that are among the first k of the index, over held-out
+    queries. An index of regions is meant to find more than such neighbours: it ranks otherwise.
     """
 
     queries: int

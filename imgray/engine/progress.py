@@ -18,6 +18,7 @@ class Progress:
         self.terminal = sys.stderr.isatty()
 
     def add(self, done: int, rejected: int = 0) -> None:
+        """Count finished items, and show it when it is time."""
         self.done += done
         self.rejected += rejected
         pause = TERMINAL_SECONDS if self.terminal else LOG_SECONDS

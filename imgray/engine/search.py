@@ -57,7 +57,7 @@ def _search_shard(
 
 
 def encode(extractor: Extractor, images: Mapping[str, bytes]) -> Vectors:
-    """Features (B, R, C) of encoded images by name, rounded as the features artifact stores them."""
+    """Features (B, R, C) of encoded images by name, at the precision that artifacts store."""
     items = list(images.items())
     batches = []
     for start in range(0, len(items), QUERIES_AT_ONCE):
@@ -90,7 +90,7 @@ class SearchEngine:
         check_fingerprints(self.manifest, self.extractor.describe())
 
     def search_images(self, images: Mapping[str, bytes], top: int) -> list[Hits]:
-        """Rank the collection for encoded images by name. Raises `UserError` for one that is none."""
+        """Rank the collection for encoded images by name. `UserError` for one that is none."""
         vectors = encode(self.extractor, images)
         return self.index.search(vectors, top)
 

@@ -165,14 +165,15 @@ class Codebooks:
     def _nearest_lists(self, cosines: list[Floats], probes: int) -> NDArray[np.int64]:
         depth = [min(count, probes) for count in self.settings.codewords]
         nearest = [_largest(c, d) for c, d in zip(cosines, depth, strict=True)]
-        number, total = np.int64(0), np.float32(0)
         ranks = _frontier(tuple(depth), probes)
+        shape = (*cosines[0].shape[:-1], len(ranks))
+        number, total = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
         for column, (words, values) in enumerate(zip(nearest, cosines, strict=True)):
             picked = words[..., ranks[:, column]]
             number = number * self.settings.codewords[column] + picked
             total = total + np.take_along_axis(values, picked, axis=-1)
         best = _largest(total, min(probes, len(ranks)))
-        return np.take_along_axis(number, best, axis=-1)  # type: ignore[arg-type]
+        return np.take_along_axis(number, best, axis=-1)
 
     def _cosines(self, encoded: Encoded) -> list[Floats]:
         names = self.settings.features
@@ -256,7 +257,7 @@ def kmeans(vectors: Floats, count: int, seed: int) -> Floats:
     return unit(found.centroids)
 
 
-def unit(vectors: Floats) -> Floats:
+def unit(vectors: NDArray[np.floating[Any]]) -> Floats:
     """Scale vectors to length 1; zero vectors stay zero."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
@@ -277,7 +278,7 @@ def _empty_index(codes: Floats, settings: CodebookSettings) -> NDArray[np.uint8]
         )
         index.sq.train(np.ascontiguousarray(codes))
     index.is_trained = True
-    return faiss.serialize_index(index)  # type: ignore[no-any-return]
+    return np.asarray(faiss.serialize_index(index), np.uint8)
 
 
 def _largest(values: Floats, count: int) -> NDArray[np.int64]:

@@ -132,7 +132,9 @@ class Shard:
         )
         weights = np.repeat(query.squared_idf, np.diff(limits).astype(np.int64))
         weights = weights * kernel(cosines, settings.bandwidth)
-        votes = np.bincount(postings // settings.regions, weights, len(self))
+        votes: NDArray[np.float64] = np.bincount(
+            postings // settings.regions, weights, len(self)
+        ).astype(np.float64)
         found = np.flatnonzero(votes)
         scores = votes[found]
         if self.signatures.shape[1]:
@@ -298,7 +300,7 @@ class DeepIndex:
 
     def ids_of(self, positions: Ints) -> list[str]:
         """Ids of images by their position in the collection."""
-        return self.ids.take(pa.array(positions - self.first)).to_pylist()  # type: ignore[no-any-return]
+        return list(self.ids.take(pa.array(positions - self.first)).to_pylist())
 
 
 def kernel(cosines: Floats, bandwidth: float) -> NDArray[np.float64]:
