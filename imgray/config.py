@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import types
@@ -46,7 +47,8 @@ def run_job(
     """
     try:
         config, as_json = parse(model, argv)
-        result = work(config)
+        with contextlib.redirect_stdout(sys.stderr):  # Ray prints news of its workers there
+            result = work(config)
     except KeyboardInterrupt:
         print("interrupted: nothing half-done is visible; run it again to go on", file=sys.stderr)
         return 130

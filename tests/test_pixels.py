@@ -1,0 +1,227 @@
+import io
+import subprocess
+import sys
+import textwrap
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from poison import ORANGE, TURNED, encoded, exif_of, halves, scene, stored, write_poison
+
+from imgray import pixels
+from imgray.pixels import Rejected, decode, decode_sized, resize
+
+Kinds = tuple[Path, dict[str, str | None]]
+
+pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> Kinds:
+    folder = tmp_path_factory.mktemp("poison")
+    return folder, write_poison(folder)
+
+
+def _read(kinds: Kinds, name: str) -> bytes:
+    return (kinds[0] / name).read_bytes()
+
+
+def _near(image: Image.Image, x: float, y: float, colour: tuple[int, int, int]) -> bool:
+    """Whether the pixel at these fractions of the sides has about this colour."""
+    found = image.getpixel((int(x * image.width), int(y * image.height)))
+    return bool(np.abs(np.array(found, int) - colour).max() <= 6)
+
+
+@pytest.mark.parametrize("shortest", [0, 16, 224])
+def test_every_kind_is_decoded_or_rejected_with_its_reason(kinds: Kinds, shortest: int) -> None:
+    folder, expected = kinds
+    for name, word in expected.items():
+        reason = _reason((folder / name).read_bytes(), shortest)
+        assert (reason is None) == (word is None), f"{name}: {reason}"
+        if reason and word:
+            assert word in reason, name
+            assert "\n" not in reason
+            assert "0x" not in reason
+
+
+def _reason(data: bytes, shortest: int) -> str | None:
+    """Why an image is rejected; None for one that is decoded as it should be."""
+    try:
+        image = decode(data, shortest)
+    except Rejected as error:
+        return str(error)
+    assert image.mode == "RGB"
+    assert resize(image, 32).shape == (32, 32, 3)
+    return None
+
+
+@pytest.mark.parametrize("shortest", [0, 8])
+@pytest.mark.parametrize(
+    "name", ["a-png.jpg", "a-jpeg.png", "cmyk.jpg", "cmyk.tif", "plain.bmp", "bad-exif.jpg"]
+)
+def test_colours_are_kept(kinds: Kinds, name: str, shortest: int) -> None:
+    image = decode(_read(kinds, name), shortest)
+    assert _near(image, 0.1, 0.5, ORANGE)
+    assert _near(image, 0.9, 0.5, (0, 0, 0))
+
+
+@pytest.mark.parametrize("name", ["grey-16.png", "grey-16.tif", "rgb-16.png", "grey-alpha-16.png"])
+def test_sixteen_bits_are_scaled_and_not_clipped(kinds: Kinds, name: str) -> None:
+    assert np.unique(np.asarray(decode(_read(kinds, name)))).tolist() == [128]
+
+
+def test_sixteen_bits_do_not_depend_on_the_content() -> None:
+    values = np.array([[0, 255, 256, 40000, 65535]], np.uint16)
+    for form in ("PNG", "TIFF"):
+        grey = np.asarray(decode(encoded(Image.fromarray(values), form)))[0, :, 0]
+        assert grey.tolist() == [0, 0, 1, 156, 255]
+
+
+def test_floats_are_scaled_by_their_range(kinds: Kinds) -> None:
+    row = np.asarray(decode(_read(kinds, "float.tif")))[0, :, 0].astype(int)
+    assert (row[0], row[-1]) == (0, 255)
+    assert np.abs(row - np.linspace(0, 255, 80)).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["rgba.png", "palette-clear.png"])
+def test_transparency_is_laid_on_white(kinds: Kinds, name: str) -> None:
+    image = decode(_read(kinds, name))
+    assert _near(image, 0.1, 0.5, ORANGE)
+    assert image.getpixel((79, 59)) == (255, 255, 255)
+
+
+def test_half_transparency_is_mixed() -> None:
+    image = decode(encoded(Image.new("RGBA", (4, 4), (0, 0, 0, 128)), "PNG"))
+    assert image.getpixel((0, 0)) == (127, 127, 127)
+
+
+def test_grey_with_alpha_stays_grey(kinds: Kinds) -> None:
+    luma = round(0.299 * ORANGE[0] + 0.587 * ORANGE[1] + 0.114 * ORANGE[2])
+    image = decode(_read(kinds, "grey-alpha.png"))
+    assert _near(image, 0.1, 0.5, (luma, luma, luma))
+    assert image.getpixel((79, 0)) == (255, 255, 255)
+
+
+def test_palette_and_bits(kinds: Kinds) -> None:
+    palette = decode(_read(kinds, "palette.png"))
+    assert np.abs(np.array(palette.getpixel((0, 0)), int) - ORANGE).max() < 30
+    assert palette.getpixel((79, 0)) == (0, 0, 0)
+    bits = decode(_read(kinds, "bits.png"))
+    assert set(np.unique(np.asarray(bits))) <= {0, 255}
+
+
+@pytest.mark.parametrize("name", ["animated.gif", "animated.webp"])
+def test_of_an_animation_the_first_frame_counts(kinds: Kinds, name: str) -> None:
+    assert np.unique(np.asarray(decode(_read(kinds, name))).reshape(-1, 3), axis=0).tolist() == [
+        [255, 0, 0]
+    ]
+
+
+@pytest.mark.parametrize("shortest", [0, 8])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(
+    kinds: Kinds, orientation: int, suffix: str, shortest: int
+) -> None:
+    image, size = decode_sized(_read(kinds, f"orientation-{orientation}.{suffix}"), shortest)
+    assert size == TURNED
+    assert image.width * TURNED[1] == image.height * TURNED[0]
+    for x, y, colour in (
+        (0.2, 0.2, (255, 0, 0)),
+        (0.8, 0.2, (0, 255, 0)),
+        (0.8, 0.8, (0, 0, 255)),
+        (0.2, 0.8, (0, 0, 0)),
+    ):
+        assert _near(image, x, y, colour)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 255])
+def test_an_unknown_orientation_is_ignored(orientation: int) -> None:
+    _, size = decode_sized(encoded(scene(), "JPEG", exif=exif_of(orientation)))
+    assert size == TURNED
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_damage_in_exif_never_costs_an_image(form: str) -> None:
+    exif = exif_of(6)
+    exif[0x010F], exif[0x829A], exif[0x9003] = "maker", 0.5, "2020:01:01 00:00:00"
+    whole, rng = exif.tobytes(), np.random.default_rng(0)
+    small = stored(scene().resize((12, 6)), 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(300):
+            block = bytearray(whole)
+            for place in rng.integers(6, len(block), 3):
+                block[place] = rng.integers(256)
+            image, size = decode_sized(encoded(small, form, exif=bytes(block)))
+            assert image.size == size
+
+
+def test_a_jpeg_is_decoded_at_a_fraction_but_reports_its_size() -> None:
+    data = encoded(halves((1600, 1200)), "JPEG")
+    image, size = decode_sized(data, shortest=100)
+    assert size == (1600, 1200)
+    assert 200 <= min(image.size) < 1200
+    assert decode(data).size == (1600, 1200)
+
+
+def test_the_fraction_hardly_changes_what_a_network_sees(photos: Path) -> None:
+    picture = Image.open(next(photos.rglob("chelsea.jpg"))).resize((1280, 960))
+    data = encoded(picture, "JPEG", quality=95)
+    small, full = (resize(decode(data, s), 64).astype(float) for s in (64, 0))
+    assert np.abs(small - full).mean() < 1.5
+
+
+@pytest.mark.parametrize(("limit", "accepted"), [(4800, True), (4799, False)])
+def test_the_pixel_cap_is_exact(limit: int, accepted: bool) -> None:
+    data = encoded(halves((80, 60)), "PNG")
+    if accepted:
+        assert decode(data, max_pixels=limit).size == (80, 60)
+        return
+    with pytest.raises(Rejected, match=r"80 x 60 pixels; at most 4,799"):
+        decode(data, max_pixels=limit)
+
+
+def test_huge_images_are_refused_within_bounded_memory(kinds: Kinds) -> None:
+    script = """
+        import resource, sys
+        from imgray import pixels
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 64 * 2**20,) * 2)
+        for name in sys.argv[1:]:
+            try:
+                pixels.decode(open(name, "rb").read(), 224)
+            except pixels.Rejected as error:
+                print(error)
+    """
+    names = [str(kinds[0] / name) for name in ("huge.png", "huge.jpg")]
+    command = [sys.executable, "-c", textwrap.dedent(script), *names]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.count("pixels") == 2
+
+
+def test_a_file_too_large_to_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixels, "MAX_BYTES", 100)
+    with pytest.raises(Rejected, match=r"file of 101 bytes; at most 100"):
+        decode(b"\xff" * 101)
+
+
+def test_formats_beyond_the_named_ones_are_refused() -> None:
+    buffer = io.BytesIO()
+    halves().save(buffer, "EPS")
+    with pytest.raises(Rejected, match="not a readable"):
+        decode(buffer.getvalue())
+
+
+def test_resize_keeps_the_whole_image() -> None:
+    wide = Image.new("RGB", (400, 40))
+    wide.paste((255, 255, 255), (0, 0, 20, 40))
+    wide.paste((255, 255, 255), (380, 0, 400, 40))
+    small = resize(wide, 40)
+    assert small.dtype == np.uint8
+    assert small[:, 0].min() > 200
+    assert small[:, -1].min() > 200
+    assert small[:, 10:30].max() < 20

@@ -1,0 +1,99 @@
+"""The README's commands run as printed, one after the other, from the demo on."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def commands(prefix: str) -> list[str]:
+    """The README's command lines that start so, continuation lines joined, comments cut."""
+    lines = "".join(BLOCKS).replace("\\\n", " ").splitlines()
+    return [line.partition("#")[0].strip() for line in lines if line.startswith(prefix)]
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    words = shlex.split(command)
+    assert words[0] == "python"
+    return subprocess.run(
+        [sys.executable, *words[1:]], cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder with the job scripts, in which `make demo` has run its job."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "jobs").symlink_to(ROOT / "jobs")
+    done = run("python jobs/demo.py --json", folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "demo.json").write_text(done.stdout)
+    return folder
+
+
+def test_readme_names_two_commands_and_the_jobs() -> None:
+    assert commands("make") == ["make demo", "make test"]
+    jobs = {shlex.split(line)[1] for line in commands("python")}
+    assert jobs == {f"jobs/{name}.py" for name in ("extract", "index", "search", "evaluate")}
+
+
+def test_make_demo_runs_the_demo() -> None:
+    for images, expected in [("", "jobs/demo.py"), ("a b", 'jobs/demo.py --images "a b"')]:
+        shown = subprocess.run(
+            ["make", "-n", "demo", f"IMAGES={images}"], cwd=ROOT, capture_output=True, text=True
+        )
+        assert expected in shown.stdout, shown.stderr
+
+
+@pytest.mark.slow
+def test_demo_prints_its_table_and_draws_its_sheets(workplace: Path) -> None:
+    result = json.loads((workplace / "demo.json").read_text())
+    scores = {line["name"]: line["scores"] for line in result["table"]}
+    assert len(scores) == 6
+    for values in scores.values():
+        assert 0.6 < values["mAP"] < 1
+        assert 0.6 < values["recall@1"] <= 1
+    singles = [v["mAP"] for name, v in scores.items() if name.startswith("DeepIndex")]
+    assert scores["multi-DeepIndex, both"]["mAP"] > max(singles)
+    for path in result["contact_sheets"]:
+        assert Image.open(workplace / path).width > 1000
+
+
+@pytest.mark.slow
+def test_commands_run_as_printed(workplace: Path) -> None:
+    printed = {}
+    for command in commands("python"):
+        done = run(command, workplace)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        printed[shlex.split(command)[1]] = done.stdout
+    assert "coffee" in printed["jobs/search.py"].splitlines()[2]
+    scores = json.loads(printed["jobs/evaluate.py"])
+    assert {"map", "precision@10", "recall@1", "ns_score"} <= scores.keys()
+    assert Image.open(workplace / "out/coffee.png").format == "PNG"
+
+
+@pytest.mark.slow
+def test_demo_on_own_images_and_again(workplace: Path) -> None:
+    folder = workplace / "mine"
+    folder.mkdir()
+    views = sorted((workplace / "out/photographs/collection/images").iterdir())
+    for path in views[::6]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "broken.jpg").write_bytes(b"not a picture")
+    done = run("python jobs/demo.py --images mine --json", workplace)
+    assert done.returncode == 0, done.stderr
+    assert "broken.jpg" in done.stderr
+    result = json.loads(done.stdout)
+    assert result["images"] == len(views[::6])
+    assert "recall@10" in result["table"][0]["scores"]
+    before = (workplace / result["index"] / "manifest.json").stat().st_mtime_ns
+    assert run("python jobs/demo.py --images mine", workplace).returncode == 0
+    assert (workplace / result["index"] / "manifest.json").stat().st_mtime_ns == before
