@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from pydantic import BaseModel, ValidationError
+from ray.exceptions import ActorDiedError
 from ray.util.annotations import RayDeprecationWarning
 
 from imgray.engine.cluster import Pool
@@ -35,9 +36,10 @@ LISTING = "listing.parquet"
 LISTED = f"{WORK}/listing.json"
 RECEIPTS = f"{WORK}/receipts"
 ROW_GROUP_BYTES = 16 * 2**20
-RESTARTS: dict[str, Any] = {"max_restarts": 5, "max_task_retries": 5}
-"""Finite: by default a shard that always kills its worker would be tried forever. Ray 2.60 warns
-that such keywords go away, but has no others for them yet."""
+RESTARTS: dict[str, Any] = {"max_restarts": 5, "max_task_retries": -1}
+"""Restarts are finite: by default a shard that always kills its worker would be tried forever.
+Retries are not: until Ray has noticed that a node is gone, each fails at once. Ray 2.60 warns that
+such keywords go away, but has no others for them yet."""
 
 _LISTING = pa.schema([("id", pa.string()), ("size", pa.int64())])
 _REJECTED = pa.schema([("id", pa.string()), ("stage", pa.string()), ("reason", pa.string())])
@@ -201,11 +203,17 @@ def _run(pending: list[int], worker: dict[str, Any], pool: Pool) -> Iterator[Rec
             num_gpus=pool.gpus,
             **RESTARTS,
         )
-    for batch in done.iter_batches(batch_size=None, prefetch_batches=0):
-        for text, error in zip(batch["receipt"], batch["error"], strict=True):
-            if error:
-                raise UserError(error)
-            yield Receipt.model_validate_json(text)
+    try:
+        for batch in done.iter_batches(batch_size=None, prefetch_batches=0):
+            for text, error in zip(batch["receipt"], batch["error"], strict=True):
+                if error:
+                    raise UserError(error)
+                yield Receipt.model_validate_json(text)
+    except ActorDiedError:
+        raise UserError(
+            f"a worker died {RESTARTS['max_restarts'] + 1} times: out of memory, or an image that "
+            "crashes its decoder; run again with fewer --workers or a smaller --batch-size to go on"
+        ) from None
 
 
 class Worker:

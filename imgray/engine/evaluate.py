@@ -92,7 +92,10 @@ def evaluate(config: EvaluateConfig) -> Scores:
         started = time.monotonic()
         answers = search_shards(folder, manifest, vectors, config.top + 1)
         elapsed = time.monotonic() - started
-    rankings = {id: hits.ids for id, hits in zip(ids, answers, strict=True)}
+    rankings = {
+        id: [found for found in hits.ids if found != id][: config.top]
+        for id, hits in zip(ids, answers, strict=True)
+    }
     scores = metrics.evaluate(rankings, groups, indexed_ids(folder, manifest))
     return Scores(scores | {"queries": len(ids), "ms_per_query": 1000 * elapsed / len(ids)})
 

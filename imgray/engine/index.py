@@ -44,6 +44,7 @@ from imgray.manifest import (
     Manifest,
     begin,
     entry_of,
+    nothing_left_before,
     publish,
     read_file,
     read_manifest,
@@ -63,6 +64,8 @@ RECALL_AT = (1, 10, 100)
 DEPTH = max(RECALL_AT)
 TASK_RETRIES = 5
 CODEBOOKS, FREQUENCY, REPORT = "codebooks.safetensors", "frequency.safetensors", "report.json"
+FITTED = f"{WORK}/codebooks.json"
+"""The note that codebooks are done."""
 
 
 class IndexConfig(JobConfig):
@@ -250,11 +253,13 @@ def build_index(config: IndexConfig) -> IndexResult:
     features, output = Folder(config.features), Folder(config.output)
     made_from = read_manifest(features, "features")
     source = Source(features, made_from, config.feature, config.signature_feature)
+    if not source.rows:
+        raise UserError(f"{features.uri}: holds no images, only rejected ones; nothing to index")
     settings = _codebook_settings(config, source)
     identity = {**config.identity(), "features_digest": made_from.digest}
     manifest = begin(output, "index", identity, config.overwrite)
     if manifest is None:
-        with cluster():
+        with nothing_left_before(output, FITTED), cluster():
             manifest = _build(config, source, settings, output, made_from, identity)
     else:
         say(f"{output.uri}: already built, nothing to do")
@@ -369,13 +374,12 @@ def _fit(
     source: Source, output: Folder, settings: CodebookSettings, sample: NDArray[np.int64]
 ) -> FileEntry:
     """Train the codebooks on a sample; those of an interrupted run are kept."""
-    note = f"{WORK}/codebooks.json"
-    if output.exists(note):
-        return FileEntry.model_validate_json(output.read(note))
+    if output.exists(FITTED):
+        return FileEntry.model_validate_json(output.read(FITTED))
     data = fit(source.pick(sample)[1], settings).to_bytes()
     output.write(CODEBOOKS, data)
     entry = entry_of(CODEBOOKS, data)
-    output.write(note, entry.model_dump_json().encode())
+    output.write(FITTED, entry.model_dump_json().encode())
     return entry
 
 
@@ -483,8 +487,9 @@ def _measure(
     recall = dict.fromkeys(RECALL_AT, 0.0)
     for row, hits, truth in zip(held_out, answers, exact, strict=True):
         found = [position for position in hits.positions if position != row]
+        others = [position for position in truth if position != row]
         for k in recall:
-            nearest = set(truth[:k].tolist())
+            nearest = set(others[:k])
             recall[k] += len(nearest & set(found[:k])) / max(1, len(nearest)) / len(held_out)
     regions = source.rows * source.columns[names[0]].regions
     stored = sum(file.size for file in manifest.named("shard-"))
@@ -505,7 +510,10 @@ def _exact_neighbours(
     queries: Vectors,
     held_out: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """Rows (Q, DEPTH) of the nearest images by exact cosine, the query left out."""
+    """Rows (Q, DEPTH) of the nearest images by exact cosine.
+
+    The query comes after all others, so it is among them in a small collection alone.
+    """
     wanted = _global(queries, names)
     step = BLOCK * max(1, EXACT_ROWS // BLOCK)
     starts = range(0, source.rows, step)

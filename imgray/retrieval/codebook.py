@@ -22,6 +22,8 @@ Floats = NDArray[np.float32]
 Code = Literal["SQ8", "SQ4", "SQfp16", "Flat"]
 MAX_LISTS = 2**24
 KMEANS_ITERATIONS = 20
+LEAST_SHARE = 1e-3
+"""Of a feature, in the choice of lists to visit."""
 
 _CODES = {
     "SQ8": faiss.ScalarQuantizer.QT_8bit,
@@ -152,9 +154,11 @@ class Codebooks:
         """Multiple assignment: for every level its regions, and the lists (B, R', P) they visit.
 
         They are the tuples of words with the largest weighted sum of cosines, found as in the
-        multi-sequence algorithm (Babenko and Lempitsky, 2012).
+        multi-sequence algorithm (Babenko and Lempitsky, 2012). A feature of weight 0 still orders
+        the tuples that tie in the others, so that a region's own list comes first.
         """
-        cosines = [w * c for w, c in zip(weights, self._cosines(encoded), strict=True)]
+        shares = [max(w, LEAST_SHARE) for w in weights]
+        cosines = [np.float32(w) * c for w, c in zip(shares, self._cosines(encoded), strict=True)]
         visits, first = [], 0
         for regions, probes in zip(self.settings.levels, self.settings.probes, strict=True):
             part = slice(first, first + regions)

@@ -142,20 +142,33 @@ class Shard:
         best = _best(scores, top)
         return Votes(found[best] + self.offset, scores[best], len(postings))
 
+    def nearest(self, codes: Floats, lists: Ints, top: int) -> tuple[Floats, Ints]:
+        """Single vectors by FAISS's own ranking: cosines and positions (B, top), -1 for none.
+
+        One more is asked for than needed: where it ties with the last, FAISS has chosen among
+        equals by chance, and the tied are found by a search of their own.
+        """
+        none = np.zeros(lists.shape, np.float32)
+        self.index.nprobe = lists.shape[1]
+        cosines, found = self.index.search_preassigned(codes, top + 1, lists, none)
+        for row in np.flatnonzero((cosines[:, top - 1] == cosines[:, top]) & (found[:, top] >= 0)):
+            cosines[row, :top], found[row, :top] = self._first(codes[row], lists[row], top)
+        return cosines[:, :top], np.where(found < 0, found, found + self.offset)[:, :top]
+
+    def _first(self, code: Floats, lists: Ints, top: int) -> tuple[Floats, Ints]:
+        """The best postings of whole lists, ties by position."""
+        _, cosines, found = self.index.range_search_preassigned(
+            code[None], NOTHING, lists[None], np.zeros((1, len(lists)), np.float32)
+        )
+        order = np.lexsort((found, -cosines))[:top]
+        return cosines[order], found[order]
+
     def _signature_weight(
         self, signature: Floats, found: Ints, settings: CodebookSettings
     ) -> NDArray[np.float64]:
         products = self.signatures[found].astype(np.float32) @ signature
         cosines = products / np.maximum(self.lengths[found] * np.linalg.norm(signature), 1e-12)
         return np.maximum(cosines, 0.0).astype(np.float64) ** settings.signature_power
-
-    def nearest(self, codes: Floats, lists: Ints, top: int) -> tuple[Floats, Ints]:
-        """FAISS's own ranking of single vectors: cosines and positions (B, top), -1 for none."""
-        count = min(top, len(self))
-        cosines, found = self.index.search_preassigned(
-            codes, count, lists, np.zeros(lists.shape, np.float32)
-        )
-        return cosines, np.where(found < 0, found, found + self.offset)
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,10 @@ import numpy as np
 
 from imgray.engine.index import Source
 from imgray.features import Vectors, columns_of
-from imgray.manifest import read_manifest
+from imgray.manifest import read_manifest, scratch
 from imgray.retrieval import metrics
 from imgray.retrieval.codebook import CodebookSettings, fit, unit
 from imgray.retrieval.deepindex import DeepIndex, Shard, ShardBuilder
-from imgray.manifest import scratch
 from imgray.storage import Folder
 
 LEVELS = (1, 4, 9)
@@ -36,7 +35,9 @@ def read(uri: str) -> tuple[list[str], Vectors]:
     return source.pick(np.arange(source.rows))
 
 
-def settings(features: tuple[str, ...], assigned: bool, signature: bool, seed: int):
+def settings(
+    features: tuple[str, ...], assigned: bool, signature: bool, seed: int
+) -> CodebookSettings:
     """The defaults of `jobs/index.py`, with multiple assignment and signature on or off."""
     probes = (512, 32, 4) if len(features) > 1 else (16, 4, 1)
     return CodebookSettings(
@@ -75,8 +76,20 @@ def search(
             for row in range(len(ids))
         ]
         elapsed = 1000 * (time.perf_counter() - started) / len(ids)
-    touched = sum(hit.touched for hit in hits) / (len(ids) ** 2 * sum(LEVELS))
+        touched = postings_touched(index, vectors) / (len(ids) * sum(LEVELS))
     return {id: hit.ids for id, hit in zip(ids, hits, strict=True)}, size, touched, elapsed
+
+
+def postings_touched(index: DeepIndex, vectors: Vectors) -> float:
+    """Mean number of different postings that a query touches."""
+    codebooks = index.codebooks
+    lists = index.shards[0].index.invlists
+    sizes = np.array([lists.list_size(number) for number in range(codebooks.settings.lists)])
+    shares = [1 / len(codebooks.settings.features)] * len(codebooks.settings.features)
+    visits = codebooks.probes_of(codebooks.encode(vectors), shares)
+    images = len(next(iter(vectors.values())))
+    visited = [np.concatenate([v[row].ravel() for _, v in visits]) for row in range(images)]
+    return float(np.mean([sizes[np.unique(row)].sum() for row in visited]))
 
 
 def exact(

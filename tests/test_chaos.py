@@ -1,0 +1,362 @@
+"""Jobs that are killed, interrupted or lose a machine: nothing is lost, nothing is done twice.
+
+Every job runs as its own process with its own Ray, as a user starts it.
+"""
+
+import contextlib
+import io
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import TinyNet
+
+from imgray import samples
+from imgray.engine.cluster import Pool
+from imgray.engine.collection import Rejections, process_collection
+from imgray.errors import UserError
+from imgray.manifest import read_file, read_manifest
+from imgray.storage import Folder
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1500)]
+
+ROOT = Path(__file__).parents[1]
+RECEIPTS = "_work/receipts"
+FEW, FEW_SHARD = 320, 8
+MANY, MANY_SHARD = 5000, 25
+
+
+@dataclass
+class Job:
+    """A job in a session of its own."""
+
+    process: subprocess.Popen[str]
+    output: Path
+
+    def receipts(self, pattern: str = f"{RECEIPTS}/*.json") -> int:
+        return len(list(self.output.glob(pattern)))
+
+    def wait_until(self, reached: Callable[[], bool], seconds: float = 240) -> None:
+        """Wait for a point in the work; a job that ends before it fails the test."""
+        end = time.monotonic() + seconds
+        while not reached():
+            if self.process.poll() is not None or time.monotonic() > end:
+                self.kill()
+                pytest.fail(f"the job did not come so far: {self.process.communicate()}")
+            time.sleep(0.01)
+
+    def tree(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def kill(self) -> None:
+        """SIGKILL the driver alone: the workers must end by themselves, Ray's agents are slow."""
+        if self.process.poll() is None:
+            left = self.tree()
+            agents = [process for process in left if _is_agent(process)]
+            self.process.kill()
+            self.process.wait()
+            _, alive = psutil.wait_procs([p for p in left if p not in agents], timeout=60)
+            assert not alive
+            for process in agents:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+    def finish(self, seconds: float = 600) -> tuple[int, str, str]:
+        """Exit code, standard output and standard error."""
+        try:
+            output, error = self.process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            pytest.fail(f"still running after {seconds} s: {self.process.communicate()}")
+        return self.process.returncode, output, error
+
+
+def _is_agent(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.name().endswith("Agent")
+    return False
+
+
+Start = Callable[..., Job]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """A function that starts `jobs/NAME.py` with flags; what still runs at the end is killed."""
+    jobs: list[Job] = []
+
+    def run(name: str, output: Path, *flags: str, address: str | None = None) -> Job:
+        process = subprocess.Popen(
+            [sys.executable, f"jobs/{name}.py", "--output", str(output), *flags],
+            cwd=ROOT,
+            env=os.environ | ({"RAY_ADDRESS": address} if address else {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        jobs.append(Job(process, output))
+        return jobs[-1]
+
+    yield run
+    for job in jobs:
+        job.kill()
+
+
+def write_crops(folder: Path, count: int) -> Path:
+    """Write `count` crops of real photographs, JPEG of 64 x 64 pixels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    photographs, chance = list(samples.photographs().values()), random.Random(0)
+    for number in range(count):
+        picture = photographs[number % len(photographs)]
+        side = chance.randint(64, min(picture.size))
+        x, y = (chance.randint(0, length - side) for length in picture.size)
+        crop = picture.resize((64, 64), box=(x, y, x + side, y + side))
+        crop.save(folder / f"{number:05d}.jpg")
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    return folder
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A collection, the flags of its extraction, and what an undisturbed run made of it."""
+
+    images: int
+    flags: list[str]
+    output: Path
+    files: dict[str, bytes]
+
+
+def _reference(folder: Path, count: int, shard: int, net: TinyNet) -> Reference:
+    images = write_crops(folder / "images", count)
+    flags = ["--images", str(images), "--shard-size", str(shard), "--workers", "2", *net.flags]
+    command = [sys.executable, "jobs/extract.py", "--output", str(folder / "output"), *flags]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return Reference(count + 1, flags, folder / "output", _files(folder / "output"))
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory, tiny_net: TinyNet) -> Reference:
+    return _reference(tmp_path_factory.mktemp("few"), FEW, FEW_SHARD, tiny_net)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory, tiny_net: TinyNet) -> Reference:
+    return _reference(tmp_path_factory.mktemp("many"), MANY, MANY_SHARD, tiny_net)
+
+
+def _files(output: Path) -> dict[str, bytes]:
+    found = [path for path in output.rglob("*") if path.is_file()]
+    return {path.relative_to(output).as_posix(): path.read_bytes() for path in found}
+
+
+def _times(output: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in output.rglob("*")}
+
+
+def _check(output: Path, reference: Reference) -> None:
+    """Once each, none lost, the very bytes of the undisturbed run, nothing left over."""
+    folder = Folder(str(output))
+    manifest = read_manifest(folder, "features")
+    ids = []
+    for entry in manifest.named("part-") + manifest.named("rejected/"):
+        ids += pq.read_table(io.BytesIO(read_file(folder, entry)))["id"].to_pylist()
+    listed = pq.read_table(io.BytesIO(read_file(folder, manifest.file("listing.parquet"))))
+    assert len(ids) == len(set(ids)) == reference.images
+    assert set(ids) == set(listed["id"].to_pylist())
+    assert manifest.counts["done"] + manifest.counts["rejected"] == manifest.counts["listed"]
+    files = {name: data for name, data in _files(output).items() if ".partial-" not in name}
+    assert files == reference.files
+
+
+def _kill_and_run_again(start: Start, output: Path, reference: Reference, share: float) -> None:
+    shards = sum(name.startswith("part-") for name in reference.files)
+    job = start("extract", output, *reference.flags)
+    job.wait_until(lambda: job.receipts() >= share * shards)
+    job.kill()
+    done = {path.name: path.stat().st_mtime_ns for path in (output / RECEIPTS).iterdir()}
+    assert share * shards <= len(done) < shards
+    assert not (output / "manifest.json").exists()
+    parts = {p: p.stat().st_mtime_ns for p in output.glob("part-*")}
+    kept = {p: t for p, t in parts.items() if p.stem.replace("part-", "") + ".json" in done}
+    code, _, error = start("extract", output, *reference.flags).finish()
+    assert code == 0, error
+    assert "were done by an earlier run" in error
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+    _check(output, reference)
+
+
+def test_a_killed_driver_loses_and_repeats_nothing(
+    start: Start, tmp_path: Path, few: Reference
+) -> None:
+    _kill_and_run_again(start, tmp_path / "out", few, 0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.75, 0.9])
+def test_a_driver_killed_anywhere_loses_and_repeats_nothing(
+    start: Start, tmp_path: Path, many: Reference, share: float
+) -> None:
+    _kill_and_run_again(start, tmp_path / "out", many, share)
+
+
+@pytest.mark.slow
+def test_a_killed_index_build_goes_on(start: Start, tmp_path: Path, many: Reference) -> None:
+    flags = ["--features", str(many.output), "--feature", "test_efficientnet", "--shards", "8"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start("index", whole, *flags).finish()[0] == 0
+    for note, least in (("codebooks.json", 1), ("shard-*.json", 2)):
+        job = start("index", killed, *flags)
+        job.wait_until(lambda job=job, n=note, m=least: job.receipts(f"_work/{n}") >= m)
+        job.kill()
+        assert not (killed / "manifest.json").exists()
+    before = {p: p.stat().st_mtime_ns for p in killed.glob("codebooks*")}
+    code, _, error = start("index", killed, *flags).finish()
+    assert code == 0, error
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    timed = {"report.json", "manifest.json"}
+    found, wanted = _files(killed), _files(whole)
+    assert {n for n in found if ".partial-" not in n} == wanted.keys()
+    assert all(found[name] == wanted[name] for name in wanted.keys() - timed)
+
+
+def _worker(job: Job) -> psutil.Process | None:
+    for process in job.tree():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.name().startswith("ray::MapWorker"):
+                return process
+    return None
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced(start: Start, tmp_path: Path, few: Reference) -> None:
+    job = start("extract", tmp_path / "out", *few.flags)
+    job.wait_until(lambda: job.receipts() >= 4)
+    worker = _worker(job)
+    assert worker is not None
+    worker.kill()
+    code, _, error = job.finish()
+    assert code == 0, error
+    _check(tmp_path / "out", few)
+
+
+class _Deadly:
+    """A step that no worker survives."""
+
+    schema = pa.schema([("id", pa.string())])
+
+    def prepare(self, data: bytes) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def process(self, ids: Sequence[str], batch: Sequence[None]) -> tuple[pa.Table, Rejections]:
+        raise AssertionError
+
+
+def test_an_image_that_kills_every_worker_ends_the_job(
+    ray_cluster: None, photos: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="a worker died 6 times"):
+        process_collection(
+            "test", Folder(str(photos)), Folder(str(tmp_path)), _Deadly, Pool(1, 1, 0),
+            batch_size=8, shard_size=8, suffixes=[".jpg"],
+        )  # fmt: skip
+    assert not (tmp_path / "manifest.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [2, 3])
+def test_a_lost_node_loses_no_image(
+    start: Start, tmp_path: Path, few: Reference, workers: int
+) -> None:
+    """Three nodes of one CPU: with two workers there is room for another one, with three none."""
+    cluster = subprocess.Popen(
+        [sys.executable, "-c", _CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        address = cluster.stdout.readline().strip()
+        flags = [*few.flags, "--workers", str(workers)]
+        job = start("extract", tmp_path / "out", *flags, address=address)
+        job.wait_until(lambda: job.receipts() >= 4)
+        cluster.stdin.write("remove\n")
+        cluster.stdin.flush()
+        removed = cluster.stdout.readline()
+        code, _, error = job.finish()
+    finally:
+        cluster.stdin.close()
+        if cluster.wait(timeout=60):
+            pytest.fail("the cluster did not end well")
+    assert "removed" in removed
+    assert code == 0, error
+    _check(tmp_path / "out", few)
+
+
+_CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+from ray.util.state import list_actors
+
+memory = 100 * 2**20
+head = {"num_cpus": 0, "object_store_memory": memory, "include_dashboard": True}
+cluster = Cluster(initialize_head=True, head_node_args=head)
+nodes = [cluster.add_node(num_cpus=1, object_store_memory=memory) for _ in range(3)]
+cluster.wait_for_nodes()
+print(cluster.address, flush=True)
+sys.stdin.readline()
+busy = {a.node_id for a in list_actors(address=cluster.address) if "MapWorker" in a.class_name}
+cluster.remove_node(next(n for n in nodes if n.node_id in busy), allow_graceful=False)
+print("removed", flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_a_finished_job_does_nothing(start: Start, few: Reference) -> None:
+    before, started = _times(few.output), time.monotonic()
+    code, output, error = start("extract", few.output, *few.flags).finish()
+    print(f"a finished job: {time.monotonic() - started:.1f} s")
+    assert code == 0, error
+    assert f"{few.images - 1} images done, 1 rejected, {few.images} listed" in output
+    assert _times(few.output) == before
+
+
+def test_other_settings_are_refused(start: Start, few: Reference) -> None:
+    before = _times(few.output)
+    flags = [*few.flags, "--precision", "bfloat16"]
+    code, output, error = start("extract", few.output, *flags).finish()
+    assert (code, output) == (2, "")
+    assert "precision: 'float32' there, 'bfloat16' now" in error
+    assert _times(few.output) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_leaves_nothing_half_done(
+    start: Start, tmp_path: Path, few: Reference, presses: int
+) -> None:
+    """A terminal sends SIGINT to the job and to the processes of Ray that share its group."""
+    job = start("extract", tmp_path / "out", *few.flags)
+    job.wait_until(lambda: job.receipts() >= 4)
+    left = job.tree()
+    for _ in range(presses):
+        os.killpg(job.process.pid, signal.SIGINT)
+        time.sleep(0.3)
+    code, output, error = job.finish(60)
+    assert (code, output) == (130, ""), error
+    lines = [line for line in error.splitlines() if not line.startswith("extract: ")]
+    assert lines == ["interrupted: nothing half-done is visible; run it again to go on"]
+    assert not psutil.wait_procs(left, timeout=30)[1]
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    code, _, error = start("extract", tmp_path / "out", *few.flags).finish()
+    assert code == 0, error
+    _check(tmp_path / "out", few)
