@@ -131,8 +131,8 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> N
     else:
         options["metavar"] = _metavar(name, field)
     if (field.json_schema_extra or {}).get("positional"):  # type: ignore[union-attr]
-        del options["dest"]
-        parser.add_argument(name, nargs="?", **options)
+        shown = "{" + ",".join(typing.get_args(kind)) + "}"
+        parser.add_argument(name, nargs="?", metavar=shown, help=options["help"])
         return
     parser.add_argument("--" + name.replace("_", "-"), **options)
 
@@ -141,7 +141,7 @@ def _help(field: FieldInfo) -> str:
     text = field.description or ""
     if field.is_required():
         text += " (required)"
-    elif field.default not in (None, False) and not field.default_factory:
+    elif field.default not in (None, False, []) and not field.default_factory:
         text += f" (default: {_shown(field.default)})"
     return text.replace("%", "%%")
 

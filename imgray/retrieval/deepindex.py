@@ -211,7 +211,7 @@ class DeepIndex:
         self.codebooks, self.shards = codebooks, list(shards)
         self.ids = pa.chunked_array([shard.ids for shard in self.shards])
         self.first = self.shards[0].offset
-        self.frequency = frequency
+        self.frequency, self.images = frequency, images
         self.squared_idf = idf(frequency, images) ** 2
         self.threads = ThreadPoolExecutor(THREADS, "search", faiss.omp_set_num_threads, (1,))
 
@@ -305,11 +305,19 @@ class DeepIndex:
         counts = (positions >= 0).sum(axis=1)
         ids = self.ids_of(positions[positions >= 0])
         ends = np.cumsum(counts)
-        touched = self.frequency[lists].sum(axis=1)
+        touched = self._sizes(lists).sum(axis=1)
         return [
             Hits(p[:n], s[:n], ids[end - n : end], int(t))
             for p, s, n, end, t in zip(positions, cosines, counts, ends, touched, strict=True)
         ]
+
+    def _sizes(self, lists: Ints) -> Ints:
+        """Postings that these shards hold in lists; in all shards it is the number of images."""
+        if sum(map(len, self.shards)) == self.images:
+            return self.frequency[lists]
+        sizes = [shard.index.invlists.list_size for shard in self.shards]
+        counts = [sum(size(number) for size in sizes) for number in lists.ravel().tolist()]
+        return np.array(counts, np.int64).reshape(lists.shape)
 
     def ids_of(self, positions: Ints) -> list[str]:
         """Ids of images by their position in the collection."""
