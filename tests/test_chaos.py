@@ -202,7 +202,7 @@ def test_a_killed_driver_loses_and_repeats_nothing(
     _kill_and_run_again(start, tmp_path / "out", few, 0.5)
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.75, 0.9])
 def test_a_driver_killed_anywhere_loses_and_repeats_nothing(
     start: Start, tmp_path: Path, many: Reference, share: float
@@ -210,7 +210,7 @@ def test_a_driver_killed_anywhere_loses_and_repeats_nothing(
     _kill_and_run_again(start, tmp_path / "out", many, share)
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_a_killed_index_build_goes_on(start: Start, tmp_path: Path, many: Reference) -> None:
     flags = ["--features", str(many.output), "--feature", "test_efficientnet", "--shards", "8"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"

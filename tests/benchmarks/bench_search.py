@@ -156,7 +156,7 @@ def regions(sizes: list[tuple[int, DeepIndex]], queries: Path) -> None:
         middle, slow = np.percentile(times, [50, 95])
         rows.append([f"{images:,} images, {words} words", middle, slow, 100 * np.mean(touched)])
     print(f"14 regions, {' x '.join(PAIR)}")
-    common.table(["", "ms per query, p50", "p95", "% of postings touched"], rows)
+    common.table(["", "ms per query, p50", "p95", "postings scored, % of all"], rows)
 
 
 def main() -> None:
