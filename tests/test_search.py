@@ -21,7 +21,8 @@ from PIL import Image
 from imgray.config import run_job
 from imgray.engine.evaluate import EvaluateConfig, Scores, evaluate
 from imgray.engine.extract import ExtractConfig, extract
-from imgray.engine.index import IndexConfig, Source, build_index
+from imgray.engine.index import IndexConfig, build_index
+from imgray.engine.rows import Source
 from imgray.engine.search import SearchConfig, SearchEngine, SearchResult, encode, search
 from imgray.errors import UserError
 from imgray.features import FeatureInfo, Vectors, columns_of, load_extractor

@@ -20,8 +20,10 @@ from imgray.engine import sheets
 from imgray.engine.cluster import cluster
 from imgray.engine.evaluate import Truth
 from imgray.engine.extract import ExtractConfig, extract
-from imgray.engine.index import IndexConfig, Report, Source, build_index
+from imgray.engine.index import IndexConfig, build_index
 from imgray.engine.progress import say
+from imgray.engine.report import Report
+from imgray.engine.rows import Source
 from imgray.engine.search import SearchEngine
 from imgray.features import Vectors
 from imgray.manifest import read_file, read_manifest

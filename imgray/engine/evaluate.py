@@ -16,8 +16,8 @@ from pydantic import BaseModel, Field, RootModel
 
 from imgray.config import JobConfig
 from imgray.engine.cluster import cluster, cores
-from imgray.engine.index import Source
 from imgray.engine.progress import say
+from imgray.engine.rows import Source
 from imgray.engine.search import (
     TASK_RETRIES,
     check_fingerprints,

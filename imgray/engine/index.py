@@ -11,13 +11,10 @@ import hashlib
 import itertools
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
@@ -27,15 +24,13 @@ from safetensors.numpy import save as save_safetensors
 from imgray.config import JobConfig
 from imgray.engine.cluster import cluster
 from imgray.engine.progress import Progress, say
-from imgray.engine.search import search_shards
+from imgray.engine.report import Report, measure
+from imgray.engine.rows import BLOCK, Source
 from imgray.errors import UserError
 from imgray.features import (
     ExtractorConfig,
     FeatureInfo,
-    Vectors,
     choose,
-    columns_of,
-    from_table,
     weights_file,
 )
 from imgray.manifest import (
@@ -50,18 +45,12 @@ from imgray.manifest import (
     read_manifest,
     scratch,
 )
-from imgray.retrieval.codebook import Code, Codebooks, CodebookSettings, fit, unit
+from imgray.retrieval.codebook import Code, Codebooks, CodebookSettings, fit
 from imgray.retrieval.deepindex import ShardBuilder
 from imgray.storage import Folder
 
-BLOCK = 16
-"""Images encoded at once. Shards are cut at multiples of it, so that an image's code does not
-depend on the number of shards, not even by rounding."""
 SHARD_IMAGES = 100_000
-EXACT_ROWS = 20_000
 MAX_CODEWORDS = 4096
-RECALL_AT = (1, 10, 100)
-DEPTH = max(RECALL_AT)
 TASK_RETRIES = 5
 CODEBOOKS, FREQUENCY, REPORT = "codebooks.safetensors", "frequency.safetensors", "report.json"
 FITTED = f"{WORK}/codebooks.json"
@@ -145,83 +134,6 @@ class IndexResult(BaseModel):
         )
 
 
-class Part(BaseModel):
-    """A Parquet file of the features artifact and the collection's rows that it holds."""
-
-    file: FileEntry
-    first: int
-
-
-class Source:
-    """The rows of a features artifact, in the collection's order."""
-
-    def __init__(
-        self, folder: Folder, manifest: Manifest, names: list[str], signature: list[str]
-    ) -> None:
-        self.folder = folder
-        have = columns_of(manifest)
-        self.grids = ExtractorConfig.model_validate(manifest.about["extractor"]).grids
-        self.columns: dict[str, FeatureInfo] = choose(have, names) | choose(have, signature)
-        self.parts: list[Part] = []
-        self.rows = 0
-        for file in manifest.named("part-", ".parquet"):
-            self.parts.append(Part(file=file, first=self.rows))
-            self.rows += file.rows
-
-    def read(self, first: int, last: int) -> Iterator[tuple[list[str], Vectors]]:
-        """Ids and features of the rows first..last-1, in blocks of `BLOCK` from `first` on."""
-        ids: list[str] = []
-        waiting: Vectors = {}
-        for table in self._tables(first, last):
-            found = {name: from_table(table, name, info) for name, info in self.columns.items()}
-            waiting = {n: np.concatenate([waiting[n], v]) if ids else v for n, v in found.items()}
-            ids += table.column("id").to_pylist()
-            whole = len(ids) // BLOCK * BLOCK
-            for start in range(0, whole, BLOCK):
-                yield _slice(ids, waiting, start, start + BLOCK)
-            ids, waiting = _slice(ids, waiting, whole, len(ids))
-        if ids:
-            yield ids, waiting
-
-    def _tables(self, first: int, last: int) -> Iterator[Any]:
-        """Row groups of verified parts, one at a time, cut to the wanted rows."""
-        columns = ["id", *self.columns]
-        for part in self.parts:
-            if part.first >= last or part.first + part.file.rows <= first:
-                continue
-            parquet = pq.ParquetFile(pa.BufferReader(read_file(self.folder, part.file)))
-            row = part.first
-            for group in range(parquet.num_row_groups):
-                count = parquet.metadata.row_group(group).num_rows
-                start, stop = max(first - row, 0), min(last - row, count)
-                if start < stop:
-                    yield parquet.read_row_group(group, columns).slice(start, stop - start)
-                row += count
-
-    def pick(self, rows: NDArray[np.int64]) -> tuple[list[str], Vectors]:
-        """Ids and features of a few rows, given in rising order."""
-        found = []
-        for part in self.parts:
-            inside = rows[(rows >= part.first) & (rows < part.first + part.file.rows)]
-            start = part.first
-            for table in (
-                self._tables(part.first, part.first + part.file.rows) if len(inside) else ()
-            ):
-                here = inside[(inside >= start) & (inside < start + len(table))] - start
-                if len(here):
-                    found.append(table.take(here))
-                start += len(table)
-        vectors = {
-            name: np.concatenate([from_table(table, name, info) for table in found])
-            for name, info in self.columns.items()
-        }
-        return [id for table in found for id in table.column("id").to_pylist()], vectors
-
-
-def _slice(ids: list[str], vectors: Vectors, start: int, stop: int) -> tuple[list[str], Vectors]:
-    return ids[start:stop], {name: value[start:stop] for name, value in vectors.items()}
-
-
 class _Receipt(BaseModel):
     """A finished index shard, with the file of its lists' document frequencies."""
 
@@ -230,22 +142,6 @@ class _Receipt(BaseModel):
     images: int
     files: list[FileEntry]
     frequency: FileEntry
-
-
-class Report(BaseModel):
-    """Recall against exact search, sizes and times, as published in `report.json`.
-
-    `recall` is the share of the k nearest images by exact cosine (of all indexed features of the
-    whole images side by side, float32) that are among the first k of the index, over held-out
-    queries. An index of regions is meant to find more than such neighbours: it ranks otherwise.
-    """
-
-    queries: int
-    recall: dict[str, float]
-    bytes_per_image: float
-    postings_touched: float
-    seconds: dict[str, float]
-    milliseconds_per_query: float
 
 
 def build_index(config: IndexConfig) -> IndexResult:
@@ -323,7 +219,7 @@ def _build(
     identity: dict[str, Any],
 ) -> Manifest:
     started = time.monotonic()
-    held_out, sample = _split(source.rows, config)
+    held_out, sample = _split(source, config)
     remote = ray.remote(num_cpus=config.cpus_per_task, max_retries=TASK_RETRIES)
     codebooks = ray.get(remote(_fit).remote(source, output, settings, sample))
     fitted = time.monotonic()
@@ -341,7 +237,7 @@ def _build(
         about=_about(made_from, source.columns),
         files=files,
     )
-    report = _measure(remote, source, output, manifest, held_out)
+    report = measure(remote, source, output, manifest, held_out)
     seconds = {"fit": fitted - started, "shards": built - fitted}
     report = report.model_copy(update={"seconds": {k: round(v, 2) for k, v in seconds.items()}})
     data = report.model_dump_json(indent=1).encode()
@@ -350,12 +246,12 @@ def _build(
     return publish(output, manifest)
 
 
-def _split(rows: int, config: IndexConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _split(source: Source, config: IndexConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows of the held-out queries, and of the images to train on: disjoint, each rising."""
     random = np.random.default_rng(config.seed)
-    queries = min(config.queries, max(1, rows // 10))
-    wanted = min(rows, config.sample + queries)
-    chosen = random.choice(rows, wanted, replace=False)
+    queries = min(config.queries, max(1, source.rows // 10))
+    images = -(-config.sample // sum(g * g for g in source.grids))
+    chosen = source.draw(queries + images, random)
     held_out, sample = chosen[:queries], chosen[queries:]
     return np.sort(held_out), np.sort(sample if len(sample) else held_out)
 
@@ -472,85 +368,3 @@ def _about(made_from: Manifest, columns: dict[str, FeatureInfo]) -> dict[str, An
         "extractor": _extractor(made_from, columns).model_dump(mode="json"),
         "features": {name: info.model_dump() for name, info in columns.items()},
     }
-
-
-def _measure(
-    remote: Any, source: Source, output: Folder, manifest: Manifest, held_out: NDArray[np.int64]
-) -> Report:
-    """Compare the index with exact search on held-out queries, each left out of its ranking."""
-    _, vectors = ray.get(remote(Source.pick).remote(source, held_out))
-    names = list(choose(source.columns, manifest.config["feature"]))
-    exact = _exact_neighbours(remote, source, names, vectors, held_out)
-    started = time.monotonic()
-    answers = search_shards(output, manifest, vectors, DEPTH + 1)
-    elapsed = time.monotonic() - started
-    recall = dict.fromkeys(RECALL_AT, 0.0)
-    for row, hits, truth in zip(held_out, answers, exact, strict=True):
-        found = [position for position in hits.positions if position != row]
-        others = [position for position in truth if position != row]
-        for k in recall:
-            nearest = set(others[:k])
-            recall[k] += len(nearest & set(found[:k])) / max(1, len(nearest)) / len(held_out)
-    regions = source.rows * source.columns[names[0]].regions
-    stored = sum(file.size for file in manifest.named("shard-"))
-    return Report(
-        queries=len(held_out),
-        recall={f"recall@{k}": round(value, 4) for k, value in recall.items()},
-        bytes_per_image=stored / source.rows,
-        postings_touched=sum(hits.touched for hits in answers) / len(answers) / regions,
-        milliseconds_per_query=1000 * elapsed / len(answers),
-        seconds={},
-    )
-
-
-def _exact_neighbours(
-    remote: Any,
-    source: Source,
-    names: list[str],
-    queries: Vectors,
-    held_out: NDArray[np.int64],
-) -> NDArray[np.int64]:
-    """Rows (Q, DEPTH) of the nearest images by exact cosine.
-
-    The query comes after all others, so it is among them in a small collection alone.
-    """
-    wanted = _global(queries, names)
-    step = BLOCK * max(1, EXACT_ROWS // BLOCK)
-    starts = range(0, source.rows, step)
-    parts = ray.get(
-        [
-            remote(_exact_part).remote(
-                source, names, wanted, held_out, a, min(a + step, source.rows)
-            )
-            for a in starts
-        ]
-    )
-    cosines = np.concatenate([part[0] for part in parts], axis=1)
-    rows = np.concatenate([part[1] for part in parts], axis=1)
-    order = np.lexsort((rows, -cosines))[:, :DEPTH]
-    return np.take_along_axis(rows, order, axis=1)
-
-
-def _exact_part(
-    source: Source,
-    names: list[str],
-    wanted: NDArray[np.float32],
-    held_out: NDArray[np.int64],
-    first: int,
-    last: int,
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    cosines = np.concatenate(
-        [wanted @ _global(vectors, names).T for _, vectors in source.read(first, last)], axis=1
-    )
-    rows = np.arange(first, last)
-    cosines[held_out[:, None] == rows[None, :]] = -2.0
-    best = np.argsort(-cosines, axis=1, kind="stable")[:, : DEPTH + 1]
-    found = np.take_along_axis(cosines, best, axis=1)
-    own = found == -2.0
-    order = np.argsort(own, axis=1, kind="stable")[:, : min(DEPTH, last - first)]
-    return np.take_along_axis(found, order, axis=1), rows[np.take_along_axis(best, order, axis=1)]
-
-
-def _global(vectors: Vectors, names: list[str]) -> NDArray[np.float32]:
-    """Features of the whole image, each of unit length, side by side."""
-    return np.concatenate([unit(vectors[name][:, 0]) for name in names], axis=1)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from imgray.engine.index import Source
+from imgray.engine.rows import Source
 from imgray.features import Vectors, columns_of
 from imgray.manifest import read_manifest, scratch
 from imgray.retrieval import metrics
