@@ -1,4 +1,5 @@
 import io
+import json
 import os
 import time
 from collections.abc import Callable
@@ -11,7 +12,10 @@ import pytest
 from conftest import S3, TinyNet, _free_port
 
 from imgray.config import run_job
+from imgray.engine.evaluate import EvaluateConfig, evaluate
 from imgray.engine.extract import ExtractConfig, extract
+from imgray.engine.index import IndexConfig, build_index
+from imgray.engine.search import SearchConfig, search
 from imgray.features import columns_of, from_table, load_extractor
 from imgray.manifest import read_file, read_manifest
 from imgray.storage import Folder
@@ -74,6 +78,41 @@ def _refusal(flags: list[str], capsys: Any) -> str:
     assert len(lines) == 1, err
     assert lines[0].startswith("error: ")
     return lines[0]
+
+
+@pytest.mark.slow
+def test_index_search_and_evaluation_on_s3(
+    ray_cluster: None,
+    s3: S3,
+    photos: Path,
+    tiny_net: TinyNet,
+    capsys: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("IMGRAY_CACHE", str(tmp_path / "cache"))
+    images = Folder(s3.uri("collection/images"))
+    names = _upload(photos, images, 34)
+    images.write("truth.csv", "\n".join(["id,group", *(f"{n},{n[:3]}" for n in names)]).encode())
+    features, index = s3.uri("artifacts/features"), s3.uri("artifacts/index")
+    assert run_job(ExtractConfig, extract, _flags(images.uri, features, tiny_net)) == 0
+    flags = ["--features", features, "--output", index, "--feature", tiny_net.name]
+    assert run_job(IndexConfig, build_index, [*flags, "--codewords", "4", "--shards", "3"]) == 0
+    assert read_manifest(Folder(index), "index").counts == {"images": 34, "shards": 3}
+
+    capsys.readouterr()
+    query = f"{images.uri}/{names[7]}"
+    flags = ["--index", index, "--query", query, "--top", "3", "--json"]
+    assert run_job(SearchConfig, search, flags) == 0
+    answer = json.loads(capsys.readouterr().out)["answers"][0]
+    assert answer["query"] == query
+    assert answer["results"][0]["id"] == names[7]
+    cached = {path.stem for path in (tmp_path / "cache").rglob("*.faiss")}
+    assert cached == {f.sha256 for f in read_manifest(Folder(index), "index").named("", ".faiss")}
+
+    flags = ["retrieval", "--index", index, "--queries", images.uri, "--json"]
+    assert run_job(EvaluateConfig, evaluate, [*flags, "--truth", f"{images.uri}/truth.csv"]) == 0
+    assert json.loads(capsys.readouterr().out)["queries"] == 34
 
 
 @pytest.mark.parametrize("variable", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])

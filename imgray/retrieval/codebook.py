@@ -124,10 +124,11 @@ class Codebooks:
 
     def _signatures(self, vectors: Mapping[str, Floats]) -> NDArray[np.int8]:
         """The whole image's features, reduced and scaled to the range of a signed byte."""
-        count = len(next(iter(vectors.values())))
+        if not self.signature:
+            return np.zeros((len(next(iter(vectors.values()))), 0), np.int8)
         parts = [p(vectors[name][:, 0]) for name, p in self.signature.items()]
-        joined = np.concatenate(parts, axis=1) if parts else np.zeros((count, 0), np.float32)
-        largest = np.abs(joined).max(axis=1, keepdims=True, initial=1e-12)
+        joined = np.concatenate(parts, axis=1)
+        largest = np.abs(joined).max(axis=1, keepdims=True).clip(1e-12)
         return np.rint(joined * (127.0 / largest)).astype(np.int8)
 
     def codes_of(self, encoded: Encoded, weights: Sequence[float] | None = None) -> Floats:
@@ -168,6 +169,8 @@ class Codebooks:
 
     def _nearest_lists(self, cosines: list[Floats], probes: int) -> NDArray[np.int64]:
         depth = [min(count, probes) for count in self.settings.codewords]
+        if len(depth) == 1:
+            return _largest(cosines[0], depth[0])
         nearest = [_largest(c, d) for c, d in zip(cosines, depth, strict=True)]
         ranks = _frontier(tuple(depth), probes)
         shape = (*cosines[0].shape[:-1], len(ranks))
