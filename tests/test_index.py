@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from synthetic import clustered, names, write_features
 
 import imgray.engine.index as engine
+import imgray.engine.rows as rows_module
 from imgray.config import run_job
 from imgray.engine.index import IndexConfig, IndexResult, build_index
 from imgray.engine.search import open_shards, search_shards
@@ -44,9 +45,16 @@ def features(vectors: Vectors, tmp_path_factory: pytest.TempPathFactory) -> str:
 def _config(features: str, output: Path | str, **changes: Any) -> IndexConfig:
     values: dict[str, Any] = {
         "features": features, "output": str(output), "feature": FEATURES, "codewords": [7, 5],
-        "probes": [20, 6, 2], "queries": 20, "sample": 200,
+        "probes": [20, 6, 2], "queries": 20, "sample": 2800,
     }  # fmt: skip
     return IndexConfig(**values | changes)
+
+
+def _split(config: IndexConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that a build holds out, and rows that it trains on."""
+    folder = Folder(config.features)
+    source = engine.Source(folder, read_manifest(folder, "features"), config.feature, [])
+    return engine._split(source, config)
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +165,7 @@ def test_the_report_measures_recall_against_exact_search(
     indexes: dict[int, Path], vectors: Vectors, features: str, shards: int
 ) -> None:
     report = json.loads((indexes[shards] / "report.json").read_bytes())
-    held_out, sample = engine._split(IMAGES, _config(features, "nowhere"))
+    held_out, sample = _split(_config(features, "nowhere"))
     assert len(held_out) == report["queries"] == 20
     assert len(set(held_out.tolist()) | set(sample.tolist())) == 220
     answers = _search(indexes[shards], {n: v[held_out] for n, v in vectors.items()}, 101)
@@ -253,7 +261,7 @@ def interrupted(
 
     output = tmp_path / "index"
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_measure", stop)
+        patch.setattr(engine, "measure", stop)
         with pytest.raises(_Stopped):
             build_index(_config(features, output, shards=4))
     for shard in (1, 3):
@@ -319,7 +327,7 @@ def test_wrong_settings_are_refused(
     ray_cluster: None, features: str, tmp_path: Path, changes: dict[str, Any], reason: str,
     capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    flags = ["--features", features, "--output", str(tmp_path / "index"), "--sample", "200"]
+    flags = ["--features", features, "--output", str(tmp_path / "index"), "--sample", "2800"]
     for name, values in ({"feature": FEATURES} | changes).items():
         flags += ["--" + name.replace("_", "-"), *map(str, values)]
     assert run_job(IndexConfig, build_index, flags) == 2
@@ -414,7 +422,7 @@ def test_the_job_prints_one_json_object(
 ) -> None:
     flags = ["--features", features, "--output", str(indexes[4]), "--feature", *FEATURES]
     flags += ["--codewords", "7", "5", "--probes", "20", "6", "2", "--queries", "20"]
-    flags += ["--sample", "200", "--shards", "4", "--json"]
+    flags += ["--sample", "2800", "--shards", "4", "--json"]
     assert run_job(IndexConfig, build_index, flags) == 0
     out = capfd.readouterr().out
     result = IndexResult.model_validate_json(out)
@@ -437,7 +445,7 @@ def test_more_shards_than_blocks_are_cut_to_the_blocks(
     assert all(row == engine.BLOCK for row in rows[:-1])
     for position, hits in enumerate(_search(output, vectors, 3)):
         assert hits.ids[0] == names(images)[position] or images == 2
-    held_out, _ = engine._split(images, _config(source, output))
+    held_out, _ = _split(_config(source, output))
     answers = _search(output, {n: v[held_out] for n, v in vectors.items()}, 101)
     for name, value in result.recall.items():
         assert value == pytest.approx(_recall(vectors, answers, held_out, int(name[7:])), abs=1e-4)
@@ -462,7 +470,7 @@ def test_a_global_index_is_an_ordinary_one(
     _same(search_shards(Folder(str(output)), _manifest(output), queries, 101), one)
     reports = [json.loads((output / "report.json").read_bytes()) for output in outputs.values()]
     assert reports[0]["recall"] == reports[1]["recall"]
-    held_out, _ = engine._split(150, _config(source, "nowhere"))
+    held_out, _ = _split(_config(source, "nowhere"))
     touched = [h.touched for h in _search(output, {n: v[held_out] for n, v in vectors.items()})]
     for report in reports:
         assert report["postings_touched"] == pytest.approx(np.mean(touched) / 150)
@@ -493,3 +501,20 @@ def test_blocks_do_not_depend_on_parts_and_row_groups(features: str, vectors: Ve
     ids, found = source.pick(rows)
     assert ids == [names(IMAGES)[row] for row in rows]
     np.testing.assert_array_equal(found["one.mid"], vectors["one.mid"][rows])
+
+
+def test_a_sample_is_drawn_from_some_parts_without_repeats(
+    features: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows_module, "SAMPLE_PARTS", 2)
+    manifest = read_manifest(Folder(features), "features")
+    source = engine.Source(Folder(features), manifest, FEATURES, [])
+    for seed in range(5):
+        drawn = source.draw(10_000, np.random.default_rng(seed))
+        ends = [(part.first, part.first + part.file.rows) for part in source.parts]
+        used = [(first, end) for first, end in ends if ((drawn >= first) & (drawn < end)).any()]
+        assert len(used) == min(2, len(ends))
+        assert sorted(drawn) == [row for first, end in used for row in range(first, end)]
+        few = source.draw(7, np.random.default_rng(seed))
+        assert len(set(few.tolist())) == 7
+        assert set(few.tolist()) <= set(drawn.tolist())
