@@ -91,6 +91,13 @@ def entry_of(name: str, data: bytes, rows: int = 0) -> FileEntry:
     return FileEntry(name=name, size=len(data), sha256=sha256(data), rows=rows)
 
 
+def entry_of_file(path: Path, rows: int = 0) -> FileEntry:
+    """The entry of a local file under its own name, read in small pieces."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileEntry(name=path.name, size=path.stat().st_size, sha256=digest, rows=rows)
+
+
 def read_manifest(folder: Folder, kind: Kind) -> Manifest:
     """Read and verify the manifest of a finished artifact.
 

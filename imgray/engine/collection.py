@@ -28,7 +28,7 @@ from ray.util.annotations import RayDeprecationWarning
 from imgray.engine.cluster import Pool
 from imgray.engine.progress import Progress, say
 from imgray.errors import UserError
-from imgray.manifest import WORK, FileEntry, entry_of, scratch
+from imgray.manifest import WORK, FileEntry, entry_of, entry_of_file, scratch
 from imgray.pixels import MAX_BYTES, Rejected
 from imgray.storage import Entry, Folder, Skipped
 
@@ -148,17 +148,13 @@ def _freeze_listing(
         if not total:
             found = f", only {skipped}" if skipped.by_suffix else ""
             raise UserError(f"{images.uri}: no images here{found}; see --suffixes")
-        file = _digest(path, total)
+        file = entry_of_file(path, total)
         output.upload(path, LISTING)
     if skipped.by_suffix:
         say(f"{images.uri}: passed over {skipped}")
     listing = _Listing(images=total, shards=shards, file=file)
     output.write(LISTED, listing.model_dump_json().encode())
     return listing
-
-
-def _digest(path: Any, rows: int) -> FileEntry:
-    return entry_of(LISTING, path.read_bytes(), rows)
 
 
 def _receipts(output: Folder) -> list[Receipt]:

@@ -7,7 +7,6 @@ held-out queries. The idf is counted over all shards, so shards rank as one inde
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 import time
@@ -26,6 +25,7 @@ from imgray.engine.cluster import cluster
 from imgray.engine.progress import Progress, say
 from imgray.engine.report import Report, measure
 from imgray.engine.rows import BLOCK, Source
+from imgray.engine.search import CODEBOOKS, FREQUENCY, TASK_RETRIES
 from imgray.errors import UserError
 from imgray.features import (
     ExtractorConfig,
@@ -39,6 +39,7 @@ from imgray.manifest import (
     Manifest,
     begin,
     entry_of,
+    entry_of_file,
     nothing_left_before,
     publish,
     read_file,
@@ -51,8 +52,7 @@ from imgray.storage import Folder
 
 SHARD_IMAGES = 100_000
 MAX_CODEWORDS = 4096
-TASK_RETRIES = 5
-CODEBOOKS, FREQUENCY, REPORT = "codebooks.safetensors", "frequency.safetensors", "report.json"
+REPORT = "report.json"
 FITTED = f"{WORK}/codebooks.json"
 """The note that codebooks are done."""
 
@@ -323,9 +323,7 @@ def _build_shard(
 
 
 def _publish(output: Folder, path: Path, rows: int) -> FileEntry:
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    entry = FileEntry(name=path.name, size=path.stat().st_size, sha256=digest, rows=rows)
+    entry = entry_of_file(path, rows)
     output.upload(path, path.name)
     return entry
 

@@ -22,12 +22,13 @@ from imgray.storage import Folder
 
 QUERIES_AT_ONCE = 16
 TASK_RETRIES = 5
+CODEBOOKS, FREQUENCY = "codebooks.safetensors", "frequency.safetensors"
 
 
 def open_shards(folder: Folder, manifest: Manifest, only: int | None = None) -> DeepIndex:
     """Load an index, or one shard of it, every file verified against the manifest before use."""
-    codebooks = Codebooks.from_bytes(read_file(folder, manifest.file("codebooks.safetensors")))
-    stored = load_safetensors(read_file(folder, manifest.file("frequency.safetensors")))
+    codebooks = Codebooks.from_bytes(read_file(folder, manifest.file(CODEBOOKS)))
+    stored = load_safetensors(read_file(folder, manifest.file(FREQUENCY)))
     frequency = np.zeros(codebooks.settings.lists, np.int64)
     frequency[stored["lists"]] = stored["counts"]
     shards, offset = [], 0
