@@ -147,15 +147,21 @@ def test_features_of_other_networks_are_refused(
         engine.search_vectors(vectors, change(columns), 5)
 
 
-def test_an_index_whose_networks_are_not_its_own_is_refused(
-    tiny_index: TinyIndex, tmp_path: Path
-) -> None:
-    shutil.copytree(tiny_index.index, tmp_path / "copy")
-    folder = Folder(str(tmp_path / "copy"))
-    manifest = read_manifest(folder, "index")
+def _of_other_networks(artifact: Path | str, copy: Path, kind: Any) -> Folder:
+    """A copy of an artifact whose features carry fingerprints of other networks."""
+    shutil.copytree(artifact, copy)
+    folder = Folder(str(copy))
+    manifest = read_manifest(folder, kind)
     for info in manifest.about["features"].values():
         info["fingerprint"] = "1" * 64
     publish(folder, manifest)
+    return folder
+
+
+def test_an_index_whose_networks_are_not_its_own_is_refused(
+    tiny_index: TinyIndex, tmp_path: Path
+) -> None:
+    folder = _of_other_networks(tiny_index.index, tmp_path / "copy", "index")
     with pytest.raises(UserError, match="has fingerprint 111111111111, the query's has"):
         SearchEngine(folder.uri)
 
@@ -433,12 +439,7 @@ def test_a_table_with_more_columns_and_a_mark_is_a_truth(
 def test_queries_of_other_networks_are_refused(
     tiny_index: TinyIndex, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(tiny_index.features, tmp_path / "features")
-    folder = Folder(str(tmp_path / "features"))
-    manifest = read_manifest(folder, "features")
-    for info in manifest.about["features"].values():
-        info["fingerprint"] = "1" * 64
-    publish(folder, manifest)
+    folder = _of_other_networks(tiny_index.features, tmp_path / "features", "features")
     flags = ["retrieval", "--index", tiny_index.index, "--queries", folder.uri]
     flags += ["--truth", _truth(tmp_path / "truth.csv", _groups(tiny_index))]
     assert run_job(EvaluateConfig, evaluate, flags) == 2
