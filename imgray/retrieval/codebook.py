@@ -100,10 +100,12 @@ class Projection:
 class Encoded:
     """Images as the index sees them.
 
-    reduced: by feature float32 (B, R, d), unit length; signatures: int8 (B, S).
+    reduced: by feature float32 (B, R, d), unit length; cosines: by feature float32 (B, R, words)
+    of these with the codebook's words; signatures: int8 (B, S).
     """
 
     reduced: list[Floats]
+    cosines: list[Floats]
     signatures: NDArray[np.int8]
 
 
@@ -119,8 +121,10 @@ class Codebooks:
 
     def encode(self, vectors: Mapping[str, Floats]) -> Encoded:
         """Describe images by their features (B, R, C), by name."""
-        reduced = [self.projections[name](vectors[name]) for name in self.settings.features]
-        return Encoded(reduced, self._signatures(vectors))
+        names = self.settings.features
+        reduced = [self.projections[name](vectors[name]) for name in names]
+        cosines = [r @ self.words[name].T for r, name in zip(reduced, names, strict=True)]
+        return Encoded(reduced, cosines, self._signatures(vectors))
 
     def _signatures(self, vectors: Mapping[str, Floats]) -> NDArray[np.int8]:
         """The whole image's features, reduced and scaled to the range of a signed byte."""
@@ -145,7 +149,7 @@ class Codebooks:
     def lists_of(self, encoded: Encoded) -> NDArray[np.int64]:
         """The inverted list (B, R) of every region: its nearest word in each codebook."""
         number = np.zeros(encoded.reduced[0].shape[:-1], np.int64)
-        for cosines, count in zip(self._cosines(encoded), self.settings.codewords, strict=True):
+        for cosines, count in zip(encoded.cosines, self.settings.codewords, strict=True):
             number = number * count + cosines.argmax(axis=-1)
         return number
 
@@ -159,7 +163,7 @@ class Codebooks:
         the tuples that tie in the others, so that a region's own list comes first.
         """
         shares = [max(w, LEAST_SHARE) for w in weights]
-        cosines = [np.float32(w) * c for w, c in zip(shares, self._cosines(encoded), strict=True)]
+        cosines = [np.float32(w) * c for w, c in zip(shares, encoded.cosines, strict=True)]
         visits, first = [], 0
         for regions, probes in zip(self.settings.levels, self.settings.probes, strict=True):
             part = slice(first, first + regions)
@@ -181,10 +185,6 @@ class Codebooks:
             total = total + np.take_along_axis(values, picked, axis=-1)
         best = _largest(total, min(probes, len(ranks)))
         return np.take_along_axis(number, best, axis=-1)
-
-    def _cosines(self, encoded: Encoded) -> list[Floats]:
-        names = self.settings.features
-        return [r @ self.words[n].T for r, n in zip(encoded.reduced, names, strict=True)]
 
     def new_index(self) -> Any:
         """An empty `faiss.IndexIVF` with this code, trained."""
@@ -292,12 +292,15 @@ def _largest(values: Floats, count: int) -> NDArray[np.int64]:
     """Indices of the `count` largest values along the last axis, largest first."""
     if count == 1:
         return values.argmax(axis=-1)[..., None]
-    if count < values.shape[-1]:
-        some = np.argpartition(-values, count - 1, axis=-1)[..., :count]
+    width = values.shape[-1]
+    table = values.reshape(-1, width)
+    rows = np.arange(len(table))[:, None]
+    if count < width:
+        some = table.argpartition(width - count, axis=1)[:, width - count :]
     else:
-        some = np.broadcast_to(np.arange(count), values.shape)
-    order = np.argsort(-np.take_along_axis(values, some, axis=-1), axis=-1, kind="stable")
-    return np.take_along_axis(some, order, axis=-1)
+        some = np.broadcast_to(np.arange(width), table.shape)
+    order = (-table[rows, some]).argsort(axis=1, kind="stable")
+    return some[rows, order].reshape(*values.shape[:-1], count)
 
 
 @cache

@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -56,7 +57,7 @@ def merge(parts: Sequence[Hits], top: int) -> Hits:
     positions = np.concatenate([part.positions for part in parts])
     scores = np.concatenate([part.scores for part in parts])
     ids = [id for part in parts for id in part.ids]
-    order = np.lexsort((positions, -scores))[:top]
+    order = _ranked(positions, scores, top)
     touched = sum(part.touched for part in parts)
     return Hits(positions[order], scores[order], [ids[i] for i in order], touched)
 
@@ -160,7 +161,7 @@ class Shard:
         _, cosines, found = self.index.range_search_preassigned(
             code[None], NOTHING, lists[None], np.zeros((1, len(lists)), np.float32)
         )
-        order = np.lexsort((found, -cosines))[:top]
+        order = _ranked(found, cosines, top)
         return cosines[order], found[order]
 
     def _signature_weight(
@@ -289,7 +290,7 @@ class DeepIndex:
     def _merge(self, votes: list[Votes], query: Query, top: int) -> Hits:
         positions = np.concatenate([vote.positions for vote in votes])
         scores = np.concatenate([vote.scores for vote in votes])
-        order = np.lexsort((positions, -scores))[:top]
+        order = _ranked(positions, scores, top)
         positions, scores = positions[order], scores[order] / max(query.own, 1e-12)
         touched = sum(vote.touched for vote in votes)
         return Hits(positions, scores, self.ids_of(positions), touched)
@@ -299,9 +300,8 @@ class DeepIndex:
         answers = [shard.nearest(codes, lists, top) for shard in self.shards]
         cosines = np.concatenate([answer[0] for answer in answers], axis=1).astype(np.float64)
         positions = np.concatenate([answer[1] for answer in answers], axis=1)
-        order = np.lexsort((positions, -cosines))[:, :top]
-        cosines = np.take_along_axis(cosines, order, axis=1)
-        positions = np.take_along_axis(positions, order, axis=1)
+        rows, order = np.arange(len(codes))[:, None], _ranked(positions, cosines, top)
+        cosines, positions = cosines[rows, order], positions[rows, order]
         counts = (positions >= 0).sum(axis=1)
         ids = self.ids_of(positions[positions >= 0])
         ends = np.cumsum(counts)
@@ -332,6 +332,11 @@ def kernel(cosines: Floats, bandwidth: float) -> NDArray[np.float64]:
 def idf(frequency: Ints, images: int) -> NDArray[np.float64]:
     """Inverse document frequency of every list, from the number of images in it."""
     return np.log1p(images / np.maximum(frequency, 1))
+
+
+def _ranked(positions: Ints, scores: NDArray[np.floating[Any]], top: int) -> Ints:
+    """Order of the `top` best along the last axis: by score, then by position."""
+    return np.lexsort((positions, -scores))[..., :top]
 
 
 def _best(scores: NDArray[np.float64], top: int) -> Ints:
