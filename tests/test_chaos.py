@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import TinyNet
+from poison import write_poison
 
 from imgray import samples
 from imgray.engine.cluster import Pool
@@ -128,6 +129,15 @@ def write_crops(folder: Path, count: int) -> Path:
     return folder
 
 
+def add_poison(folder: Path) -> dict[str, str]:
+    """Files of every kind of `poison.py`, twice, among the images; rejected id -> word of why."""
+    bad = {"broken.jpg": "not a readable"}
+    for place in ("a poison", "00100.jpg poison"):
+        kinds = write_poison(folder / place)
+        bad |= {f"{place}/{name}": reason for name, reason in kinds.items() if reason}
+    return bad
+
+
 @dataclass(frozen=True)
 class Reference:
     """A collection, the flags of its extraction, and what an undisturbed run made of it."""
@@ -138,22 +148,26 @@ class Reference:
     files: dict[str, bytes]
 
 
-def _reference(folder: Path, count: int, shard: int, net: TinyNet) -> Reference:
-    images = write_crops(folder / "images", count)
+def _reference(images: Path, shard: int, net: TinyNet) -> Reference:
+    folder, count = images.parent, sum(path.is_file() for path in images.rglob("*"))
     flags = ["--images", str(images), "--shard-size", str(shard), "--workers", "2", *net.flags]
     command = [sys.executable, "jobs/extract.py", "--output", str(folder / "output"), *flags]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    return Reference(count + 1, flags, folder / "output", _files(folder / "output"))
+    return Reference(count, flags, folder / "output", _files(folder / "output"))
 
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory, tiny_net: TinyNet) -> Reference:
-    return _reference(tmp_path_factory.mktemp("few"), FEW, FEW_SHARD, tiny_net)
+    images = write_crops(tmp_path_factory.mktemp("few") / "images", FEW)
+    return _reference(images, FEW_SHARD, tiny_net)
 
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory, tiny_net: TinyNet) -> Reference:
-    return _reference(tmp_path_factory.mktemp("many"), MANY, MANY_SHARD, tiny_net)
+    """More than 2 % of these images are poisoned, one way or another."""
+    images = write_crops(tmp_path_factory.mktemp("many") / "images", MANY)
+    add_poison(images)
+    return _reference(images, MANY_SHARD, tiny_net)
 
 
 def _files(output: Path) -> dict[str, bytes]:
@@ -209,6 +223,20 @@ def test_a_driver_killed_anywhere_loses_and_repeats_nothing(
     start: Start, tmp_path: Path, many: Reference, share: float
 ) -> None:
     _kill_and_run_again(start, tmp_path / "out", many, share)
+
+
+@pytest.mark.sweep
+def test_poison_among_many_is_accounted_for(many: Reference, tmp_path: Path) -> None:
+    wanted = add_poison(tmp_path)
+    manifest = read_manifest(Folder(str(many.output)), "features")
+    assert many.images - MANY > 0.02 * MANY
+    assert manifest.counts["listed"] == many.images
+    assert manifest.counts["rejected"] == len(wanted)
+    assert manifest.counts["done"] == many.images - len(wanted)
+    files = sorted((many.output / "rejected").glob("*.parquet"))
+    rejected = [row for file in files for row in pq.read_table(file).to_pylist()]
+    assert sorted(row["id"] for row in rejected) == sorted(wanted)
+    assert all(wanted[row["id"]] in row["reason"] for row in rejected)
 
 
 @pytest.mark.sweep
