@@ -352,7 +352,7 @@ def _annotators(folder: Path, part: str, images: int) -> list[Bools]:
 @pytest.mark.data
 def test_annotators_score_one_another(shared_data: Path) -> None:
     total = []
-    for boundaries in _annotators(shared_data, "val", 4):
+    for boundaries in _annotators(shared_data, "val", 2):
         own = thin(boundaries[0])
         alone = count(own.astype(np.float64), boundaries[:1]).table
         assert (alone == alone[0]).all()  # the same at all thresholds

@@ -74,8 +74,9 @@ def count(
 
     At each threshold the pixels that reach it are thinned and matched to every annotator's. How
     many boundary pixels match, and with that recall, is the same for all maximum matchings. Which
-    edge pixels match is not, and precision counts those that match for any annotator; so distance
-    decides, as `match` says.
+    edge pixels match is not, and precision counts those that match for any annotator: distance
+    decides, as `match` says, so that annotators who agree take the same. An arbitrary maximum
+    matching would find a larger union, and too high a precision.
 
     Args:
         edge_map: (H, W) in 0..1, after `nms`.

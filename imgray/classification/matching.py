@@ -57,9 +57,7 @@ def near_pairs(edges: Ints, boundary: Ints, radius: float) -> csr_array:
         raise UserError(f"radius {radius}: expected 0 or more pixels")
     found = cKDTree(edges).sparse_distance_matrix(cKDTree(boundary), radius, output_type="ndarray")
     shape = (len(edges), len(boundary))
-    near = csr_array((1 + found["v"], (found["i"], found["j"])), shape=shape)
-    near.sort_indices()
-    return near
+    return csr_array((1 + found["v"], (found["i"], found["j"])), shape=shape)
 
 
 def _maximum(near: csr_array, mates: Ints) -> tuple[Ints, Bools, Bools]:
