@@ -1,1 +1,1 @@
-"""Theme 1: classification of images and of pixels: fusion networks and edge detection."""
+"""Theme 1: classification, of whole images by fused networks and of pixels: segments and edges."""
