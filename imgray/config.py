@@ -8,7 +8,7 @@ import json
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,10 +35,23 @@ class JobConfig(BaseModel):
 Config = typing.TypeVar("Config", bound=JobConfig)
 
 
+def run_one_of(
+    jobs: Mapping[str, tuple[type[Any], Callable[[Any], BaseModel]]],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """`run_job` of the one that the first argument names."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(epilog="JOB --help explains the flags of one job")
+    parser.add_argument("job", choices=list(jobs), metavar="{" + ",".join(jobs) + "}")
+    name = parser.parse_args(words[:1]).job
+    return run_job(*jobs[name], words[1:], f"{parser.prog} {name}")
+
+
 def run_job(
     model: type[Config],
     work: Callable[[Config], BaseModel],
     argv: Sequence[str] | None = None,
+    program: str | None = None,
 ) -> int:
     """Parse the command line, do the work, print its result.
 
@@ -46,7 +59,7 @@ def run_job(
     The result goes to standard output, with `--json` as one object; all else to standard error.
     """
     try:
-        config, as_json = parse(model, argv)
+        config, as_json = parse(model, argv, program)
         with contextlib.redirect_stdout(sys.stderr):  # Ray prints news of its workers there
             result = work(config)
     except KeyboardInterrupt:
@@ -62,23 +75,34 @@ def run_job(
     return 0
 
 
-def parse(model: type[Config], argv: Sequence[str] | None = None) -> tuple[Config, bool]:
+def parse(
+    model: type[Config], argv: Sequence[str] | None = None, program: str | None = None
+) -> tuple[Config, bool]:
     """Turn a command line, and the YAML file that it names, into settings; flags win over the file.
 
     Returns the settings and whether `--json` was given.
     """
-    arguments = vars(_parser(model).parse_args(argv))
+    arguments = vars(_parser(model, program).parse_args(argv))
     as_json = arguments.pop("json")
     path = arguments.pop("config", None)
-    return validate(model, {**(_read_yaml(Path(path)) if path else {}), **arguments}), as_json
+    filed = read_yaml(Path(path), "--config") if path else {}
+    filed = {str(key).replace("-", "_"): value for key, value in filed.items()}
+    return validate(model, {**filed, **arguments}), as_json
 
 
-def validate(model: type[Config], values: dict[str, Any]) -> Config:
-    """Validate settings; every fault of them is named in one line."""
+Model = typing.TypeVar("Model", bound=BaseModel)
+
+
+def validate(model: type[Model], values: Any, place: str = "") -> Model:
+    """Validate settings; every fault of them is named in one line.
+
+    Settings are flags of a job, or lie in a file that `place` names.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise UserError("; ".join(_fault(item) for item in error.errors())) from None
+        faults = [_fault_in(place, item) if place else _fault(item) for item in error.errors()]
+        raise UserError("; ".join(faults)) from None
 
 
 def _fault(item: Any) -> str:
@@ -91,20 +115,32 @@ def _fault(item: Any) -> str:
     return prefix + item["msg"].removeprefix("Value error, ")
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _fault_in(place: str, item: Any) -> str:
+    name = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "missing":
+        return f"{place}: {name} is missing"
+    if item["type"] == "extra_forbidden":
+        return f"{place}: unknown key {name!r}"
+    prefix = f"{name}: " if name else ""
+    return f"{place}: {prefix}{item['msg'].removeprefix('Value error, ')}"
+
+
+def read_yaml(path: Path, flag: str) -> dict[str, Any]:
+    """The settings in a YAML file that a flag names. Raises `UserError`."""
     try:
         values = yaml.safe_load(path.read_text()) or {}
     except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror or error}") from None
+        raise UserError(f"{flag} {path}: {error.strerror or error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{flag} {path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise UserError(f"--config {path}: expected `setting: value` lines")
-    return {str(key).replace("-", "_"): value for key, value in values.items()}
+        raise UserError(f"{flag} {path}: expected `setting: value` lines")
+    return values
 
 
-def _parser(model: type[JobConfig]) -> argparse.ArgumentParser:
+def _parser(model: type[JobConfig], program: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
+        program,
         description=(model.__doc__ or "").strip(),
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
@@ -130,10 +166,6 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> N
         options["choices"] = typing.get_args(kind)
     else:
         options["metavar"] = _metavar(name, field)
-    if (field.json_schema_extra or {}).get("positional"):  # type: ignore[union-attr]
-        shown = "{" + ",".join(typing.get_args(kind)) + "}"
-        parser.add_argument(name, nargs="?", metavar=shown, help=options["help"])
-        return
     parser.add_argument("--" + name.replace("_", "-"), **options)
 
 

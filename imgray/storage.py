@@ -65,7 +65,8 @@ class Folder:
             )
 
     @cached_property
-    def _fs(self) -> Any:
+    def file_system(self) -> Any:
+        """The fsspec file system that the folder lies in."""
         return fsspec.filesystem("s3", **S3_OPTIONS) if self.is_s3 else LocalFileSystem()
 
     @property
@@ -87,7 +88,7 @@ class Folder:
     def read(self, name: str) -> bytes:
         """The whole content of a file."""
         with self._clear("read", name):
-            return bytes(self._fs.cat_file(self.path(name)))
+            return bytes(self.file_system.cat_file(self.path(name)))
 
     def read_many(self, names: Sequence[str]) -> list[bytes]:
         """The content of several files, fetched together."""
@@ -95,18 +96,18 @@ class Folder:
             paths = [self.path(name) for name in names]
             every: list[None] = [None] * len(paths)
             # Not `cat`, which takes brackets and stars in a path for a pattern.
-            return list(self._fs.cat_ranges(paths, every, every, on_error="raise"))
+            return list(self.file_system.cat_ranges(paths, every, every, on_error="raise"))
 
     def open(self, name: str) -> Any:
         """Open a file for random access: only the ranges that are read are fetched."""
         with self._clear("read", name):
-            return self._fs.open(self.path(name), "rb", block_size=2**20)
+            return self.file_system.open(self.path(name), "rb", block_size=2**20)
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file so that it is seen whole or not at all."""
         with self._clear("write", name):
             if self.is_s3:
-                self._fs.pipe_file(self.path(name), data)
+                self.file_system.pipe_file(self.path(name), data)
             else:
                 _write_atomically(Path(self.path(name)), data)
 
@@ -114,7 +115,7 @@ class Folder:
         """Move a finished local file into the folder so that it is seen whole or not at all."""
         with self._clear("write", name):
             if self.is_s3:
-                self._fs.put_file(str(source), self.path(name))
+                self.file_system.put_file(str(source), self.path(name))
                 source.unlink()
                 return
             target = Path(self.path(name))
@@ -130,20 +131,20 @@ class Folder:
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = target.with_name(TEMPORARY + uuid.uuid4().hex)
             with _removed_on_failure(partial):
-                self._fs.get_file(self.path(name), str(partial))
+                self.file_system.get_file(self.path(name), str(partial))
                 os.replace(partial, target)
 
     def exists(self, name: str) -> bool:
         """Whether there is a file or sub-folder of this name."""
         with self._clear("read", name):
-            return bool(self._fs.exists(self.path(name)))
+            return bool(self.file_system.exists(self.path(name)))
 
     def sizes(self, under: str = "") -> dict[str, int]:
         """Size in bytes of every file below a sub-folder, by name relative to this folder."""
         top = self.path(under).rstrip("/")
         with self._clear("list", under):
             try:
-                found = self._fs.find(top, detail=True)
+                found = self.file_system.find(top, detail=True)
             except FileNotFoundError:
                 return {}
             return {path[len(self.root) + 1 :]: info["size"] for path, info in found.items()}
@@ -154,15 +155,15 @@ class Folder:
             if self.is_s3:
                 self._remove_objects(self.path(name).rstrip("/"))
             else:
-                self._fs.rm(self.path(name), recursive=True)
+                self.file_system.rm(self.path(name), recursive=True)
 
     def _remove_objects(self, path: str) -> None:
         """Not `rm`, which takes brackets and stars in a path for a pattern."""
         bucket = path.partition("/")[0]
-        keys = [{"Key": found[len(bucket) + 1 :]} for found in self._fs.find(path)]
+        keys = [{"Key": found[len(bucket) + 1 :]} for found in self.file_system.find(path)]
         for start in range(0, len(keys), 1000):
             wanted = {"Objects": keys[start : start + 1000], "Quiet": True}
-            answer = self._fs.call_s3("delete_objects", Bucket=bucket, Delete=wanted)
+            answer = self.file_system.call_s3("delete_objects", Bucket=bucket, Delete=wanted)
             for failed in answer.get("Errors", []):
                 raise OSError(f"{failed.get('Key')}: {failed.get('Message')}")
 
@@ -175,7 +176,9 @@ class Folder:
         with self._clear("list", ""):
             if not self.is_s3 and not os.path.isdir(self.root):
                 raise FileNotFoundError(errno.ENOENT, "no such folder")
-            for top, folders, files in self._fs.walk(self.root, detail=True, on_error="raise"):
+            for top, folders, files in self.file_system.walk(
+                self.root, detail=True, on_error="raise"
+            ):
                 for name in [n for n in folders if n.startswith(".")]:
                     del folders[name]
                 _sort(folders)

@@ -2,8 +2,11 @@
 
 import sys
 
-from imgray.config import run_job
+from imgray.config import run_one_of
 from imgray.engine.evaluate import EvaluateConfig, evaluate
+from imgray.engine.evaluate_model import EvaluateModelConfig, evaluate_model
 
 if __name__ == "__main__":
-    sys.exit(run_job(EvaluateConfig, evaluate))
+    job = (EvaluateModelConfig, evaluate_model)
+    jobs = {"classification": job, "segmentation": job, "edges": job}
+    sys.exit(run_one_of({"retrieval": (EvaluateConfig, evaluate), **jobs}))

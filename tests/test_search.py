@@ -357,9 +357,7 @@ def test_an_evaluation_scores_the_rankings_of_the_engine(
     queries = str(tiny_index.photos) if source == "images" else tiny_index.features
     truth = _truth(tmp_path / "truth.csv", groups | {"not there.jpg": "x"})
     found = evaluate(
-        EvaluateConfig(
-            task="retrieval", index=tiny_index.index, queries=queries, truth=truth, top=top
-        )
+        EvaluateConfig(index=tiny_index.index, queries=queries, truth=truth, top=top)
     ).root
     images = _images(tiny_index, list(groups))
     expected = _expected(engine, images, groups, tiny_index.ids, top)
@@ -383,7 +381,7 @@ def test_queries_from_outside_get_rankings_of_the_same_length(
     both = groups | {name: Path(id).stem for name, id in outside.items()}
     found = evaluate(
         EvaluateConfig(
-            task="retrieval", index=tiny_index.index, queries=str(tmp_path / "queries"), top=top,
+            index=tiny_index.index, queries=str(tmp_path / "queries"), top=top,
             truth=_truth(tmp_path / "truth.csv", both),
         )
     ).root  # fmt: skip

@@ -106,7 +106,7 @@ def count(
         matched[:, close] |= found
     total = np.full(len(masks), np.count_nonzero(boundaries))
     table = np.stack([pairs, total, matched.sum(axis=1), present.sum(axis=1)], axis=1)
-    return Counts(table, table[_f_measure(*_rates(table)).argmax()])
+    return Counts(table, table[_f_measure(*rates(table)).argmax()])
 
 
 def scores(counts: Counts) -> Scores:
@@ -121,7 +121,7 @@ def scores(counts: Counts) -> Scores:
 
     Recall, precision and F are 0 where they would divide by 0.
     """
-    recall, precision = _rates(counts.table)
+    recall, precision = rates(counts.table)
     share = np.linspace(0, 1, STEPS)
     between = [
         (values[1:, None] * share + values[:-1, None] * (1 - share)).ravel()
@@ -134,12 +134,12 @@ def scores(counts: Counts) -> Scores:
         threshold=float(between[2][top]),
         recall=float(between[0][top]),
         precision=float(between[1][top]),
-        ois=float(_f_measure(*_rates(counts.best))),
+        ois=float(_f_measure(*rates(counts.best))),
         ap=_average_precision(recall, precision),
     )
 
 
-def _rates(table: Ints) -> tuple[Floats, Floats]:
+def rates(table: Ints) -> tuple[Floats, Floats]:
     """Recall and precision (...,) of counts (..., 4)."""
     return (
         table[..., 0] / np.maximum(table[..., 1], 1),

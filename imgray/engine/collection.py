@@ -27,8 +27,8 @@ from ray.util.annotations import RayDeprecationWarning
 
 from imgray.engine.cluster import Pool
 from imgray.engine.progress import Progress, say
-from imgray.errors import UserError
-from imgray.manifest import WORK, FileEntry, entry_of, entry_of_file, scratch
+from imgray.errors import TooManyRejected, UserError
+from imgray.manifest import WORK, FileEntry, Manifest, entry_of, entry_of_file, scratch
 from imgray.pixels import MAX_BYTES, Rejected
 from imgray.storage import Entry, Folder, Skipped
 
@@ -122,6 +122,18 @@ def summarize_rejections(output: Folder, files: Iterable[FileEntry], most: int =
     return [
         f"{n:,} x {reason} (first: {example[reason]})" for reason, n in counts.most_common(most)
     ]
+
+
+def check_rejected(output: Folder, manifest: Manifest, most: float) -> None:
+    """Say why images were set aside. Raises `TooManyRejected` above a share of the listed ones."""
+    listed, rejected = manifest.counts["listed"], manifest.counts["rejected"]
+    for line in summarize_rejections(output, manifest.files):
+        say(f"rejected: {line}")
+    if rejected > most * listed:
+        raise TooManyRejected(
+            f"{rejected:,} of {listed:,} images were rejected, more than --max-rejected {most:g}; "
+            f"the others are done; see {output.uri}/rejected"
+        )
 
 
 class _Listing(BaseModel):

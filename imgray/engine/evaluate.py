@@ -6,7 +6,7 @@ import csv
 import io
 import time
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -38,9 +38,6 @@ CHUNK = 64
 class EvaluateConfig(JobConfig):
     """Score the rankings of an index: mAP, precision@k, recall@k and the N-S score."""
 
-    task: Literal["retrieval"] = Field(
-        description="what to evaluate: retrieval", json_schema_extra={"positional": True}
-    )
     index: str = Field(description="folder or s3://bucket/prefix of the index artifact")
     queries: str = Field(
         description="folder or s3://bucket/prefix with query images, or a features artifact; those "

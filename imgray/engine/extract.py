@@ -18,11 +18,10 @@ from imgray.engine.collection import (
     LISTED,
     Outcome,
     Rejections,
+    check_rejected,
     process_collection,
-    summarize_rejections,
 )
 from imgray.engine.progress import say
-from imgray.errors import TooManyRejected
 from imgray.features import (
     PYRAMID,
     Extractor,
@@ -145,7 +144,7 @@ def extract(config: ExtractConfig) -> ExtractResult:
             manifest = _extract(config, output)
     else:
         say(f"{output.uri}: already extracted, nothing to do")
-    _check_rejected(config, output, manifest)
+    check_rejected(output, manifest, config.max_rejected)
     counts = manifest.counts
     return ExtractResult(output=output.uri, features=list(columns_of(manifest)), **counts)
 
@@ -219,15 +218,3 @@ def _manifest(
         },
         files=files,
     )
-
-
-def _check_rejected(config: ExtractConfig, output: Folder, manifest: Manifest) -> None:
-    listed, rejected = manifest.counts["listed"], manifest.counts["rejected"]
-    reasons = summarize_rejections(output, manifest.files)
-    for line in reasons:
-        say(f"rejected: {line}")
-    if rejected > config.max_rejected * listed:
-        raise TooManyRejected(
-            f"{rejected:,} of {listed:,} images were rejected, more than --max-rejected "
-            f"{config.max_rejected:g}; the others are done; see {output.uri}/rejected"
-        )

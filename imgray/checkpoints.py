@@ -1,0 +1,106 @@
+"""The state of a training run as a file: tensors as safetensors, all else as JSON; no pickle."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from imgray.errors import UserError
+from imgray.storage import Folder
+
+KEPT = 2
+
+
+def pack(state: Any) -> bytes:
+    """Encode nested dictionaries, lists, tuples, tensors, numbers, strings, booleans and None."""
+    tensors: dict[str, Tensor] = {}
+    outline = _outline(state, tensors)
+    return save_safetensors(tensors, {"outline": json.dumps(outline)})
+
+
+def unpack(data: bytes) -> Any:
+    """The inverse of `pack`; tensors come back on the CPU. Raises `ValueError` for other bytes."""
+    try:
+        tensors = load_safetensors(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return _filled(json.loads(header["__metadata__"]["outline"]), tensors)
+    except Exception as error:
+        raise ValueError(f"not a checkpoint: {error}") from None
+
+
+def _outline(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Lists for everything that JSON lacks: a dictionary may have numbers as keys."""
+    if isinstance(value, Tensor):
+        key = str(len(tensors))
+        tensors[key] = value.detach().cpu().contiguous().clone()
+        return ["tensor", key]
+    if isinstance(value, dict):
+        return ["dict", [[key, _outline(one, tensors)] for key, one in value.items()]]
+    if isinstance(value, list | tuple):
+        return [type(value).__name__, [_outline(one, tensors) for one in value]]
+    if value is None or isinstance(value, bool | int | float | str):
+        return ["value", value]
+    raise TypeError(f"a checkpoint holds no {type(value).__name__}")
+
+
+def _filled(outline: Any, tensors: dict[str, Tensor]) -> Any:
+    kind, value = outline
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "dict":
+        return {key: _filled(one, tensors) for key, one in value}
+    if kind == "value":
+        return value
+    items = [_filled(one, tensors) for one in value]
+    return tuple(items) if kind == "tuple" else items
+
+
+class Keeper:
+    """Checkpoints of one run in a folder, the newest ones kept, each visible whole or not at all.
+
+    They are written straight to where the artifact grows: Ray Train's own `report` may lose the
+    last one when a worker dies within two seconds of it.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+
+    def save(self, step: int, state: Any) -> None:
+        """Write the state after a number of steps, and remove older ones."""
+        self.folder.write(_name(step), pack(state))
+        for name in self._names()[:-KEPT]:
+            self.folder.remove(name)
+
+    def newest(self) -> tuple[int, Any] | None:
+        """Steps done and the state after them; None where nothing was saved."""
+        for name in reversed(self._names()):
+            try:
+                return int(name.split("-")[1].split(".")[0]), unpack(self.folder.read(name))
+            except ValueError:
+                continue
+        return None
+
+    def _names(self) -> list[str]:
+        return sorted(n for n in self.folder.sizes() if n.startswith("step-") and "/" not in n)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:010d}.safetensors"
+
+
+def load_state(module: torch.nn.Module, state: dict[str, Tensor], what: str) -> None:
+    """Load tensors into a module. Raises `UserError` naming the first that does not fit."""
+    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    wrong = sorted(n for n in own.keys() | given.keys() if own.get(n) != given.get(n))
+    if wrong:
+        raise UserError(
+            f"{what}: {len(wrong)} tensors do not fit this model, the first is {wrong[0]} "
+            f"({given.get(wrong[0])} there, {own.get(wrong[0])} here): it is of another recipe"
+        )
+    module.load_state_dict(state)

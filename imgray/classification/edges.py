@@ -1,0 +1,190 @@
+"""Edge detection (thesis chapters 2 and 3): RDS, HED by general supervision, and FCFN."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field
+from torch import Tensor
+
+from imgray import pixels, plots
+from imgray.classification import edge_metrics
+from imgray.classification.fcfn import Fcfn
+from imgray.classification.groups import parameter_groups
+from imgray.classification.pixelwise import PixelSettings, cut, normalised, photograph, trunk_of
+from imgray.classification.rds import Rds, edge_loss, rds_loss
+from imgray.classification.relaxed import (
+    canny_maps,
+    coarse_edges,
+    consensus,
+    dilate,
+    relaxed_targets,
+)
+from imgray.classification.ridges import nms
+from imgray.classification.segmentation import mask_of, same_size
+from imgray.datasets import Dataset, Record
+from imgray.errors import UserError
+from imgray.training import Arrays, Batch, Learner, Prediction, Task
+
+
+class EdgeSettings(PixelSettings):
+    """What a recipe may say about edge detection."""
+
+    net: Literal["rds", "fcfn"] = Field(
+        default="rds", description="rds: supervised sides; fcfn: the fused output alone learns"
+    )
+    relaxed: Literal["ignore", "positive", "negative"] = Field(
+        default="ignore",
+        description="pixels that Canny alone marks; negative is general supervision (HED)",
+    )
+    order: Literal["given", "reversed"] = Field(
+        default="given", description="of strictness from side to side; reversed is an ablation"
+    )
+    annotators: int = Field(default=3, ge=1, description="how many must agree on an edge")
+    dilation: int = Field(default=1, ge=0, description="radius in pixels by which edges grow")
+    void: int | None = Field(default=None, description="label of masks without boundaries (CEA)")
+    reduction: Literal["sum", "mean"] = Field(
+        default="mean", description="of the loss over pixels; published: sum, with a rate of 1e-9"
+    )
+
+
+class EdgeDetection(Task):
+    """The probability of an edge at every pixel.
+
+    The truth is what annotators agree on (`data.form: edges`), or the boundaries of a segmentation
+    (`masks`): coarse edge annotations (CEA), to pretrain on.
+    """
+
+    Settings = EdgeSettings
+    settings: EdgeSettings
+    one_shape = False
+    columns = pa.schema([("edge_share", pa.float32())])
+
+    def check_classes(self, part: Dataset) -> None:
+        if not {"boundaries", "mask"} & part[0].keys():
+            raise UserError(
+                f"part {part.part!r}: neither boundaries nor masks; say data.form: edges or masks"
+            )
+
+    def prepare(self, data: bytes) -> Arrays:
+        return {"image": photograph(data, self.settings.longest)}
+
+    def example(self, record: Record, chance: np.random.Generator | None) -> Arrays:
+        try:
+            image = photograph(record["image"], self.settings.longest)
+        except pixels.Rejected as error:
+            raise UserError(f"{record['id']}: {error}; mend or remove it") from None
+        drawn = self._drawn(record, image.shape[:2])
+        truth = dilate(consensus(drawn, self.settings.annotators), self.settings.dilation)
+        if chance is None:
+            return {"image": image, "truth": truth, "boundaries": drawn}
+        targets = relaxed_targets(
+            truth, canny_maps(image), self.settings.relaxed, self.settings.order
+        )
+        maps = {"image": image, "truth": truth, "targets": np.moveaxis(targets, 0, -1)}
+        return cut(maps, self.settings, chance, {})
+
+    def _drawn(self, record: Record, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+        """Boundary maps (A, H, W) at the image's shape."""
+        if "mask" in record:
+            labels = np.asarray(mask_of(record)).astype(np.uint8)
+            found = coarse_edges(labels, self.settings.void)[None]
+        else:
+            found = record["boundaries"]
+        if found.shape[1:] == shape:
+            return found
+        same_size(record, (found.shape[2], found.shape[1]))
+        size = (shape[1], shape[0])
+        smaller = [
+            Image.fromarray(one.astype(np.uint8) * 255).resize(size, Image.Resampling.BOX)
+            for one in found
+        ]
+        return np.stack([np.asarray(one) > 0 for one in smaller])
+
+    def learner(self, initial: bool = True) -> EdgeLearner:
+        return EdgeLearner(self.settings, initial)
+
+    def summarize(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """The loss of the fused output per pixel; ODS, OIS and AP where they were counted."""
+        scores = {"loss": float(sums["loss"] / sums["pixels"])}
+        if "table" in sums:
+            found = edge_metrics.scores(counts_of(sums))
+            scores |= {"ods": found.ods, "ois": found.ois, "ap": found.ap}
+            scores |= {"threshold": found.threshold}
+        return scores
+
+    def draw(self, sums: Mapping[str, Tensor], path: Path) -> None:
+        """Precision over recall."""
+        recall, precision = edge_metrics.rates(counts_of(sums).table)
+        shown = precision > 0
+        plots.precision_recall({"model": (recall[shown], precision[shown])}, path)
+
+
+def counts_of(sums: Mapping[str, Tensor]) -> edge_metrics.Counts:
+    """The counts of the benchmark among sums over images."""
+    table, best = (sums[name].numpy().astype(np.int64) for name in ("table", "best"))
+    return edge_metrics.Counts(table, best)
+
+
+class EdgeLearner(Learner):
+    """RDS, or FCFN with one class."""
+
+    def __init__(self, settings: EdgeSettings, initial: bool) -> None:
+        trunk = trunk_of(settings, initial)
+        net = Rds(trunk) if settings.net == "rds" else Fcfn(trunk, classes=1)
+        groups: list[Any] = parameter_groups(net, settings.rate, settings.weight_decay)
+        self.modules = {"net": net.to(memory_format=torch.channels_last)}
+        self.optimizers = {
+            "net": torch.optim.SGD(groups, lr=settings.rate, momentum=settings.momentum)
+        }
+        self.settings = settings
+
+    def outputs(self, images: Tensor) -> tuple[Sequence[Tensor], Tensor]:
+        """Logits of the sides and of the fusion, (N, 1, H, W), of uint8 (N, H, W, 3)."""
+        found = self.modules["net"](normalised(images, self.settings))
+        sides, fused = found if isinstance(found, tuple) else ((), found)
+        return [side.float() for side in sides], fused.float()
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        sides, fused = self.outputs(batch["image"])
+        if sides:
+            targets = batch["targets"].permute(0, 3, 1, 2)
+            loss = rds_loss(sides, fused, targets, batch["truth"])
+        else:
+            loss = edge_loss(fused, batch["truth"])
+        pixels_ = fused[0].numel() if self.settings.reduction == "mean" else 1
+        self.descend("net", loss / pixels_)
+        return {"loss": loss / pixels_}
+
+    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
+        return self._loss(self.outputs(batch["image"])[1], batch)
+
+    def _loss(self, fused: Tensor, batch: Batch) -> dict[str, Tensor]:
+        loss = edge_loss(fused, batch["truth"]) * len(fused)
+        return {"loss": loss, "pixels": torch.tensor(fused.numel())}
+
+    def benchmark(self, batch: Batch) -> dict[str, Tensor]:
+        fused = self.outputs(batch["image"])[1]
+        maps = fused[:, 0].sigmoid().cpu().numpy()
+        drawn = batch["boundaries"].cpu().numpy()
+        each = [edge_metrics.count(nms(m), d) for m, d in zip(maps, drawn, strict=True)]
+        return {
+            **self._loss(fused, batch),
+            "table": torch.from_numpy(np.sum([one.table for one in each], axis=0)),
+            "best": torch.from_numpy(np.sum([one.best for one in each], axis=0)),
+        }
+
+    def predict(self, batch: Batch) -> list[Prediction]:
+        """Edge maps, uint8 (H, W): 255 times the probability."""
+        found = []
+        for probability in self.outputs(batch["image"])[1][:, 0].sigmoid().cpu():
+            row = {"edge_share": float((probability > 0.5).float().mean())}
+            found.append(Prediction(row, (probability * 255).round().byte().numpy()))
+        return found

@@ -1,0 +1,182 @@
+"""Image-level classification (thesis chapter 2): plain convolutional and fusion networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field
+from torch import Tensor
+
+from imgray import pixels, plots
+from imgray.classification.cfn import FusionNet
+from imgray.classification.groups import parameter_groups
+from imgray.datasets import Dataset, Record
+from imgray.errors import UserError
+from imgray.training import Arrays, Batch, Learner, Prediction, Settings, Task
+
+BEST = 5
+
+Fusing = Literal["local", "shared", "sum", "max", "none"]
+
+
+class ClassificationSettings(Settings):
+    """What a recipe may say about image-level classification.
+
+    The published nets take whitened images (CIFAR) or images less the data set's mean (ImageNet);
+    here pixels are scaled to 0..1 and standardised per channel by `mean` and `std`.
+    """
+
+    layout: Literal["cfn7", "cfn7-wide", "cfn11"] = "cfn7"
+    fusion: Fusing = Field(default="local", description="none: the plain network")
+    width: float = Field(default=1.0, gt=0, le=4)
+    size: int = Field(default=32, ge=16, le=1024, description="side of the input in pixels")
+    resize: int | None = Field(default=None, description="short side before cropping to size")
+    pad: int = Field(default=0, ge=0, description="black border that training crops reach into")
+    mirror: bool = False
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.25, 0.25, 0.25)
+    rate: float = Field(default=0.1, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=1e-4, ge=0)
+
+
+class Classification(Task):
+    """One label for an image."""
+
+    Settings = ClassificationSettings
+    settings: ClassificationSettings
+    columns = pa.schema(
+        [
+            ("label", pa.string()),
+            ("score", pa.float32()),
+            ("labels", pa.list_(pa.string())),
+            ("scores", pa.list_(pa.float32())),
+        ]
+    )
+
+    def check(self, train: Dataset) -> None:
+        super().check(train)
+        if len(self.classes) < 2:
+            raise UserError(f"part {train.part!r}: fewer than two classes")
+        counts = np.bincount(train.labels(), minlength=len(self.classes))
+        if not counts.all():
+            empty = self.classes[int(counts.argmin())]
+            raise UserError(f"part {train.part!r}: class {empty!r} has no image")
+
+    def check_classes(self, part: Dataset) -> None:
+        if tuple(part.classes) != self.classes[: len(part.classes)]:
+            raise UserError(
+                f"part {part.part!r} has the classes {', '.join(part.classes)}, but the model "
+                f"{', '.join(self.classes)}: labels must mean the same in both"
+            )
+        part.labels()
+
+    def draw(self, sums: Mapping[str, Tensor], path: Path) -> None:
+        """The confusion matrix."""
+        plots.confusion(sums["confusion"].numpy(), self.classes, path)
+
+    def prepare(self, data: bytes) -> Arrays:
+        return {"image": self._cut(self._decoded(data), None)}
+
+    def example(self, record: Record, chance: np.random.Generator | None) -> Arrays:
+        try:
+            image = self._decoded(record["image"])
+        except pixels.Rejected as error:
+            raise UserError(f"{record['id']}: {error}; mend or remove it") from None
+        return {"image": self._cut(image, chance), "label": np.array(record["label"])}
+
+    def _decoded(self, data: bytes) -> Image.Image:
+        """Upright RGB whose short side has the length wanted, in pixels."""
+        short = self.settings.resize or self.settings.size
+        image = pixels.decode(data, short)
+        scale = short / min(image.size)
+        width, height = (max(short, round(scale * side)) for side in image.size)
+        return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+
+    def _cut(self, image: Image.Image, chance: np.random.Generator | None) -> NDArray[np.uint8]:
+        """The centre, or with `chance` any crop of a picture with a border, perhaps mirrored."""
+        pixels_ = np.asarray(image, dtype=np.uint8)
+        size = self.settings.size
+        if chance is None:
+            top, left = ((length - size) // 2 for length in pixels_.shape[:2])
+            return pixels_[top : top + size, left : left + size]
+        border = (self.settings.pad,) * 2
+        pixels_ = np.pad(pixels_, (border, border, (0, 0)))
+        top, left = (int(chance.integers(length - size + 1)) for length in pixels_.shape[:2])
+        crop = pixels_[top : top + size, left : left + size]
+        return crop[:, ::-1] if self.settings.mirror and chance.random() < 0.5 else crop
+
+    def learner(self, initial: bool = True) -> ClassificationLearner:
+        return ClassificationLearner(self.settings, self.classes)
+
+    def summarize(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Errors at 1 and 5 (share of images), and the mean loss."""
+        images = float(sums["images"])
+        return {
+            "top1_error": 1 - float(sums["top1"]) / images,
+            "top5_error": 1 - float(sums["top5"]) / images,
+            "loss": float(sums["loss"]) / images,
+        }
+
+
+class ClassificationLearner(Learner):
+    """A CFN or its plain counterpart under cross-entropy."""
+
+    def __init__(self, settings: ClassificationSettings, classes: Sequence[str]) -> None:
+        fusion: Any = None if settings.fusion == "none" else settings.fusion
+        net = FusionNet(settings.layout, len(classes), fusion, settings.width)
+        groups: list[Any] = parameter_groups(net, settings.rate, settings.weight_decay)
+        self.modules = {"net": net.to(memory_format=torch.channels_last)}
+        self.optimizers = {
+            "net": torch.optim.SGD(groups, lr=settings.rate, momentum=settings.momentum)
+        }
+        self.classes = classes
+        self.mean, self.std = torch.tensor(settings.mean), torch.tensor(settings.std)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits (N, C) of images, uint8 (N, size, size, 3)."""
+        mean, std = self.mean.to(images.device), self.std.to(images.device)
+        maps = ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+        found: Tensor = self.modules["net"](maps)
+        return found.float()
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        loss = F.cross_entropy(self.logits(batch["image"]), batch["label"])
+        self.descend("net", loss)
+        return {"loss": loss}
+
+    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
+        logits, labels = self.logits(batch["image"]), batch["label"]
+        count = len(self.classes)
+        best = logits.topk(min(BEST, count)).indices
+        right = best == labels[:, None]
+        pairs = labels * count + best[:, 0]
+        confusion = torch.bincount(pairs, minlength=count**2)
+        return {
+            "images": torch.tensor(len(labels)),
+            "top1": right[:, 0].sum(),
+            "top5": right.sum(),
+            "loss": F.cross_entropy(logits, labels, reduction="sum"),
+            "confusion": confusion.reshape(count, count),
+        }
+
+    def predict(self, batch: Batch) -> list[Prediction]:
+        """The most probable classes of each image, with their probabilities."""
+        shares = self.logits(batch["image"]).softmax(dim=1).cpu()
+        scores, labels = shares.topk(min(BEST, len(self.classes)))
+        rows = [
+            {"labels": [self.classes[i] for i in places], "scores": values}
+            for places, values in zip(labels.tolist(), scores.tolist(), strict=True)
+        ]
+        return [
+            Prediction({"label": row["labels"][0], "score": row["scores"][0], **row})
+            for row in rows
+        ]

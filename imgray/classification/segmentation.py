@@ -1,0 +1,168 @@
+"""Semantic segmentation (thesis chapter 2): FCN with summed scores, FCFN with learned fusion."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from pydantic import Field
+from torch import Tensor
+
+from imgray import pixels, plots
+from imgray.classification.fcfn import Fcfn
+from imgray.classification.groups import parameter_groups
+from imgray.classification.pixelwise import PixelSettings, cut, normalised, photograph, trunk_of
+from imgray.datasets import Dataset, Record
+from imgray.errors import UserError
+from imgray.training import Arrays, Batch, Learner, Prediction, Task
+
+IGNORED = 255
+
+
+class SegmentationSettings(PixelSettings):
+    """What a recipe may say about semantic segmentation."""
+
+    fusion: Literal["local", "shared", "sum", "max"] = Field(
+        default="local", description="local: FCFN; sum: FCN"
+    )
+    classes: tuple[str, ...] = Field(min_length=2, description="names of labels 0, 1, ...")
+    void: int | None = Field(default=None, ge=0, le=255, description="label that counts nowhere")
+
+
+class Segmentation(Task):
+    """A class for every pixel."""
+
+    Settings = SegmentationSettings
+    settings: SegmentationSettings
+    one_shape = False
+    columns = pa.schema([("classes", pa.list_(pa.string())), ("shares", pa.list_(pa.float32()))])
+
+    def __init__(self, settings: SegmentationSettings, classes: Sequence[str]) -> None:
+        super().__init__(settings, settings.classes)
+
+    def check_classes(self, part: Dataset) -> None:
+        if "mask" not in part[0]:
+            raise UserError(f"part {part.part!r}: records without a mask; say data.form: masks")
+
+    def prepare(self, data: bytes) -> Arrays:
+        return {"image": photograph(data, self.settings.longest)}
+
+    def example(self, record: Record, chance: np.random.Generator | None) -> Arrays:
+        try:
+            image = photograph(record["image"], self.settings.longest)
+        except pixels.Rejected as error:
+            raise UserError(f"{record['id']}: {error}; mend or remove it") from None
+        mask = mask_of(record)
+        same_size(record, mask.size)
+        labels = np.asarray(mask.resize(image.shape[1::-1], Image.Resampling.NEAREST))
+        labels = self._known(labels, record["id"])
+        return cut({"image": image, "labels": labels}, self.settings, chance, {"labels": IGNORED})
+
+    def _known(self, labels: np.ndarray, id: str) -> np.ndarray:
+        void = labels == self.settings.void if self.settings.void is not None else labels < 0
+        wrong = labels[(labels >= len(self.classes)) & ~void]
+        if len(wrong):
+            raise UserError(
+                f"{id}: label {wrong[0]} in its mask, but the recipe names {len(self.classes)} "
+                "classes; name more, or say settings.void"
+            )
+        return np.where(void, IGNORED, labels).astype(np.uint8)
+
+    def learner(self, initial: bool = True) -> SegmentationLearner:
+        return SegmentationLearner(self.settings, self.classes, initial)
+
+    def summarize(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Mean IoU over the classes that occur, pixel accuracy, loss, and IoU by class."""
+        counts = sums["confusion"]
+        both = counts.diagonal()
+        either = counts.sum(dim=0) + counts.sum(dim=1) - both
+        present = either > 0
+        by_class = {
+            f"iou/{name}": float(b / e)
+            for name, b, e, p in zip(self.classes, both, either, present, strict=True)
+            if p
+        }
+        return {
+            "miou": float((both[present] / either[present]).mean()),
+            "pixel_accuracy": float(both.sum() / counts.sum()),
+            "loss": float(sums["loss"] / counts.sum()),
+            **by_class,
+        }
+
+    def draw(self, sums: Mapping[str, Tensor], path: Path) -> None:
+        """The confusion matrix of pixels."""
+        plots.confusion(sums["confusion"].numpy(), self.classes, path)
+
+
+class SegmentationLearner(Learner):
+    """FCN or FCFN under cross-entropy, void pixels left out."""
+
+    def __init__(
+        self, settings: SegmentationSettings, classes: Sequence[str], initial: bool
+    ) -> None:
+        net = Fcfn(trunk_of(settings, initial), len(classes), settings.fusion)
+        groups: list[Any] = parameter_groups(net, settings.rate, settings.weight_decay)
+        self.modules = {"net": net.to(memory_format=torch.channels_last)}
+        self.optimizers = {
+            "net": torch.optim.SGD(groups, lr=settings.rate, momentum=settings.momentum)
+        }
+        self.settings, self.classes = settings, tuple(classes)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits (N, C, H, W) of images, uint8 (N, H, W, 3)."""
+        found: Tensor = self.modules["net"](normalised(images, self.settings))
+        return found.float()
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        labels = batch["labels"].long()
+        loss = F.cross_entropy(self.logits(batch["image"]), labels, ignore_index=IGNORED)
+        self.descend("net", loss)
+        return {"loss": loss}
+
+    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
+        logits, labels = self.logits(batch["image"]), batch["labels"].long()
+        known, count = labels != IGNORED, len(self.classes)
+        pairs = labels[known] * count + logits.argmax(dim=1)[known]
+        confusion = torch.bincount(pairs, minlength=count**2).reshape(count, count)
+        loss = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+        return {"confusion": confusion, "loss": loss}
+
+    def predict(self, batch: Batch) -> list[Prediction]:
+        """Masks, uint8 (H, W), and the share of each class that occurs."""
+        found = []
+        for labels in self.logits(batch["image"]).argmax(dim=1).cpu():
+            places, counts = labels.unique(return_counts=True)
+            shares = (counts / labels.numel()).tolist()
+            names = [self.classes[place] for place in places.tolist()]
+            row = {"classes": names, "shares": shares}
+            found.append(Prediction(row, labels.numpy().astype(np.uint8)))
+        return found
+
+
+def mask_of(record: Record) -> Image.Image:
+    """A record's mask as a picture of one channel. Raises `UserError`."""
+    try:
+        mask = Image.open(io.BytesIO(record["mask"]), formats=["PNG"])
+        mask.load()
+    except Exception as error:
+        raise UserError(f"{record['id']}: its mask is no PNG: {error}") from None
+    if mask.mode not in ("L", "P"):
+        raise UserError(f"{record['id']}: its mask is {mask.mode}; one 8-bit channel is needed")
+    return mask
+
+
+def same_size(record: Record, found: tuple[int, int]) -> None:
+    """Refuse labels of another width and height than their image's. Raises `UserError`."""
+    width, height = pixels.decode_sized(record["image"], 1)[1]
+    if found != (width, height):
+        raise UserError(
+            f"{record['id']}: labels of {found[0]} x {found[1]} pixels for an image of "
+            f"{width} x {height}"
+        )

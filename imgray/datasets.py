@@ -1,0 +1,226 @@
+"""Labelled collections at a URI, as training and evaluation read them: one record at a time.
+
+A data set has named parts, of which a recipe picks one to train on and one to validate on:
+
+* `folders`: PART/CLASS/*.jpg, the class of an image is its folder;
+* `parquet`: PART.parquet with columns `image` (encoded bytes), `label` (0, 1, ...) and, where the
+  classes have names, `class`; read into memory whole, so for small images;
+* `masks`: PART/images/NAME.* and PART/labels/NAME.png, a class per pixel in one channel of 8 bits;
+* `edges`: images/PART/NAME.jpg with the annotators' boundaries in boundaries/PART/NAME.npz, or the
+  Berkeley segmentation data as distributed, BSDS500/data/{images,groundTruth}/PART.
+"""
+
+from __future__ import annotations
+
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import scipy.io
+from numpy.typing import NDArray
+
+from imgray.errors import UserError
+from imgray.pixels import SUFFIXES
+from imgray.storage import Folder, Skipped
+
+Form = Literal["folders", "parquet", "masks", "edges"]
+Record = dict[str, Any]
+"""`id` and `image` (encoded bytes); `label` (int), `mask` (an encoded PNG), or `boundaries` (bool
+(A, H, W), one map for each of A annotators)."""
+
+
+class Dataset(ABC):
+    """A part of a data set: a sequence of records.
+
+    `classes` are the names of its classes in the order of the labels; empty where it has none.
+    """
+
+    classes: Sequence[str] = ()
+
+    def __init__(self, folder: Folder, part: str) -> None:
+        self.folder, self.part = folder, part
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __reduce__(self) -> tuple[type[Dataset], tuple[Folder, str]]:
+        """Another process opens the data set itself, rather than be sent it."""
+        return type(self), (self.folder, self.part)
+
+    @property
+    @abstractmethod
+    def names(self) -> Sequence[str]:
+        """The ids of the records."""
+
+    def labels(self) -> NDArray[np.int64]:
+        """The labels (n,) of all records. Raises `UserError` where records have none."""
+        raise UserError(f"part {self.part!r}: records without a label; see data.form")
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Record:
+        """A record. Raises `UserError` when a file of it cannot be read."""
+
+
+class Folders(Dataset):
+    """One folder per class."""
+
+    def __init__(self, folder: Folder, part: str) -> None:
+        super().__init__(folder, part)
+        self.files = [f"{part}/{name}" for name in _images(folder, part)]
+        loose = [name for name in self.files if name.count("/") < 2]
+        if loose:
+            raise UserError(f"{folder.uri}/{loose[0]}: an image outside a class's folder")
+        self.classes = sorted({name.split("/")[1] for name in self.files})
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self.files
+
+    def labels(self) -> NDArray[np.int64]:
+        places = {name: place for place, name in enumerate(self.classes)}
+        return np.array([places[name.split("/")[1]] for name in self.files])
+
+    def __getitem__(self, index: int) -> Record:
+        name = self.files[index]
+        label = self.classes.index(name.split("/")[1])
+        return {"id": name, "image": self.folder.read(name), "label": label}
+
+
+class Parquet(Dataset):
+    """One table of encoded images and labels."""
+
+    def __init__(self, folder: Folder, part: str) -> None:
+        super().__init__(folder, part)
+        place = f"{folder.uri.rstrip('/')}/{part}.parquet"
+        try:
+            table = pq.read_table(io.BytesIO(folder.read(f"{part}.parquet")))
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{place}: not a Parquet file: {error}") from None
+        missing = {"image", "label"} - set(table.column_names)
+        if missing:
+            raise UserError(f"{place}: no column {min(missing)!r}")
+        self.images = table["image"].combine_chunks()
+        self.column = table["label"].to_numpy()
+        ids = table["id"] if "id" in table.column_names else pa.array(range(len(table)))
+        self.ids = [str(value) for value in ids.to_pylist()]
+        self.classes = self._classes(table, place)
+
+    def _classes(self, table: pa.Table, place: str) -> list[str]:
+        if len(table) and (self.column.dtype.kind not in "iu" or self.column.min() < 0):
+            raise UserError(f"{place}: column 'label' must hold whole numbers from 0")
+        count = int(self.column.max()) + 1 if len(table) else 0
+        if "class" not in table.column_names:
+            return [str(label) for label in range(count)]
+        pairs = set(zip(self.column.tolist(), table["class"].to_pylist(), strict=True))
+        names = dict(pairs)
+        if len(pairs) != len(names):
+            raise UserError(f"{place}: a label has two names in column 'class'")
+        return [str(names.get(label, label)) for label in range(count)]
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self.ids
+
+    def labels(self) -> NDArray[np.int64]:
+        return np.asarray(self.column, np.int64)
+
+    def __getitem__(self, index: int) -> Record:
+        image, label = self.images[index].as_py(), int(self.column[index])
+        return {"id": self.ids[index], "image": image, "label": label}
+
+
+class Masks(Dataset):
+    """Photographs with a class for every pixel."""
+
+    def __init__(self, folder: Folder, part: str) -> None:
+        super().__init__(folder, part)
+        self.files = _images(folder, f"{part}/images")
+        have = set(_images(folder, f"{part}/labels"))
+        self.masks = [str(PurePosixPath(name).with_suffix(".png")) for name in self.files]
+        lost = [mask for mask in self.masks if mask not in have]
+        if lost:
+            raise UserError(f"{folder.uri}/{part}/labels/{lost[0]}: missing ({len(lost)} in all)")
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self.files
+
+    def __getitem__(self, index: int) -> Record:
+        name, mask = self.files[index], self.masks[index]
+        return {
+            "id": name,
+            "image": self.folder.read(f"{self.part}/images/{name}"),
+            "mask": self.folder.read(f"{self.part}/labels/{mask}"),
+        }
+
+
+class Edges(Dataset):
+    """Photographs whose boundaries several people have drawn (BSDS500)."""
+
+    def __init__(self, folder: Folder, part: str) -> None:
+        super().__init__(folder, part)
+        distributed = folder.exists("BSDS500/data/images")
+        root = "BSDS500/data/" if distributed else ""
+        self.images = f"{root}images/{part}"
+        self.truths = f"{root}{'groundTruth' if distributed else 'boundaries'}/{part}"
+        self.suffix = ".mat" if distributed else ".npz"
+        self.files = _images(folder, self.images)
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self.files
+
+    def __getitem__(self, index: int) -> Record:
+        name = self.files[index]
+        truth = f"{self.truths}/{PurePosixPath(name).with_suffix(self.suffix)}"
+        data = self.folder.read(truth)
+        try:
+            boundaries = _from_mat(data) if self.suffix == ".mat" else _from_npz(data)
+        except Exception as error:
+            raise UserError(f"{self.folder.uri}/{truth}: no boundary maps: {error}") from None
+        image = self.folder.read(f"{self.images}/{name}")
+        return {"id": name, "image": image, "boundaries": boundaries}
+
+
+def _from_npz(data: bytes) -> NDArray[np.bool_]:
+    stored = np.load(io.BytesIO(data), allow_pickle=False)
+    shape = tuple(int(n) for n in stored["shape"])
+    return np.unpackbits(stored["boundaries"], axis=-1, count=shape[-1]).reshape(shape).astype(bool)
+
+
+def _from_mat(data: bytes) -> NDArray[np.bool_]:
+    truth = scipy.io.loadmat(io.BytesIO(data))["groundTruth"]
+    return np.stack([one["Boundaries"][0, 0] for one in truth.ravel()]).astype(bool)
+
+
+def _images(folder: Folder, under: str) -> list[str]:
+    place = Folder(f"{folder.uri.rstrip('/')}/{under}")
+    return [entry.id for entry in place.walk(SUFFIXES, Skipped())]
+
+
+FORMS: dict[str, type[Dataset]] = {
+    "folders": Folders,
+    "parquet": Parquet,
+    "masks": Masks,
+    "edges": Edges,
+}
+
+
+def open_dataset(folder: Folder, form: Form, part: str) -> Dataset:
+    """Open a part of a data set, and check its structure.
+
+    Raises:
+        UserError: the part is missing or empty, or is not laid out as the form wants it.
+    """
+    try:
+        found = FORMS[form](folder, part)
+    except UserError as error:
+        raise UserError(f"part {part!r} of {folder.uri}, read as {form}: {error}") from None
+    if not len(found):
+        raise UserError(f"part {part!r} of {folder.uri}: no images; see data.train, data.validate")
+    return found

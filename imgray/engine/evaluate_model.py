@@ -1,0 +1,73 @@
+"""Score a trained model on the labelled part of a data set, in Ray tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ray
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from imgray.config import JobConfig
+from imgray.datasets import open_dataset
+from imgray.engine.cluster import cluster, cores
+from imgray.engine.evaluate import Scores
+from imgray.engine.progress import Progress
+from imgray.engine.search import TASK_RETRIES
+from imgray.loop import Loader, add_up, in_threads, precision
+from imgray.models import Model, load_model
+from imgray.storage import Folder
+from imgray.training import Examples
+
+
+class EvaluateModelConfig(JobConfig):
+    """Score a trained model on a labelled part of a data set."""
+
+    model: str = Field(description="folder or s3://bucket/prefix of the model artifact")
+    data: str = Field(description="folder or s3://bucket/prefix of the data set")
+    part: str | None = Field(
+        default=None, description="part of the data set (default: the recipe's validation part)"
+    )
+    workers: int | None = Field(default=None, ge=1, description="processes (default: one per core)")
+    figure: str | None = Field(
+        default=None,
+        description="also draw what the scores come from (confusion matrix, precision and recall)",
+        json_schema_extra={"metavar": "PNG"},
+    )
+
+
+def evaluate_model(config: EvaluateModelConfig) -> Scores:
+    """Sum over the part in parallel tasks, and sum up."""
+    examples = _open(load_model(config.model), config)
+    with cluster():
+        world = min(config.workers or cores(), examples.validations(0, 1))
+        task = ray.remote(num_cpus=1, max_retries=TASK_RETRIES)(_share)
+        waiting = [task.remote(config, rank, world) for rank in range(world)]
+        sums: dict[str, Tensor] = {}
+        progress = Progress("evaluate", len(examples.val))
+        while waiting:
+            done, waiting = ray.wait(waiting)
+            for name, value in ray.get(done[0]).items():
+                sums[name] = sums.get(name, torch.zeros(())) + value
+            progress.add(min(-(-len(examples.val) // world), progress.total - progress.done))
+    if config.figure:
+        examples.task.draw(sums, Path(config.figure))
+    return Scores(examples.task.summarize(sums))
+
+
+def _open(model: Model, config: EvaluateModelConfig) -> Examples:
+    recipe, part = model.recipe, config.part or model.recipe.data.validate_on
+    val = open_dataset(Folder(config.data), recipe.data.form, part)
+    model.task.check_classes(val)
+    return Examples(model.task, val, val, recipe.batch_size, recipe.seed)
+
+
+def _share(config: EvaluateModelConfig, rank: int, world: int) -> dict[str, Tensor]:
+    torch.set_num_threads(1)
+    model = load_model(config.model)
+    examples = _open(model, config)
+    load = Loader(examples.validation, rank, world)
+    batches = in_threads(load, range(examples.validations(rank, world)))
+    with precision(model.recipe, "cpu"):
+        return add_up(model.learner.benchmark, model.learner, batches, "cpu")

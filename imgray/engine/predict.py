@@ -1,0 +1,173 @@
+"""Run a trained model over every image of a collection, exactly once, into a predictions artifact.
+
+One row per image in `part-*.parquet`. A model that paints (segments, edges) also leaves a PNG per
+image below `pictures/`; the row holds its name and digest.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+from pydantic import BaseModel, Field
+
+from imgray import pixels
+from imgray.config import JobConfig
+from imgray.engine.cluster import cluster, plan_pool
+from imgray.engine.collection import (
+    LISTED,
+    Rejections,
+    check_rejected,
+    process_collection,
+)
+from imgray.engine.progress import say
+from imgray.loop import precision, to_device
+from imgray.manifest import Manifest, begin, nothing_left_before, publish, read_manifest, sha256
+from imgray.models import fingerprint_of, load_model
+from imgray.storage import Folder
+from imgray.training import Arrays, Prediction
+
+
+class PredictConfig(JobConfig):
+    """Run a trained model over every image below a folder or S3 prefix, exactly once."""
+
+    runtime: ClassVar[frozenset[str]] = frozenset(
+        {"output", "workers", "cpus_per_worker", "gpus_per_worker", "batch_size", "max_rejected"}
+        | {"overwrite"}
+    )
+
+    model: str = Field(description="folder or s3://bucket/prefix of the model artifact")
+    images: str = Field(description="folder or s3://bucket/prefix with the images")
+    output: str = Field(description="folder or s3://bucket/prefix for the predictions artifact")
+    suffixes: list[str] = Field(
+        default=list(pixels.SUFFIXES), description='file suffixes that count as images, or "*"'
+    )
+    shard_size: int = Field(default=512, ge=1, description="images per Parquet shard")
+    max_rejected: float = Field(
+        default=0.01, ge=0, le=1, description="share of rejected images above which to exit with 3"
+    )
+    batch_size: int = Field(default=16, ge=1, description="images per forward pass; GPUs like 64")
+    workers: int | None = Field(
+        default=None, ge=1, description="worker processes (default: one per GPU, else per core)"
+    )
+    cpus_per_worker: int = Field(default=1, ge=1, description="CPUs that each worker holds")
+    gpus_per_worker: float | None = Field(
+        default=None, ge=0, description="GPUs that each worker holds (default: 1 if there are any)"
+    )
+    overwrite: bool = Field(default=False, description="remove what is at --output first")
+
+
+class PredictResult(BaseModel):
+    """What a prediction run has done."""
+
+    output: str
+    listed: int
+    done: int
+    rejected: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.done:,} images done, {self.rejected:,} rejected, {self.listed:,} listed\n"
+            f"artifact: {self.output}"
+        )
+
+
+class PredictStep:
+    """Encoded images to rows of the predictions artifact."""
+
+    def __init__(self, model: str, output: Folder) -> None:
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model, self.output = load_model(model), output
+        for net in self.model.learner.modules.values():
+            net.to(self.device)
+        columns = list(self.model.task.columns)
+        picture = [pa.field("picture", pa.string()), pa.field("sha256", pa.string())]
+        self.schema = pa.schema([pa.field("id", pa.string()), *columns, *picture])
+
+    def prepare(self, data: bytes) -> Arrays:
+        return self.model.task.prepare(data)
+
+    def process(self, ids: Sequence[str], batch: Sequence[Arrays]) -> tuple[pa.Table, Rejections]:
+        together = len(batch) if self.model.task.one_shape else 1
+        found: list[Prediction] = []
+        for start in range(0, len(batch), together):
+            found += self._predict(batch[start : start + together])
+        rows = [
+            {"id": id, **one.row, **self._painted(id, one)}
+            for id, one in zip(ids, found, strict=True)
+        ]
+        return pa.Table.from_pylist(rows, self.schema), []
+
+    @torch.inference_mode()
+    def _predict(self, batch: Sequence[Arrays]) -> list[Prediction]:
+        arrays = {name: np.stack([one[name] for one in batch]) for name in batch[0]}
+        with precision(self.model.recipe, self.device):
+            return self.model.learner.predict(to_device(arrays, self.device))
+
+    def _painted(self, id: str, prediction: Prediction) -> dict[str, str | None]:
+        """Write the picture of an image, if there is one: its name and digest."""
+        if prediction.picture is None:
+            return {"picture": None, "sha256": None}
+        buffer = io.BytesIO()
+        Image.fromarray(prediction.picture).save(buffer, "PNG")
+        name = f"pictures/{id}.png"
+        self.output.write(name, buffer.getvalue())
+        return {"picture": name, "sha256": sha256(buffer.getvalue())}
+
+
+class StepFactory:
+    """Builds the step on a worker, from the model artifact."""
+
+    def __init__(self, model: str, output: Folder) -> None:
+        self.model, self.output = model, output
+
+    def __call__(self) -> PredictStep:
+        return PredictStep(self.model, self.output)
+
+
+def predict(config: PredictConfig) -> PredictResult:
+    """Predict, continue a prediction run, or find that it is done."""
+    output = Folder(config.output)
+    model = read_manifest(Folder(config.model), "model")
+    identity = {**config.identity(), "fingerprint": fingerprint_of(model)}
+    manifest = begin(output, "predictions", identity, config.overwrite)
+    if manifest is None:
+        with nothing_left_before(output, LISTED):
+            manifest = _predict(config, identity, output)
+    else:
+        say(f"{output.uri}: already predicted, nothing to do")
+    check_rejected(output, manifest, config.max_rejected)
+    return PredictResult(output=output.uri, **manifest.counts)
+
+
+def _predict(config: PredictConfig, identity: dict[str, Any], output: Folder) -> Manifest:
+    task = load_model(config.model).task
+    with cluster():
+        pool = plan_pool(config.workers, config.cpus_per_worker, config.gpus_per_worker)
+        outcome = process_collection(
+            "predict",
+            Folder(config.images),
+            output,
+            StepFactory(config.model, output),
+            pool,
+            batch_size=config.batch_size,
+            shard_size=config.shard_size,
+            suffixes=config.suffixes,
+        )
+    manifest = Manifest(
+        kind="predictions",
+        config=identity,
+        made_from={
+            config.images: outcome.files[0].sha256,
+            config.model: identity["fingerprint"],
+        },
+        counts=outcome.model_dump(exclude={"files"}),
+        about={"classes": list(task.classes), "columns": task.columns.names},
+        files=outcome.files,
+    )
+    return publish(output, manifest)

@@ -1,0 +1,364 @@
+"""Train a model on the workers of a cluster (Ray Train), fed by Ray Data."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow.fs
+import ray
+import torch
+import yaml
+from pydantic import BaseModel, Field
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from imgray.checkpoints import Keeper
+from imgray.config import JobConfig, read_yaml, validate
+from imgray.datasets import open_dataset
+from imgray.engine.cluster import cluster
+from imgray.engine.progress import Progress, say
+from imgray.errors import UserError
+from imgray.loop import Line, Loader, Place, Run, States
+from imgray.manifest import WORK, Manifest, begin, nothing_left_before, publish, read_manifest
+from imgray.models import fingerprint_of, load_states, save_model
+from imgray.plots import PLACES
+from imgray.storage import Folder
+from imgray.training import Arrays, Examples, Recipe, task_of
+
+CHECKPOINTS = f"{WORK}/checkpoints"
+LOOKED_AT = 64
+POLL_SECONDS = 0.5
+FEEDER_CPUS = 0.5
+BLOCK = 8
+
+
+class TrainConfig(JobConfig):
+    """Train a model by a recipe, and publish it as an artifact."""
+
+    runtime: ClassVar[frozenset[str]] = frozenset(
+        {"output", "recipe", "set", "workers", "cpus_per_worker", "gpus_per_worker", "feeders"}
+        | {"retries", "patience", "overwrite"}
+    )
+
+    recipe: str = Field(description="YAML file that says what to train, and how")
+    data: str = Field(description="folder or s3://bucket/prefix of the data set")
+    output: str = Field(description="folder or s3://bucket/prefix for the model artifact")
+    set: list[str] = Field(
+        default=[],
+        description="settings of the recipe to change, such as batch_size=64 settings.rate=0.01",
+        json_schema_extra={"metavar": "KEY=VALUE"},
+    )
+    workers: str = Field(
+        default="1",
+        pattern=r"^\d+(-\d+)?$",
+        description="worker processes, or the least and the most that a changing cluster may give",
+        json_schema_extra={"metavar": "N or LEAST-MOST"},
+    )
+    cpus_per_worker: int = Field(default=1, ge=1, description="CPUs that each worker holds")
+    gpus_per_worker: float | None = Field(
+        default=None, ge=0, description="GPUs that each worker holds (default: 1 if there are any)"
+    )
+    feeders: int = Field(default=1, ge=1, description="processes that load data for each worker")
+    retries: int = Field(
+        default=20, ge=0, description="how often lost workers are replaced before giving up"
+    )
+    patience: float = Field(
+        default=600, ge=0, description="seconds to wait for the machines that workers need"
+    )
+    overwrite: bool = Field(default=False, description="remove what is at --output first")
+
+
+class TrainResult(BaseModel):
+    """What a training run has made."""
+
+    output: str
+    steps: int
+    fingerprint: str
+    metrics: dict[str, float]
+
+    def __str__(self) -> str:
+        scores = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
+        return f"{self.steps:,} steps\nvalidation: {scores}\nmodel: {self.output}"
+
+
+def read_recipe(path: str, changes: list[str]) -> Recipe:
+    """Read and validate a recipe, with `KEY=VALUE` changes to it. Raises `UserError`."""
+    values = read_yaml(Path(path), "--recipe")
+    for change in changes:
+        key, equals, text = change.partition("=")
+        if not (key and equals):
+            raise UserError(f"--set {change}: expected KEY=VALUE")
+        place = values
+        *parents, last = key.split(".")
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise UserError(f"--set {change}: {parent} holds no settings")
+        place[last] = yaml.safe_load(text)
+    return validate(Recipe, values, f"--recipe {path}")
+
+
+def open_examples(recipe: Recipe, data: str) -> Examples:
+    """Open both parts of the data, and refuse what cannot be learnt from. Raises `UserError`."""
+    folder = Folder(data)
+    train = open_dataset(folder, recipe.data.form, recipe.data.train)
+    val = open_dataset(folder, recipe.data.form, recipe.data.validate_on)
+    task = task_of(recipe, train.classes)
+    task.check(train)
+    task.check_classes(val)
+    for part in (train, val):
+        for index in np.unique(np.linspace(0, len(part) - 1, LOOKED_AT).astype(int)):
+            task.example(part[int(index)], None)
+    return Examples(task, train, val, recipe.batch_size, recipe.seed)
+
+
+def train(config: TrainConfig) -> TrainResult:
+    """Train, continue a training, or find that it is done."""
+    recipe = read_recipe(config.recipe, config.set)
+    output = Folder(config.output)
+    identity = {**config.identity(), "recipe": recipe.model_dump(mode="json", by_alias=True)}
+    if recipe.start:
+        identity["start"] = fingerprint_of(read_manifest(Folder(recipe.start), "model"))
+    manifest = begin(output, "model", identity, config.overwrite)
+    if manifest is None:
+        with nothing_left_before(output, CHECKPOINTS):
+            manifest = _train(config, recipe, identity, output)
+    else:
+        say(f"{output.uri}: already trained, nothing to do")
+    return TrainResult(
+        output=output.uri,
+        steps=manifest.counts["steps"],
+        fingerprint=manifest.about["fingerprint"],
+        metrics=manifest.about["metrics"],
+    )
+
+
+def _train(
+    config: TrainConfig, recipe: Recipe, identity: dict[str, Any], output: Folder
+) -> Manifest:
+    examples = open_examples(recipe, config.data)
+    kept = Folder(f"{output.uri.rstrip('/')}/{CHECKPOINTS}")
+    steps = recipe.length(len(examples.train))
+    with cluster():
+        _fit(config, recipe, examples, kept, output)
+    found = Keeper(kept).newest()
+    assert found is not None
+    assert found[0] == steps
+    state = found[1]
+    files, about = save_model(
+        output, recipe, examples.task.classes, state["modules"], state["lines"]
+    )
+    counts = {"steps": steps, "train": len(examples.train), "validate": len(examples.val)}
+    return publish(
+        output, Manifest(kind="model", config=identity, counts=counts, about=about, files=files)
+    )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Steps done and to do, new lines of evaluations, and an error: whether ours, and its text."""
+
+    done: int | None
+    steps: int
+    lines: list[Line]
+    error: tuple[bool, str] | None
+
+
+class Watch:
+    """An actor that worker 0 tells of its progress, and any worker of an error that no retry mends.
+
+    Ray Train restarts all workers after any exception. A restarted worker finds the error here and
+    ends at once, so that a plain bug does not come back `retries` times.
+    """
+
+    def __init__(self) -> None:
+        self.done: int | None = None
+        self.steps = 0
+        self.lines: list[Line] = []
+        self.error: tuple[bool, str] | None = None
+
+    def tell(self, done: int, steps: int, line: Line | None) -> None:
+        self.done, self.steps = done, steps
+        if line and line["part"] == "validate":
+            self.lines.append(line)
+
+    def fail(self, ours: bool, text: str) -> None:
+        self.error = self.error or (ours, text)
+
+    def look(self, known: int) -> Seen:
+        """What there is to see, lines from number `known` on."""
+        return Seen(self.done, self.steps, self.lines[known:], self.error)
+
+
+def _fit(
+    config: TrainConfig, recipe: Recipe, examples: Examples, kept: Folder, output: Folder
+) -> None:
+    scaling = _scaling(config)
+    watch: Any = ray.remote(num_cpus=0)(Watch).remote()
+    loop = {"recipe": recipe, "examples": examples, "kept": kept, "watch": watch}
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={**loop, "feeders": config.feeders},
+        scaling_config=scaling,
+        torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
+        run_config=RunConfig(
+            name=uuid.uuid4().hex,
+            failure_config=FailureConfig(max_failures=config.retries),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            **_storage(output),
+        ),
+    )
+    failed: list[BaseException] = []
+    thread = threading.Thread(target=_fitted, args=(trainer, failed), daemon=True)
+    thread.start()  # Ray takes over Ctrl-C where `fit` runs in the main thread
+    _follow(thread, watch, config.patience)
+    if failed:
+        raise UserError(f"training failed {config.retries + 1} times: {_reason(failed[0])}")
+
+
+def _fitted(trainer: TorchTrainer, failed: list[BaseException]) -> None:
+    try:
+        trainer.fit()
+    except BaseException as error:
+        failed.append(error)
+
+
+def _follow(thread: threading.Thread, watch: Any, patience: float) -> None:
+    """Show progress until training ends. Raises the error that a worker has met."""
+    progress, began, told = None, time.monotonic(), 0
+    while True:
+        ended = not thread.is_alive()
+        seen: Seen = ray.get(watch.look.remote(told))
+        if seen.error:
+            thread.join()
+            raise UserError(seen.error[1]) if seen.error[0] else RuntimeError(seen.error[1])
+        if seen.done is None and time.monotonic() - began > patience:
+            raise UserError(
+                f"no worker started within {patience:g} s: the cluster cannot give so many, or "
+                "not yet; ask for fewer --workers, or wait longer with --patience"
+            )
+        for line in seen.lines:
+            say(_told(line))
+        told += len(seen.lines)
+        if seen.done is not None:
+            progress = progress or Progress("train", seen.steps, seen.done, "steps")
+            if seen.done != progress.done:
+                progress.add(seen.done - progress.done)
+        if ended:
+            return
+        thread.join(POLL_SECONDS)
+
+
+def _told(line: Line) -> str:
+    named = (item for item in line.items() if item[0] not in PLACES and "/" not in item[0])
+    values = [f"{name} {value:.4g}" for name, value in named]
+    return f"train: epoch {line['epoch']:g}, validation: {', '.join(values)}"
+
+
+def _reason(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _scaling(config: TrainConfig) -> ScalingConfig:
+    least, _, most = config.workers.partition("-")
+    count: Any = (int(least), int(most)) if most else int(least)
+    have = ray.cluster_resources()
+    gpus = config.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if have.get("GPU", 0) >= 1 else 0.0
+    resources = {"CPU": float(config.cpus_per_worker)} | ({"GPU": gpus} if gpus else {})
+    return ScalingConfig(num_workers=count, use_gpu=bool(gpus), resources_per_worker=resources)
+
+
+def _storage(output: Folder) -> dict[str, Any]:
+    """Where Ray Train keeps its own notes: with the work, and removed with it."""
+    path = output.path(f"{WORK}/ray")
+    if not output.is_s3:
+        return {"storage_path": path}
+    handler = pyarrow.fs.FSSpecHandler(output.file_system)
+    return {"storage_path": path, "storage_filesystem": pyarrow.fs.PyFileSystem(handler)}
+
+
+def _work(loop: dict[str, Any]) -> None:
+    """What every worker of Ray Train runs."""
+    watch = loop["watch"]
+    if ray.get(watch.look.remote(0)).error:
+        return
+    context = ray.train.get_context()
+    gpu = torch.cuda.is_available() and bool(ray.get_gpu_ids())
+    place = Place(
+        rank=context.get_world_rank(),
+        world=context.get_world_size(),
+        device=str(ray.train.torch.get_device()) if gpu else "cpu",
+        batches=Feed(loop["feeders"]),
+        report=lambda done, steps, line: watch.tell.remote(done, steps, line),
+    )
+    try:
+        recipe: Recipe = loop["recipe"]
+        Run(recipe, loop["examples"], loop["kept"], place, _start(recipe)).fit()
+    except Exception as error:
+        if isinstance(error, UserError):
+            ray.get(watch.fail.remote(True, str(error)))
+        elif not _lost_another(error):
+            ray.get(watch.fail.remote(False, traceback.format_exc()))
+        raise
+
+
+def _start(recipe: Recipe) -> States | None:
+    if not recipe.start:
+        return None
+    folder = Folder(recipe.start)
+    return load_states(folder, read_manifest(folder, "model"))
+
+
+def _lost_another(error: Exception) -> bool:
+    """Whether an exception may only say that another worker, node or store has gone."""
+    if isinstance(error, ray.exceptions.RayError | torch.distributed.DistError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("gloo" in text or "nccl" in text)
+
+
+class Feed:
+    """`Batches` by Ray Data: processes anywhere on the cluster load ahead of each worker."""
+
+    def __init__(self, feeders: int) -> None:
+        self.feeders = feeders
+
+    def __call__(self, load: Loader, numbers: range) -> Iterator[Arrays]:
+        if not numbers:
+            return
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.execution_options.preserve_order = True
+        loaded = ray.data.range(
+            len(numbers), override_num_blocks=max(1, len(numbers) // BLOCK)
+        ).map_batches(
+            Feeder,
+            fn_constructor_kwargs={"load": load, "numbers": numbers},
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=self.feeders),
+            num_cpus=FEEDER_CPUS,
+        )
+        for batch in loaded.iter_batches(batch_size=1, prefetch_batches=2):
+            yield {name: array[0] for name, array in batch.items()}
+
+
+class Feeder:
+    """A Ray Data actor that loads batches by number."""
+
+    def __init__(self, load: Loader, numbers: range) -> None:
+        self.load, self.numbers = load, numbers
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> Arrays:
+        arrays = self.load(self.numbers[int(batch["id"][0])])
+        return {name: array[None] for name, array in arrays.items()}

@@ -1,0 +1,285 @@
+"""The training loop of every system: plain torch, with or without Ray around it.
+
+The loop knows nothing of what it trains but the `Task`, and does the rest: data parallel workers,
+learning rates, mixed precision, checkpoints, curves.
+
+What happens at a step depends on the recipe, the step's number and the number of workers alone: the
+order of the examples, their augmentation and all other chance are drawn from the seed and the step.
+So a run that is stopped anywhere goes on from its last checkpoint as if nothing had been, and a
+checkpoint needs no state of a random number generator.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from imgray import plots
+from imgray.checkpoints import Keeper, load_state
+from imgray.errors import UserError
+from imgray.storage import Folder
+from imgray.training import Arrays, Batch, Examples, Learner, Recipe
+
+THREADS, AHEAD = 4, 3
+CURVES, CURVES_PNG = "curves.jsonl", "curves.png"
+
+States = Mapping[str, dict[str, Tensor]]
+"""By network the tensors by name."""
+Line = dict[str, Any]
+"""Of the curves: `step`, `epoch`, `part` (train or validate), and values by name."""
+
+
+@dataclass(frozen=True)
+class Loader:
+    """What a worker loads for a number; may be sent to another process."""
+
+    load: Callable[[int, int, int], Arrays]
+    rank: int
+    world: int
+
+    def __call__(self, number: int) -> Arrays:
+        return self.load(number, self.rank, self.world)
+
+
+Batches = Callable[[Loader, range], Iterator[Arrays]]
+"""Calls a loader for every number of a range, ahead of need; results come in order."""
+
+
+def in_threads(load: Loader, numbers: range) -> Iterator[Arrays]:
+    """`Batches` by threads of this process."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        waiting = [pool.submit(load, number) for number in numbers[:AHEAD]]
+        for place in range(len(numbers)):
+            yield waiting.pop(0).result()
+            if place + AHEAD < len(numbers):
+                waiting.append(pool.submit(load, numbers[place + AHEAD]))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker runs: its rank among how many, its device, what feeds it."""
+
+    rank: int = 0
+    world: int = 1
+    device: str = "cpu"
+    batches: Batches = in_threads
+    report: Callable[[int, int, Line | None], None] = lambda done, steps, line: None
+    """Called by worker 0 after every step with steps done and to do, and a new line if any."""
+
+
+class Run:
+    """A training run on one worker.
+
+    Args:
+        recipe: what to train, and how.
+        examples: its data.
+        folder: where checkpoints and curves are kept; the same for all workers.
+        place: this worker.
+        start: tensors by network and name to start from, instead of the task's own.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        examples: Examples,
+        folder: Folder,
+        place: Place | None = None,
+        start: States | None = None,
+    ) -> None:
+        self.recipe, self.examples, self.folder = recipe, examples, folder
+        self.place, self.start = place or Place(), start
+        self.keeper = Keeper(folder)
+        self.steps = recipe.length(len(examples.train))
+        self.lines: list[Line] = []
+        self.sums: dict[str, float | Tensor] = {}
+
+    def fit(self) -> None:
+        """Train to the end from the newest checkpoint, or from the beginning.
+
+        Raises:
+            UserError: a loss that is not finite, or a checkpoint of another model.
+        """
+        torch.manual_seed(self.recipe.seed)
+        self.learner = self.examples.task.learner(initial=self.start is None)
+        self.nets = {name: net.to(self.place.device) for name, net in self.learner.modules.items()}
+        self.rates = {
+            name: [group["lr"] for group in optimizer.param_groups]
+            for name, optimizer in self.learner.optimizers.items()
+        }
+        steps = range(self._restore(), self.steps)
+        self.wrapped = {name: _parallel(net) for name, net in self.nets.items()}
+        for step, arrays in zip(steps, self._batches(self.examples.training, steps), strict=True):
+            self._step(step, arrays)
+            self._after(step + 1)
+
+    def _batches(self, load: Callable[[int, int, int], Arrays], numbers: range) -> Iterator[Arrays]:
+        return self.place.batches(Loader(load, self.place.rank, self.place.world), numbers)
+
+    def _restore(self) -> int:
+        """Steps done by the newest checkpoint, after loading it."""
+        found = self.keeper.newest()
+        if found is None:
+            if self.start is not None:
+                load_nets(self.nets, self.start, "the model to start from")
+            return 0
+        step, state = found
+        load_nets(self.nets, state["modules"], f"{self.folder.uri}: checkpoint")
+        for name, optimizer in self.learner.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.lines = state["lines"]
+        return step
+
+    def _step(self, step: int, arrays: Arrays) -> None:
+        torch.manual_seed(_seed(self.recipe.seed, step, self.place.rank))
+        self._set_rates(self.recipe.schedule.factor(step, self.steps))
+        batch = to_device(arrays, self.place.device)
+        size = len(next(iter(batch.values())))
+        self.learner.modules = self.wrapped
+        self.learner.share = size * self.place.world / self.recipe.batch_size
+        for net in self.nets.values():
+            net.train()
+        with precision(self.recipe, self.place.device):
+            found = self.learner.step(batch)
+        for name, value in {**found, "examples": torch.ones(())}.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach().double() * size
+
+    def _set_rates(self, factor: float) -> None:
+        for name, optimizer in self.learner.optimizers.items():
+            for group, rate in zip(optimizer.param_groups, self.rates[name], strict=True):
+                group["lr"] = rate * factor
+
+    def _after(self, step: int) -> None:
+        """Log, evaluate and save, where the count of steps asks for it."""
+        line = None
+        last = step == self.steps
+        saving = last or step % self.recipe.checkpoint_every == 0
+        evaluating = last or self._due(step) > self._due(step - 1)
+        if saving or evaluating or step % self.recipe.log_every == 0:
+            line = self._line(step, "train", self._means(step))
+        if evaluating:
+            line = self._line(step, "validate", self._evaluate())
+        if self.place.rank == 0:
+            if saving:
+                self.keeper.save(step, self._state())
+            if saving or evaluating:
+                self.folder.write(CURVES, as_lines(self.lines))
+                self.folder.write(CURVES_PNG, plots.curves(self.lines))
+            self.place.report(step, self.steps, line)
+
+    def _due(self, step: int) -> int:
+        """How many evaluations are due after so many steps."""
+        return int(self._epoch(step) / self.recipe.evaluate_every)
+
+    def _epoch(self, step: int) -> float:
+        return step * self.recipe.batch_size / len(self.examples.train)
+
+    def _line(self, step: int, part: str, values: Mapping[str, float]) -> Line:
+        line = {"step": step, "epoch": round(self._epoch(step), 4), "part": part, **values}
+        self.lines.append(line)
+        return line
+
+    def _means(self, step: int) -> dict[str, float]:
+        """Means over the examples of all workers since the last time."""
+        sums = {name: torch.as_tensor(value).cpu() for name, value in self.sums.items()}
+        totals = {name: float(value) for name, value in summed(sums).items()}
+        self.sums = {}
+        count = totals.pop("examples")
+        means = {name: value / count for name, value in totals.items()}
+        for name, value in means.items():
+            if not math.isfinite(value):
+                raise UserError(
+                    f"{name} is {value} at step {step:,}: training diverged; lower the learning "
+                    "rate (--set settings.rate=...), or look at the data of these steps"
+                )
+        return means
+
+    def _evaluate(self) -> dict[str, float]:
+        """Metrics over the validation part, each worker doing its share."""
+        count = self.examples.validations(self.place.rank, self.place.world)
+        self.learner.modules = self.nets  # a wrapped one waits for the others at each batch
+        with precision(self.recipe, self.place.device):
+            batches = self._batches(self.examples.validation, range(count))
+            sums = add_up(self.learner.evaluate, self.learner, batches, self.place.device)
+        return self.examples.task.summarize(summed(sums))
+
+    def _state(self) -> dict[str, Any]:
+        optimizers = self.learner.optimizers.items()
+        return {
+            "modules": {name: net.state_dict() for name, net in self.nets.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers},
+            "lines": self.lines,
+        }
+
+
+Evaluate = Callable[[Batch], dict[str, Tensor]]
+
+
+@torch.inference_mode()
+def add_up(
+    evaluate: Evaluate, learner: Learner, batches: Iterable[Arrays], device: str
+) -> dict[str, Tensor]:
+    """Sums over batches of `evaluate`, a method of the learner: float64 on the CPU, by name."""
+    for net in learner.modules.values():
+        net.eval()
+    sums: dict[str, Tensor] = {}
+    for arrays in batches:
+        for name, value in evaluate(to_device(arrays, device)).items():
+            sums[name] = sums.get(name, torch.zeros(())) + value.double().cpu()
+    return sums
+
+
+def summed(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the CPU added over all workers by name; a worker may lack some."""
+    if not dist.is_initialized():
+        return dict(values)
+    parts: list[dict[str, Tensor]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, dict(values))
+    totals: dict[str, Tensor] = {}
+    for part in parts:
+        for name, value in part.items():
+            totals[name] = totals[name] + value if name in totals else value
+    return totals
+
+
+def to_device(arrays: Arrays, device: str) -> Batch:
+    """Arrays as tensors on a device."""
+    return {name: torch.as_tensor(array).to(device) for name, array in arrays.items()}
+
+
+def precision(recipe: Recipe, device: str) -> torch.autocast:
+    """The context in which a recipe's forward passes run."""
+    kind = torch.device(device).type
+    return torch.autocast(kind, torch.bfloat16, enabled=recipe.precision == "bfloat16")
+
+
+def load_nets(nets: Mapping[str, nn.Module], states: States, what: str) -> None:
+    """Load the tensors of several networks. Raises `UserError` where they do not fit."""
+    if nets.keys() != states.keys():
+        raise UserError(f"{what} of {', '.join(states)}, but this model has {', '.join(nets)}")
+    for name, net in nets.items():
+        load_state(net, states[name], what)
+
+
+def as_lines(lines: Iterable[Line]) -> bytes:
+    """JSON lines."""
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+
+def _parallel(net: nn.Module) -> nn.Module:
+    """Wrap a network so that gradients are averaged over the workers, if there are several."""
+    if not dist.is_initialized() or not any(p.requires_grad for p in net.parameters()):
+        return net
+    return nn.parallel.DistributedDataParallel(net)
+
+
+def _seed(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])

@@ -1,0 +1,92 @@
+"""The model artifact: trained networks with all that is needed to run them, or to train them again.
+
+`model.safetensors` holds the tensors, `config.json` the recipe and the names of the classes,
+`curves.jsonl` the metrics as training went. The fingerprint is the digest of the first two.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from imgray import plots
+from imgray.checkpoints import pack, unpack
+from imgray.config import validate
+from imgray.loop import CURVES, CURVES_PNG, Line, States, as_lines, load_nets
+from imgray.manifest import FileEntry, Manifest, entry_of, read_file, read_manifest, sha256
+from imgray.storage import Folder
+from imgray.training import Learner, Recipe, Task, task_of
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model, its networks in evaluation mode on the CPU."""
+
+    recipe: Recipe
+    task: Task
+    learner: Learner
+    fingerprint: str
+
+
+def save_model(
+    folder: Folder,
+    recipe: Recipe,
+    classes: Sequence[str],
+    states: States,
+    lines: Sequence[Line],
+) -> tuple[list[FileEntry], dict[str, Any]]:
+    """Write the files of a model artifact: their entries, and what its manifest says about it."""
+    settings = {"recipe": recipe.model_dump(mode="json", by_alias=True), "classes": list(classes)}
+    contents = {
+        WEIGHTS: pack(states),
+        CONFIG: json.dumps(settings, indent=1).encode(),
+        CURVES: as_lines(lines),
+        CURVES_PNG: plots.curves(lines),
+    }
+    for name, data in contents.items():
+        folder.write(name, data)
+    files = [entry_of(name, data) for name, data in contents.items()]
+    print_ = sha256("".join(entry.sha256 for entry in files[:2]).encode())
+    return files, {"task": recipe.task, "fingerprint": print_, "metrics": _last(lines)}
+
+
+def _last(lines: Sequence[Line]) -> dict[str, float]:
+    """The newest metrics of the validation part."""
+    evaluated = [line for line in lines if line["part"] == "validate"] or [{}]
+    return {k: v for k, v in evaluated[-1].items() if k not in plots.PLACES}
+
+
+def load_model(uri: str) -> Model:
+    """Load a model artifact, every file verified. Raises `UserError`."""
+    folder = Folder(uri)
+    manifest = read_manifest(folder, "model")
+    settings = json.loads(read_file(folder, manifest.file(CONFIG)))
+    recipe = validate(Recipe, settings["recipe"], f"{uri}/{CONFIG}")
+    task = task_of(recipe, settings["classes"])
+    learner = task.learner(initial=False)
+    load_nets(learner.modules, load_states(folder, manifest), f"{uri}/{WEIGHTS}")
+    for net in learner.modules.values():
+        net.eval()
+    return Model(recipe, task, learner, fingerprint_of(manifest))
+
+
+def load_states(folder: Folder, manifest: Manifest) -> States:
+    """The verified tensors of a model artifact."""
+    found: States = unpack(read_file(folder, manifest.file(WEIGHTS)))
+    return found
+
+
+def fingerprint_of(manifest: Manifest) -> str:
+    """The digest of a model's tensors, recipe and classes."""
+    return str(manifest.about["fingerprint"])
+
+
+def parameters(nets: Mapping[str, nn.Module]) -> int:
+    """How many numbers training can change."""
+    return sum(p.numel() for net in nets.values() for p in net.parameters() if p.requires_grad)

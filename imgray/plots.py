@@ -1,0 +1,114 @@
+"""Figures of training and evaluation as PNG: curves, confusion matrices, precision and recall."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from imgray.storage import Folder
+
+INK, PALE, FIRST, SECOND = "#111827", "#d1d5db", "#2563eb", "#c2410c"
+DPI = 120
+PLACES = ("step", "epoch", "part")
+"""What says where a line of the curves belongs; all else are values."""
+NAMED = 40
+"""Classes of a confusion matrix that are named and counted at most."""
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure, seen whole or not at all. Raises `UserError`."""
+    Folder(str(path.parent)).write(path.name, png(figure))
+
+
+def curves(lines: Sequence[Mapping[str, Any]]) -> bytes:
+    """Training and validation values over epochs, a panel for each, as PNG."""
+    parts = {"train": FIRST, "validate": SECOND}
+    names = [n for n in dict.fromkeys(k for line in lines for k in line) if n not in PLACES]
+    figure = Figure(figsize=(5 * max(1, len(names)), 3.6), layout="constrained")
+    for axes, name in zip(
+        np.atleast_1d(figure.subplots(1, max(1, len(names)))), names, strict=False
+    ):
+        for part, colour in parts.items():
+            points = [(x["epoch"], x[name]) for x in lines if x["part"] == part and name in x]
+            if points:
+                mark = "o" if part == "validate" else None
+                axes.plot(*zip(*points, strict=True), color=colour, label=part, marker=mark, ms=4)
+        axes.set_title(name.replace("_", " "), loc="left", color=INK, fontsize=11)
+        axes.set_xlabel("epoch")
+        axes.legend(frameon=False)
+        _tidy(axes)
+    return png(figure)
+
+
+def confusion(counts: NDArray[np.floating[Any]], classes: Sequence[str], path: Path) -> None:
+    """Draw a confusion matrix, rows the truth, columns the prediction, as shares of each row.
+
+    Args:
+        counts: (C, C).
+        classes: C names.
+        path: the PNG to write.
+    """
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = min(14.0, 2.5 + 0.45 * len(classes))
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("truth")
+    if len(classes) <= NAMED:
+        axes.set_xticks(range(len(classes)), classes, rotation=60, ha="right", fontsize=8)
+        axes.set_yticks(range(len(classes)), classes, fontsize=8)
+        for (row, column), share in np.ndenumerate(shares):
+            if share >= 0.005:
+                colour = "white" if share > 0.5 else INK
+                text = f"{100 * share:.0f}"
+                axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=7)
+    figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true class")
+    save(figure, path)
+
+
+def precision_recall(
+    systems: Mapping[str, tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]], path: Path
+) -> None:
+    """Draw precision over recall of several systems with lines of equal F-measure.
+
+    Args:
+        systems: by name recall and precision (n,).
+        path: the PNG to write.
+    """
+    figure = Figure(figsize=(6, 5.6), layout="constrained")
+    axes = figure.subplots()
+    grid = np.linspace(1e-3, 1, 200)
+    recall, precision = np.meshgrid(grid, grid)
+    f_measure = 2 * recall * precision / (recall + precision)
+    lines = axes.contour(
+        recall, precision, f_measure, np.arange(1, 10) / 10, colors=PALE, linewidths=0.8
+    )
+    axes.clabel(lines, fmt="F %.1f", fontsize=7, colors="#6b7280")
+    for (name, (r, p)), colour in zip(systems.items(), (FIRST, SECOND, "#15803d"), strict=False):
+        best = (2 * r * p / np.maximum(r + p, 1e-12)).argmax()
+        axes.plot(r, p, color=colour, lw=2, label=name)
+        axes.plot(r[best], p[best], "o", color=colour)
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="recall", ylabel="precision", aspect="equal")
+    axes.legend(frameon=False, loc="lower left")
+    _tidy(axes)
+    save(figure, path)
+
+
+def _tidy(axes: Any) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(colors=INK, labelsize=8)
