@@ -86,7 +86,7 @@ def test_every_net_learns_in_all_its_parameters(layout: str, fusion: str | None)
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
-        if not (layout == "cfn11" and name == "stages.0.0.bias"):  # normalised away
+        if not (LAYOUTS[layout].norm and name == "stages.0.0.bias"):  # normalised away
             assert parameter.grad.abs().sum() > 0, name
 
 
@@ -141,6 +141,16 @@ def test_the_fused_vector_of_the_large_net_is_normalised_as_one_channel() -> Non
     assert fused[0].mean(dim=0).abs().max() > 0.1  # each of its elements is not
 
 
+@pytest.mark.parametrize(("layout", "width"), [("cfn11", 0.05), ("cfn7-norm", 0.1)])
+def test_normalised_nets_have_biases_at_their_ends_only(layout: str, width: float) -> None:
+    net = FusionNet(layout, 10, width=width)
+    layers = [(n, m) for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    biased = [name for name, layer in layers if layer.bias is not None]
+    assert biased == ["stages.0.0", "classifier"]
+    assert net.fused[0].bias is None
+    assert _count(net.fused[1]) == 2
+
+
 @pytest.mark.parametrize("width", [1.0, 0.25])
 def test_initial_weights_are_as_published(width: float) -> None:
     torch.manual_seed(0)
@@ -162,6 +172,7 @@ def test_learning_rates_are_the_multipliers_of_the_published_files() -> None:
     for layout, special in [
         ("cfn7", {"fused.0.weight": 0.1, "fused.0.bias": 0.2}),
         ("cfn11", {"main.0.weight": 10.0}),
+        ("cfn7-norm", {}),
     ]:
         net = FusionNet(layout, 10, width=0.1)
         groups = parameter_groups(net, lr=0.1, weight_decay=1e-4)
@@ -203,7 +214,9 @@ def test_a_narrow_net_fits_a_few_images() -> None:
 
 
 def test_unknown_layouts_and_fusions_are_refused() -> None:
-    with pytest.raises(UserError, match="no layout 'cfn8'; choose among cfn7, cfn7-wide, cfn11"):
+    with pytest.raises(
+        UserError, match="no layout 'cfn8'; choose among cfn7, cfn7-wide, cfn11, cfn7-norm"
+    ):
         FusionNet("cfn8", 10)
     with pytest.raises(UserError, match="no fusion 'mean'; choose among local, shared, sum, max"):
         FusionNet("cfn7", 10, "mean")

@@ -88,7 +88,7 @@ def test_large_logits_give_a_finite_loss() -> None:
     logits = torch.tensor([-500.0, 500.0, -500.0, 500.0]).view(1, 1, 2, 2).requires_grad_()
     loss = edge_loss(logits, torch.tensor([[[1, 0], [0, 2]]], dtype=torch.uint8))
     loss.backward()
-    assert float(loss) == pytest.approx(9 * 500 + 500)
+    assert loss.item() == pytest.approx(9 * 500 + 500)
     assert logits.grad.flatten().tolist() == [-9, 1, 0, 0]
 
 

@@ -80,8 +80,10 @@ LAYOUTS = {
         norm=True,
     ),
 }
+LAYOUTS["cfn7-norm"] = LAYOUTS["cfn7"]._replace(norm=True, rates={})
 """`cfn7` for CIFAR-10 and `cfn7-wide` as published for CIFAR-100 take 32x32 pixels, `cfn11` for
-ImageNet 224x224; by global pooling each also takes others."""
+ImageNet 224x224; by global pooling each also takes others. `cfn7-norm` is ours: cfn7 with the
+normalisation and rates of cfn11's fusion, which learns in far fewer steps on a small collection."""
 
 
 class FusionNet(nn.Module):
@@ -169,9 +171,9 @@ def _convolution(norm: bool, layer: nn.Conv2d) -> list[nn.Module]:
 
 def _stage(plan: Layout, stage: Stage, channels: int, width: float) -> nn.Sequential:
     layers: list[nn.Module] = []
-    bias = not plan.norm or stage is plan.stages[0]
     for wide in stage.channels:
         out = _scaled(wide, width)
+        bias = not plan.norm or (stage is plan.stages[0] and not layers)
         padding = stage.kernel // 2
         layer = nn.Conv2d(channels, out, stage.kernel, stage.stride, padding, bias=bias)
         layers += _convolution(plan.norm, layer)
