@@ -11,6 +11,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from imgray.errors import UserError
+from imgray.manifest import sha256
 from imgray.storage import Folder
 
 KEPT = 2
@@ -64,7 +65,8 @@ class Keeper:
     """Checkpoints of one run in a folder, the newest ones kept, each visible whole or not at all.
 
     They are written straight to where the artifact grows: Ray Train's own `report` may lose the
-    last one when a worker dies within two seconds of it.
+    last one when a worker dies within two seconds of it. A file's name holds the digest of its
+    content, and one that is damaged does not count.
     """
 
     def __init__(self, folder: Folder) -> None:
@@ -72,25 +74,23 @@ class Keeper:
 
     def save(self, step: int, state: Any) -> None:
         """Write the state after a number of steps, and remove older ones."""
-        self.folder.write(_name(step), pack(state))
+        data = pack(state)
+        self.folder.write(f"step-{step:010d}-{sha256(data)}.safetensors", data)
         for name in self._names()[:-KEPT]:
             self.folder.remove(name)
 
     def newest(self) -> tuple[int, Any] | None:
         """Steps done and the state after them; None where nothing was saved."""
         for name in reversed(self._names()):
-            try:
-                return int(name.split("-")[1].split(".")[0]), unpack(self.folder.read(name))
-            except ValueError:
-                continue
+            data = self.folder.read(name)
+            _, step, digest = name.removesuffix(".safetensors").split("-")
+            if sha256(data) == digest:
+                return int(step), unpack(data)
         return None
 
     def _names(self) -> list[str]:
-        return sorted(n for n in self.folder.sizes() if n.startswith("step-") and "/" not in n)
-
-
-def _name(step: int) -> str:
-    return f"step-{step:010d}.safetensors"
+        names = self.folder.sizes()
+        return sorted(n for n in names if n.startswith("step-") and n.endswith(".safetensors"))
 
 
 def load_state(module: torch.nn.Module, state: dict[str, Tensor], what: str) -> None:

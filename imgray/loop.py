@@ -72,6 +72,7 @@ class Place:
     world: int = 1
     device: str = "cpu"
     batches: Batches = in_threads
+    """What loads training batches; validation, being short, is always loaded by threads."""
     report: Callable[[int, int, Line | None], None] = lambda done, steps, line: None
     """Called by worker 0 after every step with steps done and to do, and a new line if any."""
 
@@ -117,12 +118,13 @@ class Run:
         }
         steps = range(self._restore(), self.steps)
         self.wrapped = {name: _parallel(net) for name, net in self.nets.items()}
-        for step, arrays in zip(steps, self._batches(self.examples.training, steps), strict=True):
+        batches = self.place.batches(self._loader(self.examples.training), steps)
+        for step, arrays in zip(steps, batches, strict=True):
             self._step(step, arrays)
             self._after(step + 1)
 
-    def _batches(self, load: Callable[[int, int, int], Arrays], numbers: range) -> Iterator[Arrays]:
-        return self.place.batches(Loader(load, self.place.rank, self.place.world), numbers)
+    def _loader(self, load: Callable[[int, int, int], Arrays]) -> Loader:
+        return Loader(load, self.place.rank, self.place.world)
 
     def _restore(self) -> int:
         """Steps done by the newest checkpoint, after loading it."""
@@ -207,7 +209,7 @@ class Run:
         count = self.examples.validations(self.place.rank, self.place.world)
         self.learner.modules = self.nets  # a wrapped one waits for the others at each batch
         with precision(self.recipe, self.place.device):
-            batches = self._batches(self.examples.validation, range(count))
+            batches = in_threads(self._loader(self.examples.validation), range(count))
             sums = add_up(self.learner.evaluate, self.learner, batches, self.place.device)
         return self.examples.task.summarize(summed(sums))
 

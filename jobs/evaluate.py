@@ -1,12 +1,10 @@
 """Score an artifact against a known truth: `python jobs/evaluate.py --help`."""
 
-import sys
-
-from imgray.config import run_one_of
+from imgray.config import leave, run_one_of
 from imgray.engine.evaluate import EvaluateConfig, evaluate
 from imgray.engine.evaluate_model import EvaluateModelConfig, evaluate_model
 
 if __name__ == "__main__":
     job = (EvaluateModelConfig, evaluate_model)
     jobs = {"classification": job, "segmentation": job, "edges": job}
-    sys.exit(run_one_of({"retrieval": (EvaluateConfig, evaluate), **jobs}))
+    leave(run_one_of({"retrieval": (EvaluateConfig, evaluate), **jobs}))

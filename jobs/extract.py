@@ -1,9 +1,7 @@
 """Extract features: `python jobs/extract.py --help`."""
 
-import sys
-
-from imgray.config import run_job
+from imgray.config import leave, run_job
 from imgray.engine.extract import ExtractConfig, extract
 
 if __name__ == "__main__":
-    sys.exit(run_job(ExtractConfig, extract))
+    leave(run_job(ExtractConfig, extract))

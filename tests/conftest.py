@@ -32,6 +32,8 @@ os.environ |= {
     "AWS_ACCESS_KEY_ID": S3_KEY,
     "AWS_SECRET_ACCESS_KEY": S3_SECRET,
     "AWS_DEFAULT_REGION": "us-east-1",
+    # So that Ray's workers find what lies beside the tests.
+    "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
 }
 for name in ("RAY_ADDRESS", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
     os.environ.pop(name, None)

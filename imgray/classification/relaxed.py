@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from skimage.feature import canny
 
 from imgray.errors import UserError
 
@@ -85,14 +86,7 @@ def canny_maps(
     The thesis' settings for Canny are not published. In our reading the rule for structured edges
     holds: the upper threshold is k / 2 times the mean gradient, of a smoothing of 2 pixels common
     to all sides, the lower one 0.4 times the upper one. So each side's pixels hold the next one's.
-
-    Raises:
-        UserError: scikit-image is missing.
     """
-    try:
-        from skimage.feature import canny
-    except ImportError:
-        raise UserError("Canny's detector needs scikit-image: `pip install scikit-image`") from None
     gray = image.astype(np.float64) @ LUMINANCE / 255
     smooth = ndimage.gaussian_filter(gray, CANNY_SIGMA)
     mean = np.hypot(ndimage.sobel(smooth, axis=0), ndimage.sobel(smooth, axis=1)).mean()

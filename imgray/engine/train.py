@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import traceback
@@ -16,7 +17,7 @@ import pyarrow.fs
 import ray
 import torch
 import yaml
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -25,7 +26,7 @@ from imgray.config import JobConfig, read_yaml, validate
 from imgray.datasets import open_dataset
 from imgray.engine.cluster import cluster
 from imgray.engine.progress import Progress, say
-from imgray.errors import UserError
+from imgray.errors import UserError, cause_of
 from imgray.loop import Line, Loader, Place, Run, States
 from imgray.manifest import WORK, Manifest, begin, nothing_left_before, publish, read_manifest
 from imgray.models import fingerprint_of, load_states, save_model
@@ -75,6 +76,18 @@ class TrainConfig(JobConfig):
     )
     overwrite: bool = Field(default=False, description="remove what is at --output first")
 
+    @property
+    def span(self) -> tuple[int, int]:
+        """The least and the most workers."""
+        least, _, most = self.workers.partition("-")
+        return int(least), int(most or least)
+
+    @model_validator(mode="after")
+    def _possible(self) -> TrainConfig:
+        if not 1 <= self.span[0] <= self.span[1]:
+            raise ValueError(f"--workers {self.workers}: at least one, and LEAST not above MOST")
+        return self
+
 
 class TrainResult(BaseModel):
     """What a training run has made."""
@@ -107,22 +120,30 @@ def read_recipe(path: str, changes: list[str]) -> Recipe:
 
 
 def open_examples(recipe: Recipe, data: str) -> Examples:
-    """Open both parts of the data, and refuse what cannot be learnt from. Raises `UserError`."""
+    """Open both parts of the data. Raises `UserError`."""
     folder = Folder(data)
     train = open_dataset(folder, recipe.data.form, recipe.data.train)
     val = open_dataset(folder, recipe.data.form, recipe.data.validate_on)
-    task = task_of(recipe, train.classes)
-    task.check(train)
-    task.check_classes(val)
-    for part in (train, val):
+    return Examples(task_of(recipe, train.classes), train, val, recipe.batch_size, recipe.seed)
+
+
+def check(examples: Examples) -> None:
+    """Refuse data that cannot be learnt from. Raises `UserError`."""
+    examples.task.check(examples.train)
+    examples.task.check_classes(examples.val)
+    for part in (examples.train, examples.val):
         for index in np.unique(np.linspace(0, len(part) - 1, LOOKED_AT).astype(int)):
-            task.example(part[int(index)], None)
-    return Examples(task, train, val, recipe.batch_size, recipe.seed)
+            examples.task.example(part[int(index)], None)
 
 
 def train(config: TrainConfig) -> TrainResult:
     """Train, continue a training, or find that it is done."""
     recipe = read_recipe(config.recipe, config.set)
+    if recipe.batch_size < config.span[1]:
+        raise UserError(
+            f"batch_size {recipe.batch_size} is less than {config.span[1]} workers: each needs an "
+            "example per step"
+        )
     output = Folder(config.output)
     identity = {**config.identity(), "recipe": recipe.model_dump(mode="json", by_alias=True)}
     if recipe.start:
@@ -145,10 +166,11 @@ def _train(
     config: TrainConfig, recipe: Recipe, identity: dict[str, Any], output: Folder
 ) -> Manifest:
     examples = open_examples(recipe, config.data)
+    check(examples)
     kept = Folder(f"{output.uri.rstrip('/')}/{CHECKPOINTS}")
     steps = recipe.length(len(examples.train))
     with cluster():
-        _fit(config, recipe, examples, kept, output)
+        _fit(config, recipe, kept, output)
     found = Keeper(kept).newest()
     assert found is not None
     assert found[0] == steps
@@ -198,12 +220,10 @@ class Watch:
         return Seen(self.done, self.steps, self.lines[known:], self.error)
 
 
-def _fit(
-    config: TrainConfig, recipe: Recipe, examples: Examples, kept: Folder, output: Folder
-) -> None:
+def _fit(config: TrainConfig, recipe: Recipe, kept: Folder, output: Folder) -> None:
     scaling = _scaling(config)
     watch: Any = ray.remote(num_cpus=0)(Watch).remote()
-    loop = {"recipe": recipe, "examples": examples, "kept": kept, "watch": watch}
+    loop = {"recipe": recipe, "data": config.data, "kept": kept, "watch": watch}
     trainer = TorchTrainer(
         _work,
         train_loop_config={**loop, "feeders": config.feeders},
@@ -269,13 +289,20 @@ def _reason(error: BaseException) -> str:
 
 
 def _scaling(config: TrainConfig) -> ScalingConfig:
-    least, _, most = config.workers.partition("-")
-    count: Any = (int(least), int(most)) if most else int(least)
+    least, most = config.span
     have = ray.cluster_resources()
     gpus = config.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if have.get("GPU", 0) >= 1 else 0.0
     resources = {"CPU": float(config.cpus_per_worker)} | ({"GPU": gpus} if gpus else {})
+    lacking = {k: n for k, n in resources.items() if have.get(k, 0.0) < least * n}
+    if lacking and (not os.environ.get("RAY_ADDRESS") or not config.patience):
+        name, each = lacking.popitem()
+        raise UserError(
+            f"--workers {config.workers}: {least} workers of {each:g} {name} each, but the cluster "
+            f"has {have.get(name, 0.0):g}; ask for fewer, or --{name.lower()}s-per-worker"
+        )
+    count: Any = least if least == most else (least, most)
     return ScalingConfig(num_workers=count, use_gpu=bool(gpus), resources_per_worker=resources)
 
 
@@ -304,10 +331,11 @@ def _work(loop: dict[str, Any]) -> None:
     )
     try:
         recipe: Recipe = loop["recipe"]
-        Run(recipe, loop["examples"], loop["kept"], place, _start(recipe)).fit()
+        examples = open_examples(recipe, loop["data"])
+        Run(recipe, examples, loop["kept"], place, _start(recipe)).fit()
     except Exception as error:
-        if isinstance(error, UserError):
-            ray.get(watch.fail.remote(True, str(error)))
+        if cause := cause_of(error):
+            ray.get(watch.fail.remote(True, str(cause)))
         elif not _lost_another(error):
             ray.get(watch.fail.remote(False, traceback.format_exc()))
         raise
@@ -322,7 +350,9 @@ def _start(recipe: Recipe) -> States | None:
 
 def _lost_another(error: Exception) -> bool:
     """Whether an exception may only say that another worker, node or store has gone."""
-    if isinstance(error, ray.exceptions.RayError | torch.distributed.DistError):
+    if isinstance(error, ray.exceptions.RayError):
+        return not isinstance(error, ray.exceptions.RayTaskError)
+    if isinstance(error, torch.distributed.DistError):
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and ("gloo" in text or "nccl" in text)

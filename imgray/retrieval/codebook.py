@@ -22,6 +22,7 @@ Floats = NDArray[np.float32]
 Code = Literal["SQ8", "SQ4", "SQfp16", "Flat"]
 MAX_LISTS = 2**24
 KMEANS_ITERATIONS = 20
+BLOCK = 1024
 LEAST_SHARE = 1e-3
 """Of a feature, in the choice of lists to visit."""
 
@@ -90,8 +91,11 @@ class Projection:
     def fit(cls, sample: Floats, dim: int) -> Projection:
         """Learn from a sample (n, C). `dim` is cut to the rank that the sample can have."""
         mean = sample.mean(axis=0, dtype=np.float64)
-        centred = sample - mean
-        variances, axes = np.linalg.eigh(centred.T @ centred / len(sample))
+        scatter = np.zeros((len(mean), len(mean)))
+        for start in range(0, len(sample), BLOCK):  # in double precision, but never all at once
+            centred = sample[start : start + BLOCK] - mean
+            scatter += centred.T @ centred
+        variances, axes = np.linalg.eigh(scatter / len(sample))
         order = np.argsort(-variances)[: max(1, min(dim, len(sample) - 1, sample.shape[1]))]
         return cls(mean.astype(np.float32), axes[:, order].astype(np.float32))
 
@@ -292,15 +296,9 @@ def _largest(values: Floats, count: int) -> NDArray[np.int64]:
     """Indices of the `count` largest values along the last axis, largest first."""
     if count == 1:
         return values.argmax(axis=-1)[..., None]
-    width = values.shape[-1]
-    table = values.reshape(-1, width)
-    rows = np.arange(len(table))[:, None]
-    if count < width:
-        some = table.argpartition(width - count, axis=1)[:, width - count :]
-    else:
-        some = np.broadcast_to(np.arange(width), table.shape)
-    order = (-table[rows, some]).argsort(axis=1, kind="stable")
-    return some[rows, order].reshape(*values.shape[:-1], count)
+    table = np.ascontiguousarray(values.reshape(-1, values.shape[-1]))
+    _, found = faiss.kmax(table, count)
+    return found.reshape(*values.shape[:-1], count)
 
 
 @cache

@@ -1,0 +1,229 @@
+"""The training loop in one process: what it visits, what it learns, and that it can be stopped."""
+
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tinytask import TinyTask, tiny_recipe, write_points
+
+from imgray.checkpoints import Keeper
+from imgray.datasets import open_dataset
+from imgray.errors import UserError
+from imgray.loop import CURVES, Loader, Place, Run, in_threads
+from imgray.storage import Folder
+from imgray.training import Examples, Recipe, Schedule, task_of
+
+
+@pytest.fixture(scope="module")
+def points(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    return Folder(str(write_points(tmp_path_factory.mktemp("points"))))
+
+
+def _run(points: Folder, output: Path, place: Place | None = None, **changes: Any) -> Run:
+    recipe = Recipe.model_validate(tiny_recipe(**changes))
+    train, val = (open_dataset(points, "parquet", part) for part in ("train", "val"))
+    task = task_of(recipe, train.classes)
+    examples = Examples(task, train, val, recipe.batch_size, recipe.seed)
+    return Run(recipe, examples, Folder(str(output)), place)
+
+
+def _tensors(run: Run) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in run.nets["net"].state_dict().items()}
+
+
+class _Stopped(BaseException):
+    pass
+
+
+def _stop_at(step: int) -> Place:
+    def report(done: int, steps: int, line: object) -> None:
+        if done == step:
+            raise _Stopped
+
+    return Place(report=report)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 12, 70, 100])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_every_epoch_has_every_example_once(points: Folder, batch: int, world: int) -> None:
+    run = _run(points, Path("unused"), batch_size=max(batch, world))
+    seen: list[int] = []
+    stream = dataclasses.replace(run.examples, task=_Numbers(run.examples.task.settings, "abc"))
+    for step in range(300 // max(batch, world)):
+        for rank in range(world):
+            seen += stream.training(step, rank, world)["label"].tolist()
+    for epoch in range(len(seen) // 70):
+        assert sorted(seen[70 * epoch : 70 * (epoch + 1)]) == list(range(70))
+    if len(seen) >= 140:
+        assert seen[:70] != seen[70:140]
+
+
+class _Numbers(TinyTask):
+    """Gives the number of a record instead of an example."""
+
+    def example(self, record: Any, chance: Any) -> dict[str, np.ndarray]:
+        return {"label": np.array(int(record["id"]))}
+
+
+@pytest.mark.parametrize("world", [1, 2, 4, 50])
+def test_validation_is_shared_out_without_rest(points: Folder, world: int) -> None:
+    examples = _run(points, Path("unused")).examples
+    examples = dataclasses.replace(examples, task=_Numbers(examples.task.settings, "abc"))
+    seen: Counter[int] = Counter()
+    for rank in range(world):
+        for number in range(examples.validations(rank, world)):
+            seen.update(examples.validation(number, rank, world)["label"].tolist())
+    assert seen == Counter(range(30))
+
+
+def test_loading_ahead_keeps_the_order() -> None:
+    load = Loader(lambda number, rank, world: {"n": np.array([number])}, 0, 1)
+    for numbers in (range(0), range(2), range(7, 30)):
+        assert [int(b["n"][0]) for b in in_threads(load, numbers)] == list(numbers)
+
+
+def test_it_learns_and_tells_how(points: Folder, tmp_path: Path) -> None:
+    run = _run(points, tmp_path, steps=120)
+    run.fit()
+    lines = [json.loads(line) for line in (tmp_path / CURVES).read_text().splitlines()]
+    assert lines == run.lines
+    train = [line for line in lines if line["part"] == "train"]
+    validate = [line for line in lines if line["part"] == "validate"]
+    assert train[-1]["step"] == 120
+    assert train[-1]["loss"] < 0.5 * train[0]["loss"]
+    assert validate[-1]["error"] < 0.1
+    assert [line["epoch"] for line in validate] == sorted(line["epoch"] for line in validate)
+    assert len(validate) == int(120 * 12 / 70) + 1
+
+
+@pytest.mark.parametrize("stop", [1, 5, 17, 39])
+def test_a_run_goes_on_as_if_it_had_never_stopped(
+    points: Folder, tmp_path: Path, stop: int
+) -> None:
+    whole = _run(points, tmp_path / "whole")
+    whole.fit()
+    with pytest.raises(_Stopped):
+        _run(points, tmp_path / "parts", _stop_at(stop)).fit()
+    found = Keeper(Folder(str(tmp_path / "parts"))).newest()
+    assert (found[0] if found else 0) == stop // 5 * 5
+    again = _run(points, tmp_path / "parts")
+    again.fit()
+    for name, tensor in _tensors(whole).items():
+        assert torch.equal(tensor, _tensors(again)[name]), name
+    assert again.lines == whole.lines
+    assert (tmp_path / "parts" / CURVES).read_bytes() == (tmp_path / "whole" / CURVES).read_bytes()
+
+
+def test_a_finished_run_does_nothing(points: Folder, tmp_path: Path) -> None:
+    _run(points, tmp_path).fit()
+    again = _run(points, tmp_path, _stop_at(1))
+    again.fit()
+    assert again.lines
+
+
+def test_seeds_differ_and_repeat(points: Folder, tmp_path: Path) -> None:
+    runs = [_run(points, tmp_path / str(n), seed=seed) for n, seed in enumerate((0, 0, 1))]
+    for run in runs:
+        run.fit()
+    first, same, other = (_tensors(run)["1.weight"] for run in runs)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(points: Folder, tmp_path: Path) -> None:
+    run = _run(points, tmp_path, settings={"explode": 8})
+    with pytest.raises(UserError, match=r"loss is nan at step 8: training diverged"):
+        run.fit()
+    found = Keeper(Folder(str(tmp_path))).newest()
+    assert found is not None
+    assert found[0] == 5
+
+
+def test_a_checkpoint_of_another_model_is_refused(points: Folder, tmp_path: Path) -> None:
+    run = _run(points, tmp_path)
+    Keeper(run.folder).save(
+        5, {"modules": {"net": {"x": torch.zeros(3)}}, "optimizers": {}, "lines": []}
+    )
+    with pytest.raises(UserError, match="do not fit this model"):
+        run.fit()
+
+
+def test_a_run_starts_from_given_tensors(points: Folder, tmp_path: Path) -> None:
+    first = _run(points, tmp_path / "first")
+    first.fit()
+    second = _run(points, tmp_path / "second", settings={"rate": 1e-12})
+    second.start = {"net": _tensors(first)}
+    second.fit()
+    for name, tensor in _tensors(second).items():
+        torch.testing.assert_close(tensor, _tensors(first)[name], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ({"kind": "constant"}, lambda s: 1.0),
+        ({"kind": "step", "every": 30, "drop": 0.1}, lambda s: 0.1 ** (s // 30)),
+        ({"kind": "cosine"}, lambda s: 0.5 * (1 + np.cos(np.pi * s / 100))),
+        ({"kind": "linear", "hold": 0.5}, lambda s: 1.0 if s <= 50 else (100 - s) / 50),
+        ({"kind": "constant", "warmup": 200}, lambda s: (s + 1) / 200),
+    ],
+)
+def test_schedules(schedule: dict[str, Any], expected: Any) -> None:
+    made = Schedule.model_validate(schedule)
+    for step in range(100):
+        assert made.factor(step, 100) == pytest.approx(expected(step))
+
+
+def test_the_rate_follows_the_schedule(points: Folder, tmp_path: Path) -> None:
+    rates: list[float] = []
+    run = _run(points, tmp_path, schedule={"kind": "step", "every": 10, "drop": 0.5})
+    place = Place(
+        report=lambda done, steps, line: rates.append(
+            run.learner.optimizers["net"].param_groups[0]["lr"]
+        )
+    )
+    run.place = place
+    run.fit()
+    assert rates == pytest.approx([0.1 * 0.5 ** (step // 10) for step in range(40)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"epochs": 3}, "give either steps or epochs"),
+        ({"steps": 0}, "steps"),
+        ({"batchsize": 3}, "batchsize"),
+        ({"schedule": {"kind": "step"}}, "schedule.every"),
+        ({"precision": "float8"}, "precision"),
+    ],
+)
+def test_impossible_recipes(changes: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
+        Recipe.model_validate(tiny_recipe(**changes))
+
+
+@pytest.mark.parametrize(
+    ("task", "fault"),
+    [
+        ("imgray.nothing:Task", "No module"),
+        ("tinytask:Nothing", "no attribute"),
+        ("tinytask:TinySettings", "not a task"),
+        ("", "expected package.module:Class"),
+    ],
+)
+def test_unknown_tasks(task: str, fault: str) -> None:
+    with pytest.raises(UserError, match=fault):
+        task_of(Recipe.model_validate(tiny_recipe(task=task)), ["a"])
+
+
+def test_unknown_settings_of_a_task_are_named() -> None:
+    recipe = Recipe.model_validate(tiny_recipe(settings={"rats": 1, "noise": -1}))
+    with pytest.raises(
+        UserError, match=r"settings: noise: .*; recipe: settings: unknown key 'rats'"
+    ):
+        task_of(recipe, ["a"])
