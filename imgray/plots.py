@@ -99,9 +99,10 @@ def precision_recall(
     )
     axes.clabel(lines, fmt="F %.1f", fontsize=7, colors="#6b7280")
     for (name, (r, p)), colour in zip(systems.items(), (FIRST, SECOND, "#15803d"), strict=False):
-        best = (2 * r * p / np.maximum(r + p, 1e-12)).argmax()
         axes.plot(r, p, color=colour, lw=2, label=name)
-        axes.plot(r[best], p[best], "o", color=colour)
+        if len(r):
+            best = (2 * r * p / np.maximum(r + p, 1e-12)).argmax()
+            axes.plot(r[best], p[best], "o", color=colour)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="recall", ylabel="precision", aspect="equal")
     axes.legend(frameon=False, loc="lower left")
     _tidy(axes)

@@ -122,8 +122,9 @@ class EdgeDetection(Task):
 
     def draw(self, sums: Mapping[str, Tensor], path: Path) -> None:
         """Precision over recall."""
-        recall, precision = edge_metrics.rates(counts_of(sums).table)
-        shown = precision > 0
+        table = counts_of(sums).table
+        recall, precision = edge_metrics.rates(table)
+        shown = table[:, 3] > 0  # precision of no pixels is no point of the curve
         plots.precision_recall({"model": (recall[shown], precision[shown])}, path)
 
 
@@ -134,12 +135,19 @@ def counts_of(sums: Mapping[str, Tensor]) -> edge_metrics.Counts:
 
 
 class EdgeLearner(Learner):
-    """RDS, or FCFN with one class."""
+    """RDS, or FCFN with one class.
+
+    The published multipliers of the learning rate go with the summed loss; under the mean all
+    layers learn at one rate, which is our reading.
+    """
 
     def __init__(self, settings: EdgeSettings, initial: bool) -> None:
         trunk = trunk_of(settings, initial)
         net = Rds(trunk) if settings.net == "rds" else Fcfn(trunk, classes=1)
-        groups: list[Any] = parameter_groups(net, settings.rate, settings.weight_decay)
+        published = settings.reduction == "sum"
+        groups: list[Any] = parameter_groups(
+            net, settings.rate, settings.weight_decay, None if published else {}
+        )
         self.modules = {"net": net.to(memory_format=torch.channels_last)}
         self.optimizers = {
             "net": torch.optim.SGD(groups, lr=settings.rate, momentum=settings.momentum)

@@ -34,7 +34,7 @@ class ClassificationSettings(Settings):
     here pixels are scaled to 0..1 and standardised per channel by `mean` and `std`.
     """
 
-    layout: Literal["cfn7", "cfn7-wide", "cfn11"] = "cfn7"
+    layout: Literal["cfn7", "cfn7-wide", "cfn7-norm", "cfn11"] = "cfn7"
     fusion: Fusing = Field(default="local", description="none: the plain network")
     width: float = Field(default=1.0, gt=0, le=4)
     size: int = Field(default=32, ge=16, le=1024, description="side of the input in pixels")

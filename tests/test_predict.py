@@ -1,0 +1,208 @@
+"""Trained models over a collection and over labelled data: predictions and scores."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from poison import encoded, halves
+
+from imgray.datasets import open_dataset
+from imgray.engine.evaluate_model import EvaluateModelConfig, evaluate_model
+from imgray.engine.predict import PredictConfig, predict
+from imgray.engine.train import check, open_examples
+from imgray.errors import UserError
+from imgray.loop import Run
+from imgray.manifest import Manifest, publish, read_file, read_manifest, sha256
+from imgray.models import load_model, save_model
+from imgray.storage import Folder
+from imgray.training import Recipe
+
+SIZE = 32
+RECIPES: dict[str, dict[str, Any]] = {
+    "folders": {
+        "task": "imgray.classification.images:Classification",
+        "settings": {"layout": "cfn7-norm", "width": 0.1, "rate": 0.05, "pad": 2, "mirror": True},
+    },
+    "masks": {
+        "task": "imgray.classification.segmentation:Segmentation",
+        "settings": {
+            "trunk": "vgg16", "weights": "none", "width": 0.1, "crop": SIZE, "rate": 0.1,
+            "classes": ["left", "right"], "void": 7,
+        },
+    },
+    "edges": {
+        "task": "imgray.classification.edges:EdgeDetection",
+        "settings": {
+            "trunk": "vgg16", "weights": "none", "width": 0.1, "crop": SIZE, "rate": 0.01
+        },
+    },
+}  # fmt: skip
+
+
+def _picture(flip: bool, number: int) -> Image.Image:
+    image = halves((40, 36)).point(lambda value: min(255, value + 2 * number))
+    if not flip:
+        return image
+    red, green, blue = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).split()
+    return Image.merge("RGB", (blue, green, red))
+
+
+def _write(form: str, folder: Path) -> Path:
+    """Pictures with an orange left half or a blue right one, laid out and labelled as `form`."""
+    mask = np.zeros((36, 40), np.uint8)
+    mask[:, 20:] = 1
+    mask[:3] = 7
+    drawn = np.zeros((3, 36, 40), bool)
+    drawn[:, :, 19] = True
+    for part, count in (("train", 12), ("val", 5)):
+        for number in range(count):
+            flip = bool(number % 2)
+            files = {"folders": f"{part}/{'right' if flip else 'left'}/{number}.png"}
+            files |= {
+                "masks": f"{part}/images/{number}.png",
+                "edges": f"images/{part}/{number}.png",
+            }
+            path = folder / files[form]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encoded(_picture(flip, number), "PNG"))
+            if form == "masks":
+                labels = np.where(mask == 7, 7, 1 - mask) if flip else mask
+                path = folder / f"{part}/labels/{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(labels.astype(np.uint8)).save(path)
+            if form == "edges":
+                path = folder / f"boundaries/{part}/{number}.npz"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                np.savez(path, boundaries=np.packbits(drawn, axis=-1), shape=drawn.shape)
+    return folder
+
+
+@pytest.fixture(scope="module", params=list(RECIPES))
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A form, its data, and a model trained on them for some steps by the plain loop."""
+    form, folder = request.param, tmp_path_factory.mktemp(request.param)
+    data, output = _write(form, folder / "data"), Folder(str(folder / "model"))
+    recipe = Recipe.model_validate(
+        {
+            **RECIPES[form],
+            "data": {"form": form},
+            "batch_size": 6,
+            "steps": 30,
+            "log_every": 5,
+            "schedule": {"kind": "cosine"},
+        }
+    )
+    examples = open_examples(recipe, str(data))
+    check(examples)
+    run = Run(recipe, examples, Folder(str(folder / "work")))
+    run.fit()
+    states = {name: net.state_dict() for name, net in run.nets.items()}
+    files, about = save_model(output, recipe, examples.task.classes, states, run.lines)
+    publish(output, Manifest(kind="model", config={}, about=about, files=files))
+    return form, data, output.uri, run
+
+
+def test_a_model_learns_its_pictures(made: Any) -> None:
+    form, _, _, run = made
+    losses = [line["loss"] for line in run.lines if line["part"] == "train"]
+    assert losses[-1] < 0.8 * losses[0]
+    if form == "folders":
+        assert run.lines[-1]["top1_error"] == 0
+
+
+def test_a_saved_model_is_the_trained_one(made: Any) -> None:
+    _, _, uri, run = made
+    for name, tensor in load_model(uri).learner.modules["net"].state_dict().items():
+        assert torch.equal(tensor, run.nets["net"].state_dict()[name]), name
+
+
+@pytest.mark.slow
+def test_predictions_are_the_models_own(ray_cluster: None, made: Any, tmp_path: Path) -> None:
+    form, _, uri, _ = made
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(5):
+        (images / f"{number}.png").write_bytes(encoded(_picture(bool(number % 2), number), "PNG"))
+    (images / "broken.jpg").write_bytes(b"no picture")
+    flags = {"model": uri, "images": str(images), "output": str(tmp_path / "out")}
+    config = PredictConfig(**flags, shard_size=2, workers=1, max_rejected=1)
+    result = predict(config)
+    assert (result.listed, result.done, result.rejected) == (6, 5, 1)
+    folder = Folder(config.output)
+    rows = {}
+    for entry in read_manifest(folder, "predictions").named("part-"):
+        table = pq.read_table(io.BytesIO(read_file(folder, entry)))
+        rows |= {row["id"]: row for row in table.to_pylist()}
+    assert sorted(rows) == [f"{number}.png" for number in range(5)]
+    model = load_model(uri)
+    for id, row in rows.items():
+        arrays = model.task.prepare((images / id).read_bytes())
+        with torch.inference_mode():
+            batch = {name: torch.tensor(array)[None] for name, array in arrays.items()}
+            [alone] = model.learner.predict(batch)
+        if form == "folders":
+            assert row["label"] == ("right" if int(id[0]) % 2 else "left") == alone.row["label"]
+            assert row["scores"] == pytest.approx(alone.row["scores"], abs=1e-5)
+            assert row["picture"] is None
+        else:
+            painted = folder.read(row["picture"])
+            assert sha256(painted) == row["sha256"]
+            assert alone.picture is not None
+            np.testing.assert_array_equal(
+                np.asarray(Image.open(io.BytesIO(painted))), alone.picture
+            )
+            assert alone.picture.shape == (36, 40)
+    assert predict(config) == result
+
+
+@pytest.mark.slow
+def test_scores_are_those_of_the_validation(ray_cluster: None, made: Any, tmp_path: Path) -> None:
+    form, data, uri, run = made
+    figure = tmp_path / "figure.png"
+    config = EvaluateModelConfig(model=uri, data=str(data), workers=2, figure=str(figure))
+    scores = evaluate_model(config).root
+    for name, value in run.lines[-1].items():
+        if name not in ("step", "epoch", "part"):
+            assert scores[name] == pytest.approx(value, abs=1e-4), name
+    assert Image.open(figure).width > 200
+    assert ("ods" in scores) == (form == "edges")
+    with pytest.raises(UserError, match="part 'test'"):
+        evaluate_model(config.model_copy(update={"part": "test"}))
+
+
+@pytest.mark.parametrize(
+    ("form", "damage", "fault"),
+    [
+        ("folders", lambda f: (f / "train/loose.png").write_bytes(b"x"), "outside a class"),
+        ("folders", lambda f: (f / "val/left").rename(f / "val/x"), "labels must mean the same"),
+        ("folders", lambda f: (f / "train/left/0.png").write_bytes(b"x"), r"left/0.png: not a"),
+        ("masks", lambda f: (f / "train/labels/3.png").unlink(), r"labels/3.png: missing"),
+        ("masks", lambda f: _paint(f, (9, 9), 0), r"0.png: labels of 9 x 9 pixels .* 40 x 36"),
+        ("masks", lambda f: _paint(f, (40, 36), 5), r"0.png: label 5 in its mask"),
+        ("edges", lambda f: (f / "boundaries/train/0.npz").write_bytes(b"x"), "no boundary maps"),
+    ],
+)  # fmt: skip
+def test_data_that_cannot_be_learnt_from(
+    tmp_path: Path, form: str, damage: Any, fault: str
+) -> None:
+    damage(_write(form, tmp_path))
+    recipe = Recipe.model_validate(
+        {**RECIPES[form], "data": {"form": form}, "batch_size": 6, "steps": 3}
+    )
+    with pytest.raises(UserError, match=fault):
+        check(open_examples(recipe, str(tmp_path)))
+
+
+def _paint(folder: Path, size: tuple[int, int], label: int) -> None:
+    Image.new("L", size, label).save(folder / "train/labels/0.png")
+
+
+@pytest.mark.parametrize("form", ["folders", "parquet", "masks", "edges"])
+def test_a_missing_part_is_named(tmp_path: Path, form: Any) -> None:
+    with pytest.raises(UserError, match="part 'train'"):
+        open_dataset(Folder(str(tmp_path)), form, "train")
