@@ -19,7 +19,6 @@ from imgray.loop import CURVES, Loader, Place, Run, in_threads
 from imgray.storage import Folder
 from imgray.training import Examples, Recipe, Schedule, task_of
 
-
 ROOT = Path(__file__).parents[1]
 
 
