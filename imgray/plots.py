@@ -34,9 +34,16 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def curves(lines: Sequence[Mapping[str, Any]]) -> bytes:
-    """Training and validation values over epochs, a panel for each, as PNG."""
+    """Training and validation values over epochs, a panel for each, as PNG.
+
+    Values of single classes, such as `iou/road`, are left out.
+    """
     parts = {"train": FIRST, "validate": SECOND}
-    names = [n for n in dict.fromkeys(k for line in lines for k in line) if n not in PLACES]
+    names = [
+        n
+        for n in dict.fromkeys(k for line in lines for k in line)
+        if n not in PLACES and "/" not in n
+    ]
     figure = Figure(figsize=(5 * max(1, len(names)), 3.6), layout="constrained")
     for axes, name in zip(
         np.atleast_1d(figure.subplots(1, max(1, len(names)))), names, strict=False
