@@ -110,7 +110,7 @@ def test_index_search_and_evaluation_on_s3(
     cached = {path.stem for path in (tmp_path / "cache").rglob("*.faiss")}
     assert cached == {f.sha256 for f in read_manifest(Folder(index), "index").named("", ".faiss")}
 
-    flags = ["retrieval", "--index", index, "--queries", images.uri, "--json"]
+    flags = ["--index", index, "--queries", images.uri, "--json"]
     assert run_job(EvaluateConfig, evaluate, [*flags, "--truth", f"{images.uri}/truth.csv"]) == 0
     assert json.loads(capsys.readouterr().out)["queries"] == 34
 

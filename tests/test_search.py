@@ -243,6 +243,7 @@ def test_a_harmed_report_is_noticed_by_whoever_reads_it(copy: Path, tiny_index: 
 
 def _run(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(sys, "argv", [str(JOB), *argv])
+    monkeypatch.setattr("os._exit", sys.exit)  # by which a job ends
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(JOB), run_name="__main__")
     return int(end.value.code or 0)
@@ -411,7 +412,7 @@ def test_a_wrong_truth_is_one_line(
     if text is not None:
         truth.write_bytes(text)
     for queries in (str(tiny_index.photos), tiny_index.features):
-        flags = ["retrieval", "--index", tiny_index.index, "--queries", queries]
+        flags = ["--index", tiny_index.index, "--queries", queries]
         assert run_job(EvaluateConfig, evaluate, [*flags, "--truth", str(truth)]) == 2
         out, err = capfd.readouterr()
         [line] = err.splitlines()
@@ -425,7 +426,7 @@ def test_a_table_with_more_columns_and_a_mark_is_a_truth(
 ) -> None:
     rows = "".join(f'0,"{group}","{id}"\n' for id, group in _groups(tiny_index).items())
     (tmp_path / "truth.csv").write_text("\ufeffn,group,id\n" + rows, encoding="utf-8")
-    flags = ["retrieval", "--index", tiny_index.index, "--queries", tiny_index.features]
+    flags = ["--index", tiny_index.index, "--queries", tiny_index.features]
     flags += ["--truth", str(tmp_path / "truth.csv"), "--json"]
     assert run_job(EvaluateConfig, evaluate, flags) == 0
     [line] = capfd.readouterr().out.splitlines()
@@ -438,7 +439,7 @@ def test_queries_of_other_networks_are_refused(
     tiny_index: TinyIndex, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = _of_other_networks(tiny_index.features, tmp_path / "features", "features")
-    flags = ["retrieval", "--index", tiny_index.index, "--queries", folder.uri]
+    flags = ["--index", tiny_index.index, "--queries", folder.uri]
     flags += ["--truth", _truth(tmp_path / "truth.csv", _groups(tiny_index))]
     assert run_job(EvaluateConfig, evaluate, flags) == 2
     out, err = capfd.readouterr()
