@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -77,10 +77,8 @@ class Backbone(nn.Module):
             For every layer float32 (B, R, C), R the sum of the squared grids, each vector of
             unit length: average-pooled over its region of the layer's output.
         """
-        batch = images.to(self.device).permute(0, 3, 1, 2).float() / 255
-        mean = torch.tensor(self.config.mean, device=batch.device).view(1, 3, 1, 1)
-        std = torch.tensor(self.config.std, device=batch.device).view(1, 3, 1, 1)
-        batch = ((batch - mean) / std).contiguous(memory_format=torch.channels_last)
+        batch = standardised(images.to(self.device), self.config.mean, self.config.std)
+        batch = batch.contiguous(memory_format=torch.channels_last)
         bf16 = self.config.precision == "bfloat16"
         with torch.autocast(batch.device.type, torch.bfloat16, enabled=bf16):
             return self._tap(batch, grids)
@@ -158,6 +156,29 @@ def fingerprint(config: BackboneConfig, state: dict[str, Tensor]) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+class Misfit(NamedTuple):
+    """A tensor whose shape in a network is not the one given; None where it is missing."""
+
+    name: str
+    own: tuple[int, ...] | None
+    given: tuple[int, ...] | None
+
+
+def misfits(net: nn.Module, state: Mapping[str, Tensor]) -> list[Misfit]:
+    """The tensors of a network's state and of a given one that differ in shape, by name."""
+    own = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    pairs = [Misfit(n, own.get(n), given.get(n)) for n in sorted(own.keys() | given.keys())]
+    return [pair for pair in pairs if pair.own != pair.given]
+
+
+def standardised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Float32 (B, 3, H, W) of images, uint8 (B, H, W, 3), scaled to 0..1 and per channel."""
+    centre = torch.tensor(mean, device=images.device).view(1, 3, 1, 1)
+    spread = torch.tensor(std, device=images.device).view(1, 3, 1, 1)
+    return (images.permute(0, 3, 1, 2).float() / 255 - centre) / spread
 
 
 def layer_paths(net: nn.Module, names: Sequence[str], size: int = PROBE) -> dict[str, str]:

@@ -10,6 +10,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
+from imgray.backbones import misfits
 from imgray.errors import UserError
 from imgray.manifest import sha256
 from imgray.storage import Folder
@@ -95,12 +96,10 @@ class Keeper:
 
 def load_state(module: torch.nn.Module, state: dict[str, Tensor], what: str) -> None:
     """Load tensors into a module. Raises `UserError` naming the first that does not fit."""
-    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    given = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    wrong = sorted(n for n in own.keys() | given.keys() if own.get(n) != given.get(n))
-    if wrong:
+    if wrong := misfits(module, state):
+        name, own, given = wrong[0]
         raise UserError(
-            f"{what}: {len(wrong)} tensors do not fit this model, the first is {wrong[0]} "
-            f"({given.get(wrong[0])} there, {own.get(wrong[0])} here): it is of another recipe"
+            f"{what}: {len(wrong)} tensors do not fit this model, the first is {name} "
+            f"({given} there, {own} here): it is of another recipe"
         )
     module.load_state_dict(state)

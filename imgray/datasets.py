@@ -75,20 +75,21 @@ class Folders(Dataset):
         loose = [name for name in self.files if name.count("/") < 2]
         if loose:
             raise UserError(f"{folder.uri}/{loose[0]}: an image outside a class's folder")
-        self.classes = sorted({name.split("/")[1] for name in self.files})
+        folders = [name.split("/")[1] for name in self.files]
+        self.classes = sorted(set(folders))
+        places = {name: place for place, name in enumerate(self.classes)}
+        self.column = np.array([places[name] for name in folders], np.int64)
 
     @property
     def names(self) -> Sequence[str]:
         return self.files
 
     def labels(self) -> NDArray[np.int64]:
-        places = {name: place for place, name in enumerate(self.classes)}
-        return np.array([places[name.split("/")[1]] for name in self.files])
+        return self.column
 
     def __getitem__(self, index: int) -> Record:
         name = self.files[index]
-        label = self.classes.index(name.split("/")[1])
-        return {"id": name, "image": self.folder.read(name), "label": label}
+        return {"id": name, "image": self.folder.read(name), "label": int(self.column[index])}
 
 
 class Parquet(Dataset):

@@ -7,11 +7,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from torch import nn
 
 from imgray import plots
 from imgray.checkpoints import pack, unpack
@@ -66,14 +64,19 @@ def load_model(uri: str) -> Model:
     """Load a model artifact, every file verified. Raises `UserError`."""
     folder = Folder(uri)
     manifest = read_manifest(folder, "model")
-    settings = json.loads(read_file(folder, manifest.file(CONFIG)))
-    recipe = validate(Recipe, settings["recipe"], f"{uri}/{CONFIG}")
-    task = task_of(recipe, settings["classes"])
+    recipe, task = load_task(folder, manifest)
     learner = task.learner(initial=False)
     load_nets(learner.modules, load_states(folder, manifest), f"{uri}/{WEIGHTS}")
     for net in learner.modules.values():
         net.eval()
     return Model(recipe, task, learner, fingerprint_of(manifest))
+
+
+def load_task(folder: Folder, manifest: Manifest) -> tuple[Recipe, Task]:
+    """The recipe and the task of a model artifact, without its tensors. Raises `UserError`."""
+    settings = json.loads(read_file(folder, manifest.file(CONFIG)))
+    recipe = validate(Recipe, settings["recipe"], f"{folder.uri}/{CONFIG}")
+    return recipe, task_of(recipe, settings["classes"])
 
 
 def load_states(folder: Folder, manifest: Manifest) -> States:
@@ -85,8 +88,3 @@ def load_states(folder: Folder, manifest: Manifest) -> States:
 def fingerprint_of(manifest: Manifest) -> str:
     """The digest of a model's tensors, recipe and classes."""
     return str(manifest.about["fingerprint"])
-
-
-def parameters(nets: Mapping[str, nn.Module]) -> int:
-    """How many numbers training can change."""
-    return sum(p.numel() for net in nets.values() for p in net.parameters() if p.requires_grad)

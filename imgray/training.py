@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from imgray import pixels
 from imgray.backbones import Precision
 from imgray.config import validate
 from imgray.datasets import Dataset, Form, Record
@@ -177,6 +178,7 @@ class Task(ABC):
         """Decode, and with `chance` augment, a record.
 
         Raises:
+            pixels.Rejected: an image that cannot be decoded.
             UserError: a record that is not what the task needs, named by its id.
         """
 
@@ -242,14 +244,11 @@ class Examples:
     def training(self, step: int, rank: int, world: int) -> Arrays:
         """A worker's part of the batch of a step."""
         first = step * self.batch_size
-        whole = [self._at(place) for place in range(first, first + self.batch_size)]
-        part = np.array_split(np.arange(self.batch_size), world)[rank]
+        part = np.array_split(np.arange(first, first + self.batch_size), world)[rank].tolist()
         return _stacked(
             [
-                self.task.example(
-                    self.train[whole[i]], np.random.default_rng((self.seed, first + int(i)))
-                )
-                for i in part
+                self.example(self.train[self._at(n)], np.random.default_rng((self.seed, n)))
+                for n in part
             ]
         )
 
@@ -257,11 +256,18 @@ class Examples:
         """The `number`th batch of the validation examples that fall to a worker."""
         first = (number * world + rank) * self._together
         rows = range(first, min(first + self._together, len(self.val)))
-        return _stacked([self.task.example(self.val[row], None) for row in rows])
+        return _stacked([self.example(self.val[row], None) for row in rows])
 
     def validations(self, rank: int, world: int) -> int:
         """How many batches of validation examples fall to a worker."""
         return len(range(rank * self._together, len(self.val), world * self._together))
+
+    def example(self, record: Record, chance: np.random.Generator | None) -> Arrays:
+        """`Task.example`. Raises `UserError`, which names the record."""
+        try:
+            return self.task.example(record, chance)
+        except pixels.Rejected as error:
+            raise UserError(f"{record['id']}: {error}; mend or remove it") from None
 
     @property
     def _together(self) -> int:

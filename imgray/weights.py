@@ -14,7 +14,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from imgray.backbones import Backbone, BackboneConfig, Precision, layer_paths
+from imgray.backbones import Backbone, BackboneConfig, Precision, layer_paths, misfits
 from imgray.errors import UserError
 from imgray.storage import Folder
 
@@ -168,13 +168,10 @@ def _from_uri(request: Request, net: nn.Module) -> dict[str, Tensor]:
         raise
     except Exception as error:
         raise UserError(f"{request.weights}: not a safetensors file: {error}") from None
-    expected = {key: tuple(value.shape) for key, value in net.state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in state.items()}
-    wrong = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
-    if wrong:
+    if wrong := misfits(net, state):
         raise UserError(
             f"{request.weights}: not the weights of {request.net}: {len(wrong)} tensors differ, "
-            f"the first is {wrong[0]}"
+            f"the first is {wrong[0].name}"
         )
     return state
 

@@ -45,27 +45,21 @@ class Layout(NamedTuple):
     side_kernel: int = 1
 
 
-LAYOUTS = {
-    "cfn7": Layout(
-        (
-            Stage((96, 96), "max", side=True),
-            Stage((192, 192), "average", side=True),
-            Stage((192, 192)),
-        ),
-        features=192,
-        rates={"fused.": 0.1},
-        dropout=0.5,
+_CFN7 = Layout(
+    (
+        Stage((96, 96), "max", side=True),
+        Stage((192, 192), "average", side=True),
+        Stage((192, 192)),
     ),
-    "cfn7-wide": Layout(
-        (
-            Stage((192, 192), "max", side=True),
-            Stage((192, 192), "average", side=True),
-            Stage((192, 192)),
-        ),
-        features=192,
-        rates={"fused.": 0.1},
-        dropout=0.5,
-        side_kernel=3,
+    features=192,
+    rates={"fused.": 0.1},
+    dropout=0.5,
+)
+
+LAYOUTS = {
+    "cfn7": _CFN7,
+    "cfn7-wide": _CFN7._replace(
+        stages=(Stage((192, 192), "max", side=True), *_CFN7.stages[1:]), side_kernel=3
     ),
     "cfn11": Layout(
         (
@@ -79,8 +73,8 @@ LAYOUTS = {
         rates={"main.0.": 10.0},
         norm=True,
     ),
+    "cfn7-norm": _CFN7._replace(norm=True, rates={}),
 }
-LAYOUTS["cfn7-norm"] = LAYOUTS["cfn7"]._replace(norm=True, rates={})
 """`cfn7` for CIFAR-10 and `cfn7-wide` as published for CIFAR-100 take 32x32 pixels, `cfn11` for
 ImageNet 224x224; by global pooling each also takes others. `cfn7-norm` is ours: cfn7 with the
 normalisation and rates of cfn11's fusion, which learns in far fewer steps on a small collection."""

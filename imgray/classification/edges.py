@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -14,11 +14,12 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from imgray import pixels, plots
+from imgray import plots
+from imgray.backbones import standardised
 from imgray.classification import edge_metrics
 from imgray.classification.fcfn import Fcfn
-from imgray.classification.groups import parameter_groups
-from imgray.classification.pixelwise import PixelSettings, cut, normalised, photograph, trunk_of
+from imgray.classification.groups import sgd
+from imgray.classification.pixelwise import PixelSettings, PixelTask, cut, photograph, trunk_of
 from imgray.classification.rds import Rds, edge_loss, rds_loss
 from imgray.classification.relaxed import (
     canny_maps,
@@ -31,7 +32,7 @@ from imgray.classification.ridges import nms
 from imgray.classification.segmentation import mask_of, same_size
 from imgray.datasets import Dataset, Record
 from imgray.errors import UserError
-from imgray.training import Arrays, Batch, Learner, Prediction, Task
+from imgray.training import Arrays, Batch, Learner, Prediction
 
 
 class EdgeSettings(PixelSettings):
@@ -55,7 +56,7 @@ class EdgeSettings(PixelSettings):
     )
 
 
-class EdgeDetection(Task):
+class EdgeDetection(PixelTask):
     """The probability of an edge at every pixel.
 
     The truth is what annotators agree on (`data.form: edges`), or the boundaries of a segmentation
@@ -64,7 +65,6 @@ class EdgeDetection(Task):
 
     Settings = EdgeSettings
     settings: EdgeSettings
-    one_shape = False
     columns = pa.schema([("edge_share", pa.float32())])
 
     def check_classes(self, part: Dataset) -> None:
@@ -73,15 +73,9 @@ class EdgeDetection(Task):
                 f"part {part.part!r}: neither boundaries nor masks; say data.form: edges or masks"
             )
 
-    def prepare(self, data: bytes) -> Arrays:
-        return {"image": photograph(data, self.settings.longest)}
-
     def example(self, record: Record, chance: np.random.Generator | None) -> Arrays:
-        try:
-            image = photograph(record["image"], self.settings.longest)
-        except pixels.Rejected as error:
-            raise UserError(f"{record['id']}: {error}; mend or remove it") from None
-        drawn = self._drawn(record, image.shape[:2])
+        image, size = photograph(record["image"], self.settings.longest)
+        drawn = self._drawn(record, image.shape[:2], size)
         truth = dilate(consensus(drawn, self.settings.annotators), self.settings.dilation)
         if chance is None:
             return {"image": image, "truth": truth, "boundaries": drawn}
@@ -91,7 +85,9 @@ class EdgeDetection(Task):
         maps = {"image": image, "truth": truth, "targets": np.moveaxis(targets, 0, -1)}
         return cut(maps, self.settings, chance, {})
 
-    def _drawn(self, record: Record, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    def _drawn(
+        self, record: Record, shape: tuple[int, ...], full: tuple[int, int]
+    ) -> NDArray[np.bool_]:
         """Boundary maps (A, H, W) at the image's shape."""
         if "mask" in record:
             labels = np.asarray(mask_of(record)).astype(np.uint8)
@@ -100,7 +96,7 @@ class EdgeDetection(Task):
             found = record["boundaries"]
         if found.shape[1:] == shape:
             return found
-        same_size(record, (found.shape[2], found.shape[1]))
+        same_size(record, (found.shape[2], found.shape[1]), full)
         size = (shape[1], shape[0])
         smaller = [
             Image.fromarray(one.astype(np.uint8) * 255).resize(size, Image.Resampling.BOX)
@@ -145,18 +141,14 @@ class EdgeLearner(Learner):
         trunk = trunk_of(settings, initial)
         net = Rds(trunk) if settings.net == "rds" else Fcfn(trunk, classes=1)
         published = settings.reduction == "sum"
-        groups: list[Any] = parameter_groups(
-            net, settings.rate, settings.weight_decay, None if published else {}
-        )
         self.modules = {"net": net.to(memory_format=torch.channels_last)}
-        self.optimizers = {
-            "net": torch.optim.SGD(groups, lr=settings.rate, momentum=settings.momentum)
-        }
+        rates = settings.rate, settings.momentum, settings.weight_decay
+        self.optimizers = {"net": sgd(net, *rates, None if published else {})}
         self.settings = settings
 
     def outputs(self, images: Tensor) -> tuple[Sequence[Tensor], Tensor]:
         """Logits of the sides and of the fusion, (N, 1, H, W), of uint8 (N, H, W, 3)."""
-        found = self.modules["net"](normalised(images, self.settings))
+        found = self.modules["net"](standardised(images, self.settings.mean, self.settings.std))
         sides, fused = found if isinstance(found, tuple) else ((), found)
         return [side.float() for side in sides], fused.float()
 

@@ -1,8 +1,9 @@
 """Learning rates by parameter: the multipliers of Caffe's layers as groups of a torch optimiser."""
 
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import Any, TypedDict
 
+import torch
 from torch import nn
 
 BIAS_RATE = 2.0
@@ -46,3 +47,15 @@ def parameter_groups(
         group = Group(params=[], lr=lr * rate, weight_decay=0.0 if bias else weight_decay)
         groups.setdefault((rate, bias), group)["params"].append(parameter)
     return list(groups.values())
+
+
+def sgd(
+    net: nn.Module,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    rates: Mapping[str, float] | None = None,
+) -> torch.optim.SGD:
+    """Stochastic gradient descent with these groups."""
+    groups: list[Any] = list(parameter_groups(net, lr, weight_decay, rates))
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum)

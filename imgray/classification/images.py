@@ -16,8 +16,9 @@ from pydantic import Field
 from torch import Tensor
 
 from imgray import pixels, plots
+from imgray.backbones import standardised
 from imgray.classification.cfn import FusionNet
-from imgray.classification.groups import parameter_groups
+from imgray.classification.groups import sgd
 from imgray.datasets import Dataset, Record
 from imgray.errors import UserError
 from imgray.training import Arrays, Batch, Learner, Prediction, Settings, Task
@@ -87,10 +88,7 @@ class Classification(Task):
         return {"image": self._cut(self._decoded(data), None)}
 
     def example(self, record: Record, chance: np.random.Generator | None) -> Arrays:
-        try:
-            image = self._decoded(record["image"])
-        except pixels.Rejected as error:
-            raise UserError(f"{record['id']}: {error}; mend or remove it") from None
+        image = self._decoded(record["image"])
         return {"image": self._cut(image, chance), "label": np.array(record["label"])}
 
     def _decoded(self, data: bytes) -> Image.Image:
@@ -133,18 +131,14 @@ class ClassificationLearner(Learner):
     def __init__(self, settings: ClassificationSettings, classes: Sequence[str]) -> None:
         fusion: Any = None if settings.fusion == "none" else settings.fusion
         net = FusionNet(settings.layout, len(classes), fusion, settings.width)
-        groups: list[Any] = parameter_groups(net, settings.rate, settings.weight_decay)
         self.modules = {"net": net.to(memory_format=torch.channels_last)}
-        self.optimizers = {
-            "net": torch.optim.SGD(groups, lr=settings.rate, momentum=settings.momentum)
-        }
-        self.classes = classes
-        self.mean, self.std = torch.tensor(settings.mean), torch.tensor(settings.std)
+        rates = settings.rate, settings.momentum, settings.weight_decay
+        self.optimizers = {"net": sgd(net, *rates)}
+        self.settings, self.classes = settings, classes
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits (N, C) of images, uint8 (N, size, size, 3)."""
-        mean, std = self.mean.to(images.device), self.std.to(images.device)
-        maps = ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+        maps = standardised(images, self.settings.mean, self.settings.std)
         found: Tensor = self.modules["net"](maps)
         return found.float()
 
@@ -158,14 +152,12 @@ class ClassificationLearner(Learner):
         count = len(self.classes)
         best = logits.topk(min(BEST, count)).indices
         right = best == labels[:, None]
-        pairs = labels * count + best[:, 0]
-        confusion = torch.bincount(pairs, minlength=count**2)
         return {
             "images": torch.tensor(len(labels)),
             "top1": right[:, 0].sum(),
             "top5": right.sum(),
             "loss": F.cross_entropy(logits, labels, reduction="sum"),
-            "confusion": confusion.reshape(count, count),
+            "confusion": confusion(labels, best[:, 0], count),
         }
 
     def predict(self, batch: Batch) -> list[Prediction]:
@@ -180,3 +172,9 @@ class ClassificationLearner(Learner):
             Prediction({"label": row["labels"][0], "score": row["scores"][0], **row})
             for row in rows
         ]
+
+
+def confusion(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
+    """Counts (C, C), rows the true class, columns the predicted one, of labels (n,), int64."""
+    counts = torch.bincount(labels * classes + predicted, minlength=classes**2)
+    return counts.reshape(classes, classes)

@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
-from torch import Tensor
 
 from imgray import pixels, weights
 from imgray.classification.trunk import Trunk
-from imgray.training import Arrays, Settings
+from imgray.training import Arrays, Settings, Task
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -48,17 +46,28 @@ def trunk_of(settings: PixelSettings, initial: bool) -> Trunk:
     return Trunk(settings.trunk, net)
 
 
-def photograph(data: bytes, longest: int) -> NDArray[np.uint8]:
+class PixelTask(Task):
+    """A task whose images keep their shapes."""
+
+    one_shape = False
+    settings: PixelSettings
+
+    def prepare(self, data: bytes) -> Arrays:
+        return {"image": photograph(data, self.settings.longest)[0]}
+
+
+def photograph(data: bytes, longest: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Decode an image at its own size, or so that its longer side has `longest` pixels.
 
-    Returns uint8 (H, W, 3). Raises `pixels.Rejected`.
+    Returns uint8 (H, W, 3), and the width and height of the whole image as displayed. Raises
+    `pixels.Rejected`.
     """
     image, size = pixels.decode_sized(data)
     if max(size) > longest:
         scale = longest / max(size)
         width, height = (max(1, round(scale * side)) for side in size)
         image = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
-    return np.asarray(image, dtype=np.uint8)
+    return np.asarray(image, dtype=np.uint8), size
 
 
 def cut(
@@ -89,10 +98,3 @@ def cut(
         whole = np.pad(array, border, constant_values=padding.get(name, 0))
         found[name] = whole[top : top + size, left : left + size][:, ::step]
     return found
-
-
-def normalised(images: Tensor, settings: PixelSettings) -> Tensor:
-    """Float32 (N, 3, H, W) of images, uint8 (N, H, W, 3)."""
-    mean = torch.tensor(settings.mean, device=images.device)
-    std = torch.tensor(settings.std, device=images.device)
-    return ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2)

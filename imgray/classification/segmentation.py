@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -15,13 +15,15 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from imgray import pixels, plots
+from imgray import plots
+from imgray.backbones import standardised
 from imgray.classification.fcfn import Fcfn
-from imgray.classification.groups import parameter_groups
-from imgray.classification.pixelwise import PixelSettings, cut, normalised, photograph, trunk_of
+from imgray.classification.groups import sgd
+from imgray.classification.images import confusion
+from imgray.classification.pixelwise import PixelSettings, PixelTask, cut, photograph, trunk_of
 from imgray.datasets import Dataset, Record
 from imgray.errors import UserError
-from imgray.training import Arrays, Batch, Learner, Prediction, Task
+from imgray.training import Arrays, Batch, Learner, Prediction
 
 IGNORED = 255
 
@@ -36,12 +38,11 @@ class SegmentationSettings(PixelSettings):
     void: int | None = Field(default=None, ge=0, le=255, description="label that counts nowhere")
 
 
-class Segmentation(Task):
+class Segmentation(PixelTask):
     """A class for every pixel."""
 
     Settings = SegmentationSettings
     settings: SegmentationSettings
-    one_shape = False
     columns = pa.schema([("classes", pa.list_(pa.string())), ("shares", pa.list_(pa.float32()))])
 
     def __init__(self, settings: SegmentationSettings, classes: Sequence[str]) -> None:
@@ -51,16 +52,10 @@ class Segmentation(Task):
         if "mask" not in part[0]:
             raise UserError(f"part {part.part!r}: records without a mask; say data.form: masks")
 
-    def prepare(self, data: bytes) -> Arrays:
-        return {"image": photograph(data, self.settings.longest)}
-
     def example(self, record: Record, chance: np.random.Generator | None) -> Arrays:
-        try:
-            image = photograph(record["image"], self.settings.longest)
-        except pixels.Rejected as error:
-            raise UserError(f"{record['id']}: {error}; mend or remove it") from None
+        image, size = photograph(record["image"], self.settings.longest)
         mask = mask_of(record)
-        same_size(record, mask.size)
+        same_size(record, mask.size, size)
         labels = np.asarray(mask.resize(image.shape[1::-1], Image.Resampling.NEAREST))
         labels = self._known(labels, record["id"])
         return cut({"image": image, "labels": labels}, self.settings, chance, {"labels": IGNORED})
@@ -108,16 +103,16 @@ class SegmentationLearner(Learner):
         self, settings: SegmentationSettings, classes: Sequence[str], initial: bool
     ) -> None:
         net = Fcfn(trunk_of(settings, initial), len(classes), settings.fusion)
-        groups: list[Any] = parameter_groups(net, settings.rate, settings.weight_decay)
         self.modules = {"net": net.to(memory_format=torch.channels_last)}
-        self.optimizers = {
-            "net": torch.optim.SGD(groups, lr=settings.rate, momentum=settings.momentum)
-        }
+        rates = settings.rate, settings.momentum, settings.weight_decay
+        self.optimizers = {"net": sgd(net, *rates)}
         self.settings, self.classes = settings, tuple(classes)
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits (N, C, H, W) of images, uint8 (N, H, W, 3)."""
-        found: Tensor = self.modules["net"](normalised(images, self.settings))
+        found: Tensor = self.modules["net"](
+            standardised(images, self.settings.mean, self.settings.std)
+        )
         return found.float()
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
@@ -129,10 +124,9 @@ class SegmentationLearner(Learner):
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
         logits, labels = self.logits(batch["image"]), batch["labels"].long()
         known, count = labels != IGNORED, len(self.classes)
-        pairs = labels[known] * count + logits.argmax(dim=1)[known]
-        confusion = torch.bincount(pairs, minlength=count**2).reshape(count, count)
+        counts = confusion(labels[known], logits.argmax(dim=1)[known], count)
         loss = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
-        return {"confusion": confusion, "loss": loss}
+        return {"confusion": counts, "loss": loss}
 
     def predict(self, batch: Batch) -> list[Prediction]:
         """Masks, uint8 (H, W), and the share of each class that occurs."""
@@ -158,11 +152,10 @@ def mask_of(record: Record) -> Image.Image:
     return mask
 
 
-def same_size(record: Record, found: tuple[int, int]) -> None:
+def same_size(record: Record, found: tuple[int, int], image: tuple[int, int]) -> None:
     """Refuse labels of another width and height than their image's. Raises `UserError`."""
-    width, height = pixels.decode_sized(record["image"], 1)[1]
-    if found != (width, height):
+    if found != image:
         raise UserError(
             f"{record['id']}: labels of {found[0]} x {found[1]} pixels for an image of "
-            f"{width} x {height}"
+            f"{image[0]} x {image[1]}"
         )

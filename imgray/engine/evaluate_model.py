@@ -16,9 +16,10 @@ from imgray.engine.evaluate import Scores
 from imgray.engine.progress import Progress
 from imgray.engine.search import TASK_RETRIES
 from imgray.loop import Loader, add_up, in_threads, precision
-from imgray.models import Model, load_model
+from imgray.manifest import read_manifest
+from imgray.models import load_model, load_task
 from imgray.storage import Folder
-from imgray.training import Examples
+from imgray.training import Examples, Recipe, Task
 
 
 class EvaluateModelConfig(JobConfig):
@@ -39,7 +40,8 @@ class EvaluateModelConfig(JobConfig):
 
 def evaluate_model(config: EvaluateModelConfig) -> Scores:
     """Sum over the part in parallel tasks, and sum up."""
-    examples = _open(load_model(config.model), config)
+    folder = Folder(config.model)
+    examples = _open(*load_task(folder, read_manifest(folder, "model")), config)
     with cluster():
         world = min(config.workers or cores(), examples.validations(0, 1))
         task = ray.remote(num_cpus=1, max_retries=TASK_RETRIES)(_share)
@@ -56,17 +58,17 @@ def evaluate_model(config: EvaluateModelConfig) -> Scores:
     return Scores(examples.task.summarize(sums))
 
 
-def _open(model: Model, config: EvaluateModelConfig) -> Examples:
-    recipe, part = model.recipe, config.part or model.recipe.data.validate_on
+def _open(recipe: Recipe, task: Task, config: EvaluateModelConfig) -> Examples:
+    part = config.part or recipe.data.validate_on
     val = open_dataset(Folder(config.data), recipe.data.form, part)
-    model.task.check_classes(val)
-    return Examples(model.task, val, val, recipe.batch_size, recipe.seed)
+    task.check_classes(val)
+    return Examples(task, val, val, recipe.batch_size, recipe.seed)
 
 
 def _share(config: EvaluateModelConfig, rank: int, world: int) -> dict[str, Tensor]:
     torch.set_num_threads(1)
     model = load_model(config.model)
-    examples = _open(model, config)
+    examples = _open(model.recipe, model.task, config)
     load = Loader(examples.validation, rank, world)
     batches = in_threads(load, range(examples.validations(rank, world)))
     with precision(model.recipe, "cpu"):

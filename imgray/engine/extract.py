@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -12,14 +11,14 @@ from pydantic import BaseModel, Field
 
 from imgray import pixels
 from imgray.backbones import Precision
-from imgray.config import JobConfig
-from imgray.engine.cluster import cluster, plan_pool
+from imgray.engine.cluster import cluster
 from imgray.engine.collection import (
     LISTED,
+    CollectionConfig,
     Outcome,
     Rejections,
     check_rejected,
-    process_collection,
+    process_configured,
 )
 from imgray.engine.progress import say
 from imgray.features import (
@@ -40,15 +39,9 @@ from imgray.storage import Folder
 from imgray.weights import load, parse_extractors, restore
 
 
-class ExtractConfig(JobConfig):
+class ExtractConfig(CollectionConfig):
     """Extract features of every image below a folder or S3 prefix, exactly once."""
 
-    runtime: ClassVar[frozenset[str]] = frozenset(
-        {"output", "workers", "cpus_per_worker", "gpus_per_worker", "batch_size", "max_rejected"}
-        | {"overwrite"}
-    )
-
-    images: str = Field(description="folder or s3://bucket/prefix with the images")
     output: str = Field(description="folder or s3://bucket/prefix for the features artifact")
     extractor: list[str] = Field(
         min_length=1,
@@ -78,25 +71,9 @@ class ExtractConfig(JobConfig):
         description="bfloat16 pays on GPUs and on CPUs with AMX; its vectors differ, so it is part "
         "of the fingerprint",
     )
-    suffixes: list[str] = Field(
-        default=list(pixels.SUFFIXES), description='file suffixes that count as images, or "*"'
-    )
     max_pixels: int = Field(
         default=pixels.MAX_PIXELS, ge=1, le=170_000_000, description="larger images are rejected"
     )
-    shard_size: int = Field(default=512, ge=1, description="images per Parquet shard")
-    max_rejected: float = Field(
-        default=0.01, ge=0, le=1, description="share of rejected images above which to exit with 3"
-    )
-    batch_size: int = Field(default=8, ge=1, description="images per forward pass; GPUs like 64")
-    workers: int | None = Field(
-        default=None, ge=1, description="worker processes (default: one per GPU, else per core)"
-    )
-    cpus_per_worker: int = Field(default=1, ge=1, description="CPUs that each worker holds")
-    gpus_per_worker: float | None = Field(
-        default=None, ge=0, description="GPUs that each worker holds (default: 1 if there are any)"
-    )
-    overwrite: bool = Field(default=False, description="remove what is at --output first")
 
 
 class ExtractResult(BaseModel):
@@ -154,17 +131,8 @@ def _extract(config: ExtractConfig, output: Folder) -> Manifest:
     columns = extractor.describe()
     files = save_extractor(extractor, output)
     with cluster():
-        pool = plan_pool(config.workers, config.cpus_per_worker, config.gpus_per_worker)
-        outcome = process_collection(
-            "extract",
-            Folder(config.images),
-            output,
-            StepFactory(output, extractor.config, columns),
-            pool,
-            batch_size=config.batch_size,
-            shard_size=config.shard_size,
-            suffixes=config.suffixes,
-        )
+        factory = StepFactory(output, extractor.config, columns)
+        outcome = process_configured("extract", config, output, factory)
     return publish(output, _manifest(config, extractor, columns, files + outcome.files, outcome))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,50 +16,28 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from imgray import pixels
-from imgray.config import JobConfig
-from imgray.engine.cluster import cluster, plan_pool
+from imgray.engine.cluster import cluster
 from imgray.engine.collection import (
     LISTED,
+    CollectionConfig,
     Rejections,
     check_rejected,
-    process_collection,
+    process_configured,
 )
 from imgray.engine.progress import say
 from imgray.loop import precision, to_device
 from imgray.manifest import Manifest, begin, nothing_left_before, publish, read_manifest, sha256
-from imgray.models import fingerprint_of, load_model
+from imgray.models import fingerprint_of, load_model, load_task
 from imgray.storage import Folder
 from imgray.training import Arrays, Prediction
 
 
-class PredictConfig(JobConfig):
+class PredictConfig(CollectionConfig):
     """Run a trained model over every image below a folder or S3 prefix, exactly once."""
 
-    runtime: ClassVar[frozenset[str]] = frozenset(
-        {"output", "workers", "cpus_per_worker", "gpus_per_worker", "batch_size", "max_rejected"}
-        | {"overwrite"}
-    )
-
     model: str = Field(description="folder or s3://bucket/prefix of the model artifact")
-    images: str = Field(description="folder or s3://bucket/prefix with the images")
     output: str = Field(description="folder or s3://bucket/prefix for the predictions artifact")
-    suffixes: list[str] = Field(
-        default=list(pixels.SUFFIXES), description='file suffixes that count as images, or "*"'
-    )
-    shard_size: int = Field(default=512, ge=1, description="images per Parquet shard")
-    max_rejected: float = Field(
-        default=0.01, ge=0, le=1, description="share of rejected images above which to exit with 3"
-    )
     batch_size: int = Field(default=16, ge=1, description="images per forward pass; GPUs like 64")
-    workers: int | None = Field(
-        default=None, ge=1, description="worker processes (default: one per GPU, else per core)"
-    )
-    cpus_per_worker: int = Field(default=1, ge=1, description="CPUs that each worker holds")
-    gpus_per_worker: float | None = Field(
-        default=None, ge=0, description="GPUs that each worker holds (default: 1 if there are any)"
-    )
-    overwrite: bool = Field(default=False, description="remove what is at --output first")
 
 
 class PredictResult(BaseModel):
@@ -146,19 +124,11 @@ def predict(config: PredictConfig) -> PredictResult:
 
 
 def _predict(config: PredictConfig, identity: dict[str, Any], output: Folder) -> Manifest:
-    task = load_model(config.model).task
+    model = Folder(config.model)
+    _, task = load_task(model, read_manifest(model, "model"))
     with cluster():
-        pool = plan_pool(config.workers, config.cpus_per_worker, config.gpus_per_worker)
-        outcome = process_collection(
-            "predict",
-            Folder(config.images),
-            output,
-            StepFactory(config.model, output),
-            pool,
-            batch_size=config.batch_size,
-            shard_size=config.shard_size,
-            suffixes=config.suffixes,
-        )
+        factory = StepFactory(config.model, output)
+        outcome = process_configured("predict", config, output, factory)
     manifest = Manifest(
         kind="predictions",
         config=identity,

@@ -133,7 +133,7 @@ def check(examples: Examples) -> None:
     examples.task.check_classes(examples.val)
     for part in (examples.train, examples.val):
         for index in np.unique(np.linspace(0, len(part) - 1, LOOKED_AT).astype(int)):
-            examples.task.example(part[int(index)], None)
+            examples.example(part[int(index)], None)
 
 
 def train(config: TrainConfig) -> TrainResult:
