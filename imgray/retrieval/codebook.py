@@ -104,12 +104,10 @@ class Projection:
 class Encoded:
     """Images as the index sees them.
 
-    reduced: by feature float32 (B, R, d), unit length; cosines: by feature float32 (B, R, words)
-    of these with the codebook's words; signatures: int8 (B, S).
+    reduced: by feature float32 (B, R, d), unit length; signatures: int8 (B, S).
     """
 
     reduced: list[Floats]
-    cosines: list[Floats]
     signatures: NDArray[np.int8]
 
 
@@ -127,8 +125,7 @@ class Codebooks:
         """Describe images by their features (B, R, C), by name."""
         names = self.settings.features
         reduced = [self.projections[name](vectors[name]) for name in names]
-        cosines = [r @ self.words[name].T for r, name in zip(reduced, names, strict=True)]
-        return Encoded(reduced, cosines, self._signatures(vectors))
+        return Encoded(reduced, self._signatures(vectors))
 
     def _signatures(self, vectors: Mapping[str, Floats]) -> NDArray[np.int8]:
         """The whole image's features, reduced and scaled to the range of a signed byte."""
@@ -152,43 +149,54 @@ class Codebooks:
 
     def lists_of(self, encoded: Encoded) -> NDArray[np.int64]:
         """The inverted list (B, R) of every region: its nearest word in each codebook."""
-        number = np.zeros(encoded.reduced[0].shape[:-1], np.int64)
-        for cosines, count in zip(encoded.cosines, self.settings.codewords, strict=True):
-            number = number * count + cosines.argmax(axis=-1)
-        return number
+        nearest = [words[..., 0] for _, words in self._nearest(encoded, slice(None), 1)]
+        return self._numbers(nearest)
 
     def probes_of(
         self, encoded: Encoded, weights: Sequence[float]
     ) -> list[tuple[slice, NDArray[np.int64]]]:
         """Multiple assignment: for every level its regions, and the lists (B, R', P) they visit.
 
-        They are the tuples of words with the largest weighted sum of cosines, found as in the
-        multi-sequence algorithm (Babenko and Lempitsky, 2012). A feature of weight 0 still orders
-        the tuples that tie in the others, so that a region's own list comes first.
+        They are the tuples of words with the largest weighted sum of cosines, largest first, found
+        as in the multi-sequence algorithm (Babenko and Lempitsky, 2012). A feature of weight 0
+        still orders the tuples that tie in the others, so that a region's own list comes first.
         """
         shares = [max(w, LEAST_SHARE) for w in weights]
-        cosines = [np.float32(w) * c for w, c in zip(shares, encoded.cosines, strict=True)]
         visits, first = [], 0
         for regions, probes in zip(self.settings.levels, self.settings.probes, strict=True):
             part = slice(first, first + regions)
-            visits.append((part, self._nearest_lists([c[:, part] for c in cosines], probes)))
+            visits.append((part, self._lists(self._nearest(encoded, part, probes), shares, probes)))
             first += regions
         return visits
 
-    def _nearest_lists(self, cosines: list[Floats], probes: int) -> NDArray[np.int64]:
-        depth = [min(count, probes) for count in self.settings.codewords]
-        if len(depth) == 1:
-            return _largest(cosines[0], depth[0])
-        nearest = [_largest(c, d) for c, d in zip(cosines, depth, strict=True)]
-        ranks = _frontier(tuple(depth), probes)
-        shape = (*cosines[0].shape[:-1], len(ranks))
-        number, total = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
-        for column, (words, values) in enumerate(zip(nearest, cosines, strict=True)):
-            picked = words[..., ranks[:, column]]
-            number = number * self.settings.codewords[column] + picked
-            total = total + np.take_along_axis(values, picked, axis=-1)
-        best = _largest(total, min(probes, len(ranks)))
-        return np.take_along_axis(number, best, axis=-1)
+    def _nearest(
+        self, encoded: Encoded, regions: slice, count: int
+    ) -> list[tuple[Floats, NDArray[np.int64]]]:
+        """By feature the cosines with the nearest words, falling, and these words: (B, R', n)."""
+        pairs = zip(encoded.reduced, self.settings.features, strict=True)
+        return [_nearest(r[:, regions], self.words[name], count) for r, name in pairs]
+
+    def _lists(
+        self,
+        nearest: list[tuple[Floats, NDArray[np.int64]]],
+        shares: Sequence[float],
+        probes: int,
+    ) -> NDArray[np.int64]:
+        if len(nearest) == 1:
+            return nearest[0][1]
+        ranks = _frontier(tuple(words.shape[-1] for _, words in nearest), probes)
+        picked = list(zip(shares, nearest, ranks.T, strict=True))
+        total = sum(np.float32(share) * cosines[..., rank] for share, (cosines, _), rank in picked)
+        numbers = self._numbers([words[..., rank] for _, (_, words), rank in picked])
+        best = _largest(np.asarray(total), min(probes, len(ranks)))
+        return np.take_along_axis(numbers, best, axis=-1)
+
+    def _numbers(self, words: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+        """The number of the list of each tuple of words."""
+        number = np.zeros(words[0].shape, np.int64)
+        for column, count in zip(words, self.settings.codewords, strict=True):
+            number = number * count + column
+        return number
 
     def new_index(self) -> Any:
         """An empty `faiss.IndexIVF` with this code, trained."""
@@ -290,6 +298,15 @@ def _empty_index(codes: Floats, settings: CodebookSettings) -> NDArray[np.uint8]
         index.sq.train(np.ascontiguousarray(codes))
     index.is_trained = True
     return np.asarray(faiss.serialize_index(index), np.uint8)
+
+
+def _nearest(vectors: Floats, words: Floats, count: int) -> tuple[Floats, NDArray[np.int64]]:
+    """Inner products (..., n) with the nearest of words, falling, and these words, n <= count."""
+    count = min(count, len(words))
+    table = np.ascontiguousarray(vectors.reshape(-1, vectors.shape[-1]))
+    cosines, found = faiss.knn(table, words, count, metric=faiss.METRIC_INNER_PRODUCT)
+    shape = (*vectors.shape[:-1], count)
+    return cosines.reshape(shape), found.reshape(shape)
 
 
 def _largest(values: Floats, count: int) -> NDArray[np.int64]:

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
@@ -39,8 +39,7 @@ NOTHING = -1e9
 """A cosine that all exceed: range search then gives whole lists."""
 
 
-@dataclass(frozen=True)
-class Hits:
+class Hits(NamedTuple):
     """Ranked answers to one query: positions in the collection's order, scores, ids.
 
     `touched` is the number of postings that were scored.
@@ -240,7 +239,7 @@ class DeepIndex:
         codes = self.codebooks.codes_of(encoded, shares)
         if self.settings.regions == 1:
             return self._nearest(codes[:, 0], visits[0][1][:, 0], top)
-        home = self.codebooks.lists_of(encoded)
+        home = np.concatenate([visited[..., 0] for _, visited in visits], axis=1)
         stored = self.codebooks.codes_of(encoded)
         queries = [
             self._query(
@@ -300,16 +299,15 @@ class DeepIndex:
         answers = [shard.nearest(codes, lists, top) for shard in self.shards]
         cosines = np.concatenate([answer[0] for answer in answers], axis=1).astype(np.float64)
         positions = np.concatenate([answer[1] for answer in answers], axis=1)
-        rows, order = np.arange(len(codes))[:, None], _ranked(positions, cosines, top)
-        cosines, positions = cosines[rows, order], positions[rows, order]
+        order = _ranked(positions, cosines, top)
+        cosines = np.take_along_axis(cosines, order, axis=1)
+        positions = np.take_along_axis(positions, order, axis=1)
         counts = (positions >= 0).sum(axis=1)
         ids = self.ids_of(positions[positions >= 0])
-        ends = np.cumsum(counts)
-        touched = self._sizes(lists).sum(axis=1)
-        return [
-            Hits(p[:n], s[:n], ids[end - n : end], int(t))
-            for p, s, n, end, t in zip(positions, cosines, counts, ends, touched, strict=True)
-        ]
+        ends = np.cumsum(counts).tolist()
+        touched = self._sizes(lists).sum(axis=1).tolist()
+        rows = zip(positions, cosines, counts.tolist(), ends, touched, strict=True)
+        return [Hits(p[:n], s[:n], ids[end - n : end], t) for p, s, n, end, t in rows]
 
     def _sizes(self, lists: Ints) -> Ints:
         """Postings that these shards hold in lists; in all shards it is the number of images."""
