@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from skimage import data
+from skimage.feature import canny
 from torch import Tensor
 
 from imgray.classification.groups import parameter_groups
@@ -201,6 +203,20 @@ def test_cannys_detections_shrink_from_side_to_side(dilation: int) -> None:
     relaxed = (targets == 2).sum(axis=(1, 2))
     assert (np.diff(relaxed) < 0).all()
     assert relaxed[-1] == 0
+
+
+@pytest.mark.parametrize("window", [(0, 300), (40, 120)])
+def test_each_side_has_what_canny_finds_at_its_thresholds(window: tuple[int, int]) -> None:
+    top, left = window
+    photograph = data.chelsea()[top : top + 200, left : left + 150]
+    gray = photograph @ np.array([0.299, 0.587, 0.114]) / 255
+    smooth = ndimage.gaussian_filter(gray, 2)
+    mean = np.hypot(ndimage.sobel(smooth, axis=0), ndimage.sobel(smooth, axis=1)).mean()
+    for k, found in enumerate(canny_maps(photograph, dilation=0), start=1):
+        high = 0.5 * k * mean
+        np.testing.assert_array_equal(
+            found, canny(gray, 2, low_threshold=0.4 * high, high_threshold=high, mode="reflect")
+        )
 
 
 def test_canny_finds_an_edge_and_nothing_in_a_blank_picture() -> None:

@@ -89,12 +89,17 @@ def canny_maps(
     """
     gray = image.astype(np.float64) @ LUMINANCE / 255
     smooth = ndimage.gaussian_filter(gray, CANNY_SIGMA)
-    mean = np.hypot(ndimage.sobel(smooth, axis=0), ndimage.sobel(smooth, axis=1)).mean()
-    found = [
-        canny(gray, CANNY_SIGMA, low_threshold=CANNY_LOW * m * mean, high_threshold=m * mean)
-        for m in multiples
-    ]
-    return dilate(np.stack(found), dilation)
+    gradient = np.hypot(ndimage.sobel(smooth, axis=0), ndimage.sobel(smooth, axis=1))
+    ridges = canny(gray, CANNY_SIGMA, low_threshold=0, high_threshold=0, mode="reflect") * gradient
+    highs = [multiple * gradient.mean() for multiple in multiples]
+    return dilate(np.stack([_hysteresis(ridges, CANNY_LOW * t, t) for t in highs]), dilation)
+
+
+def _hysteresis(ridges: NDArray[np.float64], low: float, high: float) -> Mask:
+    """Canny's last stage: ridges above `low` that connect, corners included, to one at `high`."""
+    marked = ridges > 0
+    strong, weak = marked & (ridges >= high), marked & (ridges >= low)
+    return np.asarray(ndimage.binary_propagation(strong, np.ones((3, 3)), weak))
 
 
 def coarse_edges(labels: NDArray[np.uint8], void: int | None = None, dilation: int = 0) -> Mask:

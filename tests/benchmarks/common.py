@@ -19,6 +19,7 @@ import psutil
 import pyarrow.parquet as pq
 
 ROOT = Path(__file__).parents[2]
+DATA = Path(os.environ.get("IMGRAY_TEST_DATA") or ROOT.parent / "shared/data")
 NETS = ("mobilenet_v2", "tf_efficientnet_lite0")
 QUIET = {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 os.environ |= QUIET
@@ -29,8 +30,7 @@ def parser(what: str | None, images: int) -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=what)
     found.add_argument("--images", type=int, default=images, help=f"how many (default: {images:,})")
     found.add_argument("--work", type=Path, help="folder to keep what was made, for another run")
-    default = Path(os.environ.get("IMGRAY_TEST_DATA") or ROOT.parent / "shared/data")
-    found.add_argument("--data", type=Path, default=default, help="default: IMGRAY_TEST_DATA")
+    found.add_argument("--data", type=Path, default=DATA, help="default: IMGRAY_TEST_DATA")
     return found
 
 

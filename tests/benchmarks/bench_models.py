@@ -1,0 +1,206 @@
+"""The thesis's comparisons of trained models, at equal budgets on this machine.
+
+    python tests/benchmarks/bench_models.py cifar10|camvid|bsds500 [--work FOLDER] [--seeds N]
+
+Every variant is a recipe with changes, trained by the plain loop from several seeds and scored on
+the validation part: two processes of one thread each. What is in --work is not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import multiprocessing
+import operator
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import common
+import numpy as np
+import torch
+
+from imgray.checkpoints import Keeper
+from imgray.classification.edge_metrics import Counts, count, scores
+from imgray.classification.relaxed import canny_maps
+from imgray.datasets import Record, open_dataset
+from imgray.engine.train import open_examples, read_recipe
+from imgray.loop import Loader, Place, Run, States, add_up, in_threads
+from imgray.pixels import decode_sized
+from imgray.storage import Folder
+from imgray.training import Examples
+
+PROCESSES = 2
+CANNY_MULTIPLES = tuple(np.linspace(0.1, 8.0, 80))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A recipe, its data and changes, and the variant whose networks it starts from."""
+
+    recipe: str
+    data: str
+    changes: tuple[str, ...] = ()
+    start: str | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """Variants by name, in order, the settings they share, and the scores to compare."""
+
+    variants: Mapping[str, Variant]
+    shared: tuple[str, ...]
+    scores: tuple[str, ...]
+    seeds: int
+
+
+def _cifar(*changes: str) -> Variant:
+    return Variant("cfn-cifar10-small", "cifar10", changes)
+
+
+def _camvid(*changes: str) -> Variant:
+    return Variant("fcfn-camvid-small", "camvid", changes)
+
+
+def _bsds(*changes: str, start: str | None = None) -> Variant:
+    return Variant("rds-bsds-small", "bsds500", changes, start)
+
+
+STUDIES = {
+    "cifar10": Study(
+        {
+            "plain CNN": _cifar("settings.fusion=none"),
+            "CFN, locally-connected": _cifar("settings.fusion=local"),
+            "CFN, shared weights": _cifar("settings.fusion=shared"),
+            "CFN, sum": _cifar("settings.fusion=sum"),
+            "CFN, max": _cifar("settings.fusion=max"),
+        },
+        ("epochs=2.5",),
+        ("top1_error", "top5_error"),
+        seeds=3,
+    ),
+    "camvid": Study(
+        {
+            "FCN, summed": _camvid("settings.fusion=sum"),
+            "FCFN, per class": _camvid("settings.fusion=local"),
+        },
+        ("epochs=null", "steps=150"),
+        ("miou", "pixel_accuracy"),
+        seeds=2,
+    ),
+    "bsds500": Study(
+        {
+            "coarse edges of camvid": Variant(
+                "rds-bsds-small",
+                "camvid",
+                ("data.form=masks", "settings.void=11", "settings.annotators=1"),
+            ),
+            "general supervision": _bsds("settings.relaxed=negative"),
+            "RDS": _bsds(),
+            "relaxed as positives": _bsds("settings.relaxed=positive"),
+            "RDS, order reversed": _bsds("settings.order=reversed"),
+            "RDS, pretrained": _bsds(start="coarse edges of camvid"),
+            "general, pretrained": _bsds(
+                "settings.relaxed=negative", start="coarse edges of camvid"
+            ),
+        },
+        ("epochs=null", "steps=200", "settings.crop=192"),
+        ("ods", "ois", "ap"),
+        seeds=1,
+    ),
+}
+
+
+def run(study: Study, name: str, seed: int, data: Path, work: Path) -> dict[str, float]:
+    """Train a variant from a seed and score it, or read what was found before."""
+    folder = _place(work, name, seed)
+    result = folder / "result.json"
+    if not result.exists():
+        torch.set_num_threads(1)
+        began = time.perf_counter()
+        variant = study.variants[name]
+        examples, trained = _trained(study, variant, seed, data, work, folder)
+        spent = time.perf_counter() - began
+        found = trained.learner
+        batches = in_threads(Loader(examples.validation, 0, 1), range(examples.validations(0, 1)))
+        scored = examples.task.summarize(add_up(found.benchmark, found, batches, "cpu"))
+        result.write_text(json.dumps({**scored, "minutes": spent / 60}))
+    values: dict[str, float] = json.loads(result.read_text())
+    return values
+
+
+def _trained(
+    study: Study, variant: Variant, seed: int, data: Path, work: Path, folder: Path
+) -> tuple[Examples, Run]:
+    recipe = read_recipe(
+        str(common.ROOT / f"jobs/recipes/{variant.recipe}.yaml"),
+        [*study.shared, "checkpoint_every=1000000", *variant.changes, f"seed={seed}"],
+    )
+    examples = open_examples(recipe, str(data / variant.data))
+    start = _states(_place(work, variant.start, seed)) if variant.start else None
+    trained = Run(recipe, examples, Folder(str(folder)), Place(), start)
+    trained.fit()
+    return examples, trained
+
+
+def _states(folder: Path) -> States:
+    newest = Keeper(Folder(str(folder))).newest()
+    assert newest is not None
+    states: States = newest[1]["modules"]
+    return states
+
+
+def _place(work: Path, name: str, seed: int) -> Path:
+    return work / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
+
+
+def canny_alone(data: Path) -> list[float]:
+    """ODS, OIS and AP of Canny: a pixel's value is the share of thresholds that leave it."""
+    val = open_dataset(Folder(str(data / "bsds500")), "edges", "val")
+    with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
+        parts = pool.map(_counted, (val[index] for index in range(len(val))))
+    found = scores(functools.reduce(operator.add, parts))
+    return [found.ods, found.ois, found.ap]
+
+
+def _counted(record: Record) -> Counts:
+    image = np.asarray(decode_sized(record["image"])[0])
+    share = canny_maps(image, CANNY_MULTIPLES, dilation=0).mean(axis=0)
+    return count(share, record["boundaries"])
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("study", choices=STUDIES)
+    options.add_argument("--work", type=Path)
+    options.add_argument("--data", type=Path, default=common.DATA)
+    options.add_argument("--seeds", type=int)
+    given = options.parse_args()
+    study = STUDIES[given.study]
+    seeds = given.seeds or study.seeds
+    rows = []
+    with common.work_folder(given.work) as work:
+        with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
+            first = [n for n, v in study.variants.items() if not v.start]
+            for names in (first, [n for n in study.variants if n not in first]):
+                jobs = [(study, name, s, given.data, work) for s in range(seeds) for name in names]
+                pool.starmap(run, jobs, chunksize=1)
+        for name in study.variants:
+            found = [run(study, name, seed, given.data, work) for seed in range(seeds)]
+            minutes = np.mean([one["minutes"] for one in found])
+            cells = [_spread([one[s] for one in found]) for s in study.scores if s in found[0]]
+            rows.append([name, *cells, f"{minutes:.1f}"])
+        if given.study == "bsds500":
+            rows.append(["Canny alone", *(f"{v:.3f}" for v in canny_alone(given.data)), "0"])
+    common.table(["", *study.scores, "minutes"], rows)
+
+
+def _spread(values: list[float]) -> str:
+    text = f"{np.mean(values):.4f}"
+    return text if len(values) == 1 else f"{text} ± {np.std(values, ddof=1):.4f}"
+
+
+if __name__ == "__main__":
+    main()
