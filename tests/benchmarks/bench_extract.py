@@ -43,14 +43,9 @@ def imgray(images: Path, output: Path, nets: tuple[str, ...]) -> Rate:
             "--shard-size", SHARD, "--batch-size", BATCH, "--workers", PROCESSES,
         )  # fmt: skip
     wall = time.time() - began
-    parts = sorted(output.glob("part-*.parquet"), key=lambda path: path.stat().st_mtime_ns)
-    ends = [part.stat().st_mtime for part in parts]
-    rows = [pq.read_metadata(part).num_rows for part in parts]
-    first = min(PROCESSES, len(parts) - 1) - 1
-    steady = sum(rows[first + 1 :])
-    rate = steady / (ends[-1] - ends[first])
-    cpu = 1000 * meter.between(ends[first], ends[-1]) / steady
-    return Rate(rate, cpu, wall - sum(rows) / rate)
+    found = common.steady(output, PROCESSES)
+    cpu = 1000 * meter.between(found.began, found.ended) / found.rows
+    return Rate(found.rate, cpu, wall - found.total / found.rate)
 
 
 def plain(images: Path, output: Path) -> Rate:

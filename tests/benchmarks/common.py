@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -85,6 +86,29 @@ def run(job: str, *flags: str) -> None:
     """Run `jobs/JOB.py` with flags to its end."""
     if code := start(job, *flags).wait():
         sys.exit(f"jobs/{job}.py {' '.join(map(str, flags))}: exit code {code}")
+
+
+class Steady(NamedTuple):
+    """The rows of an artifact's parts between two moments, `time.time()`, and rows in all."""
+
+    began: float
+    ended: float
+    rows: int
+    total: int
+
+    @property
+    def rate(self) -> float:
+        """Rows per second."""
+        return self.rows / (self.ended - self.began)
+
+
+def steady(artifact: Path, processes: int) -> Steady:
+    """From the end of the first part that each of several processes has written, to the last's."""
+    parts = sorted(artifact.glob("part-*.parquet"), key=lambda path: path.stat().st_mtime_ns)
+    ends = [part.stat().st_mtime for part in parts]
+    rows = [pq.read_metadata(part).num_rows for part in parts]
+    first = min(processes, len(parts) - 1)
+    return Steady(ends[first - 1], ends[-1], sum(rows[first:]), sum(rows))
 
 
 class CpuMeter:
