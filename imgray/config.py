@@ -109,28 +109,19 @@ def validate(model: type[Model], values: Any, place: str = "") -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        faults = [_fault_in(place, item) if place else _fault(item) for item in error.errors()]
-        raise UserError("; ".join(faults)) from None
+        raise UserError("; ".join(_fault(place, item) for item in error.errors())) from None
 
 
-def _fault(item: Any) -> str:
-    name = ".".join(str(part) for part in item["loc"]).replace("_", "-")
-    if item["type"] == "missing":
-        return f"--{name} is required (see --help)"
-    if item["type"] == "extra_forbidden":
-        return f"unknown setting {name!r} (see --help for those that exist)"
-    prefix = f"--{name}: " if name else ""
-    return prefix + item["msg"].removeprefix("Value error, ")
-
-
-def _fault_in(place: str, item: Any) -> str:
+def _fault(place: str, item: Any) -> str:
     name = ".".join(str(part) for part in item["loc"])
+    flag = f"{place}: {name}" if place else f"--{name.replace('_', '-')}"
+    help_ = "" if place else " (see --help)"
     if item["type"] == "missing":
-        return f"{place}: {name} is missing"
+        return f"{flag} is required{help_}"
     if item["type"] == "extra_forbidden":
-        return f"{place}: unknown key {name!r}"
-    prefix = f"{name}: " if name else ""
-    return f"{place}: {prefix}{item['msg'].removeprefix('Value error, ')}"
+        return f"{place + ': ' if place else ''}unknown setting {name!r}{help_}"
+    text = item["msg"].removeprefix("Value error, ")
+    return f"{flag}: {text}" if name else f"{place}: {text}".removeprefix(": ")
 
 
 def read_yaml(path: Path, flag: str) -> dict[str, Any]:

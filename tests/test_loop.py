@@ -227,7 +227,7 @@ def test_unknown_tasks(task: str, fault: str) -> None:
 def test_unknown_settings_of_a_task_are_named() -> None:
     recipe = Recipe.model_validate(tiny_recipe(settings={"rats": 1, "noise": -1}))
     with pytest.raises(
-        UserError, match=r"settings: noise: .*; recipe: settings: unknown key 'rats'"
+        UserError, match=r"settings: noise: .*; recipe: settings: unknown setting 'rats'"
     ):
         task_of(recipe, ["a"])
 

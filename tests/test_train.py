@@ -120,7 +120,7 @@ def test_an_error_surfaces_at_once_and_leaves_no_model(
 @pytest.mark.parametrize(
     ("flags", "fault"),
     [
-        ({"set": ["batchsize=3"]}, "unknown key 'batchsize'"),
+        ({"set": ["batchsize=3"]}, "unknown setting 'batchsize'"),
         ({"set": ["settings.rate=fast"]}, "settings: rate: Input should be a valid number"),
         ({"set": ["batch_size"]}, "expected KEY=VALUE"),
         ({"set": ["batch_size.x=1"]}, "batch_size holds no settings"),
