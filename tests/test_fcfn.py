@@ -7,8 +7,8 @@ import torchvision
 from torch import Tensor, nn
 
 from imgray.classification.fcfn import Fcfn
-from imgray.classification.fusion import LocalFusion
-from imgray.classification.groups import parameter_groups
+from imgray.classification.fusion import Fusion, LocalFusion
+from imgray.classification.groups import parameter_groups, sgd
 from imgray.classification.rds import Rds
 from imgray.classification.trunk import TRUNKS, SideScores, Trunk, vgg16_layers
 from imgray.errors import UserError
@@ -123,6 +123,22 @@ def test_every_net_learns_in_all_its_parameters(name: str, fusion: str) -> None:
     assert all(p.grad.abs().sum() > 0 for p in net.fused.parameters())
 
 
+@pytest.mark.parametrize("fusion", ["local", "shared"])
+def test_under_the_mean_scores_learn_as_fast_as_under_the_sum(fusion: Fusion) -> None:
+    trunk, images, labels = _small().eval(), _random(2, 3, 16, 32), _random(2, 3, 16, 32, seed=1)
+    found = []
+    for kind in (fusion, "sum"):
+        net = Fcfn(trunk, 3, kind)
+        net.fused.requires_grad_(False)
+        optimizer = sgd(net, lr=0.1, momentum=0.0, weight_decay=0.0)
+        net.sides.trunk.requires_grad_(False)
+        (net(images) * labels).mean().backward()
+        optimizer.step()
+        found.append(net(images).detach())
+    assert found[0].abs().max() > 0
+    torch.testing.assert_close(found[0], found[1])
+
+
 def test_fusion_is_a_grouped_convolution_that_starts_as_the_mean() -> None:
     net = Fcfn(_small(), 3)
     _stir(net.sides.scores)
@@ -154,7 +170,7 @@ def test_the_fusion_learns_slowly() -> None:
     groups = parameter_groups(net, 1.0, 0.0)
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
     assert rates[id(net.fused.weight)] == pytest.approx(0.1)
-    assert rates[id(net.sides.scores[0].weight)] == 1.0
+    assert rates[id(net.sides.trunk.stages[0][0].weight)] == 1.0
 
 
 def test_unknown_trunks_and_widths_are_refused() -> None:

@@ -133,17 +133,17 @@ def counts_of(sums: Mapping[str, Tensor]) -> edge_metrics.Counts:
 class EdgeLearner(Learner):
     """RDS, or FCFN with one class.
 
-    The published multipliers of the learning rate go with the summed loss; under the mean all
+    The published multipliers of RDS's learning rate go with the summed loss; under the mean all its
     layers learn at one rate, which is our reading.
     """
 
     def __init__(self, settings: EdgeSettings, initial: bool) -> None:
         trunk = trunk_of(settings, initial)
         net = Rds(trunk) if settings.net == "rds" else Fcfn(trunk, classes=1)
-        published = settings.reduction == "sum"
+        alike = isinstance(net, Rds) and settings.reduction == "mean"
         self.modules = {"net": net.to(memory_format=torch.channels_last)}
         rates = settings.rate, settings.momentum, settings.weight_decay
-        self.optimizers = {"net": sgd(net, *rates, None if published else {})}
+        self.optimizers = {"net": sgd(net, *rates, {} if alike else None)}
         self.settings = settings
 
     def outputs(self, images: Tensor) -> tuple[Sequence[Tensor], Tensor]:
