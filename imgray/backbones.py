@@ -28,13 +28,15 @@ class BackboneConfig(BaseModel):
 
     `layers` maps the name that a user gave (`mid`, `high`, or a module's dotted path) to the path
     of the module whose output is taken. `size` is the side of the square input in pixels; `mean`
-    and `std` are per RGB channel of values scaled to 0..1.
+    and `std` are per RGB channel of values scaled to 0..1. With the library `imgray`, `net` is a
+    class, as `package.module:Class`, that is called with `arguments`; other nets have none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    library: Literal["timm", "torchvision"]
+    library: Literal["timm", "torchvision", "imgray"]
     net: str
+    arguments: dict[str, Any] = {}
     layers: dict[str, str]
     size: int
     mean: tuple[float, float, float]
@@ -90,7 +92,10 @@ class Backbone(nn.Module):
         for name, path in self.config.layers.items():
 
             def hook(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
-                found[name] = pool(as_map(output, self.prefix_tokens), grids)
+                try:
+                    found[name] = pool(as_map(output, self.prefix_tokens), grids)
+                except UserError as error:
+                    raise UserError(f"{name}: {error}") from None
 
             handles.append(self.net.get_submodule(path).register_forward_hook(hook))
         try:
@@ -148,9 +153,11 @@ def regions_of(image: Image.Image, size: int, grids: Sequence[int]) -> NDArray[n
 def fingerprint(config: BackboneConfig, state: dict[str, Tensor]) -> str:
     """SHA-256 over a network's architecture, preprocessing, precision and every tensor.
 
-    The layers are left out: features of one net carry one fingerprint, and a layer its name.
+    The layers are left out: features of one net carry one fingerprint, and a layer its name; and so
+    are arguments where there are none.
     """
-    settings = config.model_dump(mode="json", exclude={"fingerprint", "layers"})
+    without = {"fingerprint", "layers"} | (set() if config.arguments else {"arguments"})
+    settings = config.model_dump(mode="json", exclude=without)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in sorted(state.items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -181,12 +188,15 @@ def standardised(images: Tensor, mean: Sequence[float], std: Sequence[float]) ->
     return (images.permute(0, 3, 1, 2).float() / 255 - centre) / spread
 
 
-def layer_paths(net: nn.Module, names: Sequence[str], size: int = PROBE) -> dict[str, str]:
+def layer_paths(
+    net: nn.Module, names: Sequence[str], size: int = PROBE, own: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Find the modules behind layer names by one forward pass over an empty picture.
 
     `high` is the last map before pooling, of a whole stage rather than of a part of one; `mid`
-    the last stage whose stride is 16 pixels; any other name is a module's dotted path. Raises
-    `UserError` with the stages that exist.
+    the last stage whose stride is 16 pixels; any other name is a module's dotted path. `own` has
+    the paths of names that mean something else in this network. Raises `UserError` with the stages
+    that exist.
     """
     shapes = _trace(net, size)
     maps = [path for path, (_, height) in shapes.items() if height > 1]
@@ -194,13 +204,14 @@ def layer_paths(net: nn.Module, names: Sequence[str], size: int = PROBE) -> dict
         raise UserError("the network has no spatial map")
     last = [path for path in maps if shapes[path][1] <= shapes[maps[-1]][1]]
     high = [path for path in last if path.count(".") == min(p.count(".") for p in last)][-1]
+    known = {"high": high, **(own or {})}
 
     def stage(path: str) -> int:
         return round(math.log2(size / shapes[path][1]))
 
     def find(name: str) -> str:
-        if name == "high":
-            return high
+        if name in known:
+            return known[name]
         if name == "mid":
             at_stride = [p for p in maps if stage(p) == int(math.log2(MID_STRIDE))]
             depth = min((p.count(".") for p in at_stride), default=0)
@@ -210,7 +221,7 @@ def layer_paths(net: nn.Module, names: Sequence[str], size: int = PROBE) -> dict
         elif name in shapes:
             return name
         stages = ", ".join(p for p in shapes if p.count(".") <= 1)
-        raise UserError(f"no layer {name!r}; choose among high, {stages}")
+        raise UserError(f"no layer {name!r}; choose among {', '.join(known)}, {stages}")
 
     return {name: find(name) for name in names}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import sys
@@ -122,6 +123,18 @@ def _fault(place: str, item: Any) -> str:
         return f"{place + ': ' if place else ''}unknown setting {name!r}{help_}"
     text = item["msg"].removeprefix("Value error, ")
     return f"{flag}: {text}" if name else f"{place}: {text}".removeprefix(": ")
+
+
+def class_named(name: str, base: type[Any], what: str) -> Any:
+    """The class of a kind that settings name as `package.module:Class`. Raises `UserError`."""
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{what} {name!r}: {error}; expected package.module:Class") from None
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UserError(f"{what} {name!r}: not a {what}")
+    return found
 
 
 def read_yaml(path: Path, flag: str) -> dict[str, Any]:

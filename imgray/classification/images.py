@@ -16,8 +16,8 @@ from pydantic import Field
 from torch import Tensor
 
 from imgray import pixels, plots
-from imgray.backbones import standardised
-from imgray.classification.cfn import FusionNet
+from imgray.backbones import BackboneConfig, standardised
+from imgray.classification.cfn import FusionNet, layers_of
 from imgray.classification.groups import sgd
 from imgray.datasets import Dataset, Record
 from imgray.errors import UserError
@@ -47,6 +47,11 @@ class ClassificationSettings(Settings):
     rate: float = Field(default=0.1, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=1e-4, ge=0)
+
+    def network(self, classes: int) -> dict[str, Any]:
+        """The arguments of `FusionNet`."""
+        fusion = None if self.fusion == "none" else self.fusion
+        return {"layout": self.layout, "classes": classes, "fusion": fusion, "width": self.width}
 
 
 class Classification(Task):
@@ -115,6 +120,18 @@ class Classification(Task):
     def learner(self, initial: bool = True) -> ClassificationLearner:
         return ClassificationLearner(self.settings, self.classes)
 
+    def extractor(self) -> BackboneConfig:
+        arguments = self.settings.network(len(self.classes))
+        return BackboneConfig(
+            library="imgray",
+            net=f"{FusionNet.__module__}:{FusionNet.__name__}",
+            arguments=arguments,
+            layers=layers_of(arguments["layout"], arguments["fusion"]),
+            size=self.settings.size,
+            mean=self.settings.mean,
+            std=self.settings.std,
+        )
+
     def summarize(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """Errors at 1 and 5 (share of images), and the mean loss."""
         images = float(sums["images"])
@@ -129,8 +146,7 @@ class ClassificationLearner(Learner):
     """A CFN or its plain counterpart under cross-entropy."""
 
     def __init__(self, settings: ClassificationSettings, classes: Sequence[str]) -> None:
-        fusion: Any = None if settings.fusion == "none" else settings.fusion
-        net = FusionNet(settings.layout, len(classes), fusion, settings.width)
+        net = FusionNet(**settings.network(len(classes)))
         self.modules = {"net": net.to(memory_format=torch.channels_last)}
         rates = settings.rate, settings.momentum, settings.weight_decay
         self.optimizers = {"net": sgd(net, *rates)}

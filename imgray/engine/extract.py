@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,6 @@ from imgray.engine.cluster import cluster
 from imgray.engine.collection import (
     LISTED,
     CollectionConfig,
-    Outcome,
     Rejections,
     check_rejected,
     process_configured,
@@ -34,7 +34,8 @@ from imgray.features import (
     to_table,
     weights_file,
 )
-from imgray.manifest import FileEntry, Manifest, begin, nothing_left_before, publish
+from imgray.manifest import Manifest, begin, nothing_left_before, publish, read_manifest
+from imgray.models import fingerprint_of, load_backbone
 from imgray.storage import Folder
 from imgray.weights import load, parse_extractors, restore
 
@@ -45,13 +46,15 @@ class ExtractConfig(CollectionConfig):
     output: str = Field(description="folder or s3://bucket/prefix for the features artifact")
     extractor: list[str] = Field(
         min_length=1,
-        description="networks of timm or torchvision, each with a layer: high (the last map, the "
-        "default), mid (the last stage at stride 16) or a module's dotted path",
+        description="networks of timm or torchvision, or trained models that --weights names, each "
+        "with a layer: high (the last map, of a CFN the fused feature; the default), mid (the last "
+        "stage at stride 16, of a CFN the middle one) or a module's dotted path",
         json_schema_extra={"metavar": "NET[.LAYER]"},
     )
     weights: list[str] = Field(
         default=[],
-        description="safetensors files for networks whose weights no wheel or hub has",
+        description="safetensors files for networks whose weights no wheel or hub has; or model "
+        "artifacts, each under a NET of your choice",
         json_schema_extra={"metavar": "NET=URI"},
     )
     regions: Regions = Field(
@@ -115,10 +118,12 @@ class ExtractStep:
 def extract(config: ExtractConfig) -> ExtractResult:
     """Extract, continue an extraction, or find that it is done."""
     output = Folder(config.output)
-    manifest = begin(output, "features", config.identity(), config.overwrite)
+    models = _models(config)
+    identity = config.identity() | ({"models": models} if models else {})
+    manifest = begin(output, "features", identity, config.overwrite)
     if manifest is None:
         with nothing_left_before(output, LISTED):
-            manifest = _extract(config, output)
+            manifest = _extract(config, identity, output)
     else:
         say(f"{output.uri}: already extracted, nothing to do")
     check_rejected(output, manifest, config.max_rejected)
@@ -126,20 +131,40 @@ def extract(config: ExtractConfig) -> ExtractResult:
     return ExtractResult(output=output.uri, features=list(columns_of(manifest)), **counts)
 
 
-def _extract(config: ExtractConfig, output: Folder) -> Manifest:
+def _models(config: ExtractConfig) -> dict[str, str]:
+    """The fingerprints of the trained models that extract, by URI."""
+    requests = parse_extractors(config.extractor, config.weights)
+    uris = [request.weights for request in requests if request.trained]
+    return {uri: fingerprint_of(read_manifest(Folder(uri), "model")) for uri in uris}
+
+
+def _extract(config: ExtractConfig, identity: dict[str, Any], output: Folder) -> Manifest:
     extractor = build_extractor(config)
     columns = extractor.describe()
     files = save_extractor(extractor, output)
     with cluster():
         factory = StepFactory(output, extractor.config, columns)
         outcome = process_configured("extract", config, output, factory)
-    return publish(output, _manifest(config, extractor, columns, files + outcome.files, outcome))
+    manifest = Manifest(
+        kind="features",
+        config=identity,
+        made_from={config.images: outcome.files[0].sha256, **identity.get("models", {})},
+        counts=outcome.model_dump(exclude={"files"}),
+        about={
+            "extractor": extractor.config.model_dump(mode="json"),
+            "features": {name: info.model_dump() for name, info in columns.items()},
+        },
+        files=files + outcome.files,
+    )
+    return publish(output, manifest)
 
 
 def build_extractor(config: ExtractConfig) -> Extractor:
     """The extractor that these settings describe, weights included."""
     nets = {
-        request.net: load(request, config.size, config.precision)
+        request.net: (load_backbone if request.trained else load)(
+            request, config.size, config.precision
+        )
         for request in parse_extractors(config.extractor, config.weights)
     }
     settings = ExtractorConfig(
@@ -166,23 +191,3 @@ class StepFactory:
         }
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return ExtractStep(Extractor(self.config, nets).to(device), self.columns)
-
-
-def _manifest(
-    config: ExtractConfig,
-    extractor: Extractor,
-    columns: dict[str, FeatureInfo],
-    files: list[FileEntry],
-    outcome: Outcome,
-) -> Manifest:
-    return Manifest(
-        kind="features",
-        config=config.identity(),
-        made_from={config.images: outcome.files[0].sha256},
-        counts=outcome.model_dump(exclude={"files"}),
-        about={
-            "extractor": extractor.config.model_dump(mode="json"),
-            "features": {name: info.model_dump() for name, info in columns.items()},
-        },
-        files=files,
-    )

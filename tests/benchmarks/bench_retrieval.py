@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -25,6 +25,11 @@ from imgray.retrieval.deepindex import DeepIndex, Shard, ShardBuilder
 from imgray.storage import Folder
 
 LEVELS = (1, 4, 9)
+
+Result = tuple[dict[str, list[str]], float, float, float]
+"""Rankings of all images, bytes per image, share of postings touched, ms per query."""
+Line = tuple[str, list[Result]]
+"""A label, and the results of one or several seeds."""
 
 
 def read(uri: str) -> tuple[list[str], Vectors]:
@@ -55,10 +60,8 @@ def settings(
     )
 
 
-def search(
-    ids: list[str], vectors: Vectors, chosen: CodebookSettings
-) -> tuple[dict, float, float, float]:
-    """Rankings of all images, bytes per image, share of postings touched, ms per query."""
+def search(ids: list[str], vectors: Vectors, chosen: CodebookSettings) -> Result:
+    """Search an index of these features with every image."""
     codebooks = fit(vectors, chosen)
     builder = ShardBuilder(codebooks)
     builder.add(ids, vectors)
@@ -92,9 +95,7 @@ def postings_touched(index: DeepIndex, vectors: Vectors) -> float:
     return float(np.mean([sizes[np.unique(row)].sum() for row in visited]))
 
 
-def exact(
-    ids: list[str], vectors: Vectors, names: tuple[str, ...]
-) -> tuple[dict, float, float, float]:
+def exact(ids: list[str], vectors: Vectors, names: tuple[str, ...]) -> Result:
     """The same by exact cosine of the whole images."""
     matrix = unit(np.concatenate([vectors[name][:, 0] for name in names], axis=1))
     started = time.perf_counter()
@@ -128,16 +129,24 @@ def rows(names: list[str], seeds: int) -> Iterator[tuple[str, tuple[str, ...], l
                 )
 
 
-def report(title: str, uri: str, truth: str, seeds: int, full: bool) -> None:
+def lines(ids: list[str], vectors: Vectors, seeds: int, full: bool) -> Iterator[Line]:
+    """Exact search and all indexes; unless `full`, only those with both refinements."""
+    names = list(vectors)
+    high = [name for name in names if name.endswith(".high")]
+    for chosen in [(name,) for name in names] + [tuple(high)]:
+        yield f"exact cosine, {' + '.join(chosen)}", [exact(ids, vectors, chosen)]
+    for label, features, variants in rows(names, seeds):
+        if full or "MA on, signature on" in label:
+            used = {name: vectors[name] for name in features}
+            yield label, [search(ids, used, variant) for variant in variants]
+
+
+def report(title: str, ids: list[str], groups: dict[str, str], lines: Iterable[Line]) -> None:
     """Print one Markdown table."""
-    with open(truth) as file:
-        groups = {row["id"]: row["group"] for row in csv.DictReader(file)}
-    ids, vectors = read(uri)
     print(f"\n### {title}: {len(ids)} images\n")
     print("| | mAP | precision@10 | bytes/image | postings touched | ms/query |")
     print("|---|---|---|---|---|---|")
-
-    def line(label: str, results: list[tuple[dict, float, float, float]]) -> None:
+    for label, results in lines:
         scores = [metrics.evaluate(rankings, groups, set(ids)) for rankings, *_ in results]
         mean = {k: np.mean([s[k] for s in scores]) for k in ("map", "precision@10")}
         size, touched, elapsed = np.mean([result[1:] for result in results], axis=0)
@@ -147,15 +156,6 @@ def report(title: str, uri: str, truth: str, seeds: int, full: bool) -> None:
             flush=True,
         )
 
-    names = list(vectors)
-    high = [name for name in names if name.endswith(".high")]
-    for chosen in [(name,) for name in names] + [tuple(high)]:
-        line(f"exact cosine, {' + '.join(chosen)}", [exact(ids, vectors, chosen)])
-    for label, features, variants in rows(names, seeds):
-        if full or "MA on, signature on" in label:
-            used = {name: vectors[name] for name in features}
-            line(label, [search(ids, used, variant) for variant in variants])
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -164,9 +164,13 @@ def main() -> None:
     parser.add_argument("--cropped")
     parser.add_argument("--seeds", type=int, default=1)
     arguments = parser.parse_args()
-    report("pooled regions", arguments.features, arguments.truth, arguments.seeds, True)
+    with open(arguments.truth) as file:
+        groups = {row["id"]: row["group"] for row in csv.DictReader(file)}
+    ids, vectors = read(arguments.features)
+    report("pooled regions", ids, groups, lines(ids, vectors, arguments.seeds, True))
     if arguments.cropped:
-        report("cropped regions", arguments.cropped, arguments.truth, arguments.seeds, False)
+        ids, vectors = read(arguments.cropped)
+        report("cropped regions", ids, groups, lines(ids, vectors, arguments.seeds, False))
 
 
 if __name__ == "__main__":

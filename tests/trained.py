@@ -1,0 +1,98 @@
+"""Small models of every task, trained in seconds on pictures that differ by halves."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from poison import encoded, halves
+
+from imgray.engine.train import check, open_examples
+from imgray.loop import Run
+from imgray.manifest import Manifest, publish, scratch
+from imgray.models import save_model
+from imgray.storage import Folder
+from imgray.training import Recipe
+
+SIZE = 32
+RECIPES: dict[str, dict[str, Any]] = {
+    "folders": {
+        "task": "imgray.classification.images:Classification",
+        "settings": {"layout": "cfn7-norm", "width": 0.1, "rate": 0.05, "pad": 2, "mirror": True},
+    },
+    "masks": {
+        "task": "imgray.classification.segmentation:Segmentation",
+        "settings": {
+            "trunk": "vgg16", "weights": "none", "width": 0.1, "crop": SIZE, "rate": 0.1,
+            "classes": ["left", "right"], "void": 7,
+        },
+    },
+    "edges": {
+        "task": "imgray.classification.edges:EdgeDetection",
+        "settings": {
+            "trunk": "vgg16", "weights": "none", "width": 0.1, "crop": SIZE, "rate": 0.01
+        },
+    },
+}  # fmt: skip
+
+
+def picture(flip: bool, number: int) -> Image.Image:
+    image = halves((40, 36)).point(lambda value: min(255, value + 2 * number))
+    if not flip:
+        return image
+    red, green, blue = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).split()
+    return Image.merge("RGB", (blue, green, red))
+
+
+def write(form: str, folder: Path) -> Path:
+    """Pictures with an orange left half or a blue right one, laid out and labelled as `form`."""
+    mask = np.zeros((36, 40), np.uint8)
+    mask[:, 20:] = 1
+    mask[:3] = 7
+    drawn = np.zeros((3, 36, 40), bool)
+    drawn[:, :, 19] = True
+    for part, count in (("train", 12), ("val", 5)):
+        for number in range(count):
+            flip = bool(number % 2)
+            files = {"folders": f"{part}/{'right' if flip else 'left'}/{number}.png"}
+            files |= {
+                "masks": f"{part}/images/{number}.png",
+                "edges": f"images/{part}/{number}.png",
+            }
+            path = folder / files[form]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encoded(picture(flip, number), "PNG"))
+            if form == "masks":
+                labels = np.where(mask == 7, 7, 1 - mask) if flip else mask
+                path = folder / f"{part}/labels/{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(labels.astype(np.uint8)).save(path)
+            if form == "edges":
+                path = folder / f"boundaries/{part}/{number}.npz"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                np.savez(path, boundaries=np.packbits(drawn, axis=-1), shape=drawn.shape)
+    return folder
+
+
+def train(form: str, data: Path, output: Folder, steps: int = 30, **changes: Any) -> Run:
+    """Train for some steps by the plain loop, and publish the model. `changes` are of settings."""
+    recipe = Recipe.model_validate(
+        {
+            **RECIPES[form],
+            "settings": RECIPES[form]["settings"] | changes,
+            "data": {"form": form},
+            "batch_size": 6,
+            "steps": steps,
+            "log_every": 5,
+            "schedule": {"kind": "cosine"},
+        }
+    )
+    examples = open_examples(recipe, str(data))
+    check(examples)
+    with scratch() as work:
+        run = Run(recipe, examples, Folder(str(work)))
+        run.fit()
+    states = {name: net.state_dict() for name, net in run.nets.items()}
+    files, about = save_model(output, recipe, examples.task.classes, states, run.lines)
+    publish(output, Manifest(kind="model", config={}, about=about, files=files))
+    return run
