@@ -5,6 +5,7 @@ As on a real cluster: a Ray of three nodes, with data, checkpoints and the model
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -191,7 +192,8 @@ def _finish(job: Job) -> str:
 
 
 def _said(error: str) -> list[str]:
-    return [line for line in error.splitlines() if "worker" in line]
+    """What a job has told of its workers."""
+    return [line for line in error.splitlines() if re.match("train: .*worker", line)]
 
 
 def _check(training: Training, whole: Training) -> None:
@@ -243,6 +245,7 @@ def test_a_killed_worker_is_replaced(
     _check_recovery(training, at)
 
 
+@pytest.mark.sweep
 def test_a_lost_node_costs_some_steps(
     on_cluster: Prepare, cluster: Cluster, whole: Training, start: Start
 ) -> None:
@@ -258,6 +261,27 @@ def test_a_lost_node_costs_some_steps(
     _check_recovery(training, at)
 
 
+@pytest.mark.sweep
+def test_machines_that_do_not_come_back_end_the_wait(
+    on_cluster: Prepare, cluster: Cluster, whole: Training, start: Start
+) -> None:
+    cluster.order("nodes", 2)
+    training = on_cluster("patience", "--workers", "2", "--patience", "90")
+    job = training.start(start)
+    job.wait_until(training.reaches(KILL_AT))
+    at = time.time()
+    cluster.order("remove", training.process(1))
+    code, _, error = job.finish(300)
+    assert code == 2
+    assert error.splitlines()[-1].startswith("error: no worker started within 90 s")
+    assert not training.output.exists(NAME)
+    cluster.order("nodes", 2)
+    _finish(training.start(start))
+    _check(training, whole)
+    _check_recovery(training, at)
+
+
+@pytest.mark.sweep
 def test_the_command_of_a_killed_driver_goes_on(
     on_cluster: Prepare, whole: Training, start: Start
 ) -> None:
@@ -272,6 +296,7 @@ def test_the_command_of_a_killed_driver_goes_on(
     _check_recovery(training, at)
 
 
+@pytest.mark.sweep
 def test_an_elastic_run_shrinks_and_grows(
     on_cluster: Prepare, cluster: Cluster, start: Start
 ) -> None:
@@ -298,7 +323,7 @@ def test_an_elastic_run_shrinks_and_grows(
     assert read_manifest(training.output, "model").about["metrics"]["error"] < 0.1
 
 
-@pytest.mark.parametrize("presses", [1, 2])
+@pytest.mark.parametrize("presses", [1, pytest.param(2, marks=pytest.mark.sweep)])
 def test_ctrl_c_ends_at_once_and_the_command_goes_on(
     prepare: Prepare, whole: Training, start: Start, presses: int
 ) -> None:
