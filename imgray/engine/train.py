@@ -39,6 +39,8 @@ CHECKPOINTS = f"{WORK}/checkpoints"
 LOOKED_AT = 64
 POLL_SECONDS = 0.5
 BLOCK = 8
+PLACE_SECONDS = 20
+"""How long an elastic group waits for the CPUs of a node that Ray has yet to find lost."""
 
 
 class TrainConfig(JobConfig):
@@ -246,6 +248,8 @@ class Losses(UserCallback):
 
 def _fit(config: TrainConfig, recipe: Recipe, kept: Folder, output: Folder) -> None:
     scaling = _scaling(config)
+    if config.span[0] < config.span[1]:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACE_SECONDS))
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     watch: Any = ray.remote(Watch).options(num_cpus=0, scheduling_strategy=here).remote()
     loop = {"recipe": recipe, "data": config.data, "kept": kept, "watch": watch}
