@@ -44,6 +44,7 @@ import s3fs  # noqa: E402
 import timm  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
+from running import Job, Start, run  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 from imgray import samples  # noqa: E402
@@ -183,3 +184,17 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     yield change
     monkeypatch.undo()
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """A function that starts a job, as `running.run`; what still runs at the end is killed."""
+    jobs: list[Job] = []
+
+    def begin(name: str, output: Path | str, *flags: str, address: str | None = None) -> Job:
+        jobs.append(run(name, output, *flags, address=address))
+        return jobs[-1]
+
+    yield begin
+    for job in jobs:
+        job.kill()

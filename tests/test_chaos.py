@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import TinyNet
 from poison import write_poison
+from running import ROOT, Job, Start
 
 from imgray import samples
 from imgray.engine.cluster import Pool
@@ -31,88 +32,13 @@ from imgray.storage import Folder
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1500)]
 
-ROOT = Path(__file__).parents[1]
 RECEIPTS = "_work/receipts"
 FEW, FEW_SHARD = 320, 8
 MANY, MANY_SHARD = 5000, 25
 
 
-@dataclass
-class Job:
-    """A job in a session of its own."""
-
-    process: subprocess.Popen[str]
-    output: Path
-
-    def receipts(self, pattern: str = f"{RECEIPTS}/*.json") -> int:
-        return len(list(self.output.glob(pattern)))
-
-    def wait_until(self, reached: Callable[[], bool], seconds: float = 240) -> None:
-        """Wait for a point in the work; a job that ends before it fails the test."""
-        end = time.monotonic() + seconds
-        while not reached():
-            if self.process.poll() is not None or time.monotonic() > end:
-                self.kill()
-                pytest.fail(f"the job did not come so far: {self.process.communicate()}")
-            time.sleep(0.01)
-
-    def tree(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
-
-    def kill(self) -> None:
-        """SIGKILL the driver alone: the workers must end by themselves, Ray's agents are slow."""
-        if self.process.poll() is None:
-            left = self.tree()
-            agents = [process for process in left if _is_agent(process)]
-            self.process.kill()
-            self.process.wait()
-            _, alive = psutil.wait_procs([p for p in left if p not in agents], timeout=60)
-            assert not alive
-            for process in agents:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-
-    def finish(self, seconds: float = 600) -> tuple[int, str, str]:
-        """Exit code, standard output and standard error."""
-        try:
-            output, error = self.process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            pytest.fail(f"still running after {seconds} s: {self.process.communicate()}")
-        return self.process.returncode, output, error
-
-
-def _is_agent(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return process.name().endswith("Agent")
-    return False
-
-
-Start = Callable[..., Job]
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """A function that starts `jobs/NAME.py` with flags; what still runs at the end is killed."""
-    jobs: list[Job] = []
-
-    def run(name: str, output: Path, *flags: str, address: str | None = None) -> Job:
-        process = subprocess.Popen(
-            [sys.executable, f"jobs/{name}.py", "--output", str(output), *flags],
-            cwd=ROOT,
-            env=os.environ | ({"RAY_ADDRESS": address} if address else {}),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
-        jobs.append(Job(process, output))
-        return jobs[-1]
-
-    yield run
-    for job in jobs:
-        job.kill()
+def _receipts(output: Path, pattern: str = f"{RECEIPTS}/*.json") -> int:
+    return len(list(output.glob(pattern)))
 
 
 def write_crops(folder: Path, count: int) -> Path:
@@ -197,7 +123,7 @@ def _check(output: Path, reference: Reference) -> None:
 def _kill_and_run_again(start: Start, output: Path, reference: Reference, share: float) -> None:
     shards = sum(name.startswith("part-") for name in reference.files)
     job = start("extract", output, *reference.flags)
-    job.wait_until(lambda: job.receipts() >= share * shards)
+    job.wait_until(lambda: _receipts(output) >= share * shards)
     job.kill()
     done = {path.name: path.stat().st_mtime_ns for path in (output / RECEIPTS).iterdir()}
     assert share * shards <= len(done) < shards
@@ -246,7 +172,7 @@ def test_a_killed_index_build_goes_on(start: Start, tmp_path: Path, many: Refere
     assert start("index", whole, *flags).finish()[0] == 0
     for note, least in (("codebooks.json", 1), ("shard-*.json", 2)):
         job = start("index", killed, *flags)
-        job.wait_until(lambda job=job, n=note, m=least: job.receipts(f"_work/{n}") >= m)
+        job.wait_until(lambda job=job, n=note, m=least: _receipts(killed, f"_work/{n}") >= m)
         job.kill()
         assert not (killed / "manifest.json").exists()
     before = {p: p.stat().st_mtime_ns for p in killed.glob("codebooks*")}
@@ -270,7 +196,7 @@ def _worker(job: Job) -> psutil.Process | None:
 @pytest.mark.slow
 def test_a_killed_worker_is_replaced(start: Start, tmp_path: Path, few: Reference) -> None:
     job = start("extract", tmp_path / "out", *few.flags)
-    job.wait_until(lambda: job.receipts() >= 4)
+    job.wait_until(lambda: _receipts(tmp_path / "out") >= 4)
     worker = _worker(job)
     assert worker is not None
     worker.kill()
@@ -315,7 +241,7 @@ def test_a_lost_node_loses_no_image(
         address = cluster.stdout.readline().strip()
         flags = [*few.flags, "--workers", str(workers)]
         job = start("extract", tmp_path / "out", *flags, address=address)
-        job.wait_until(lambda: job.receipts() >= 4)
+        job.wait_until(lambda: _receipts(tmp_path / "out") >= 4)
         cluster.stdin.write("remove\n")
         cluster.stdin.flush()
         removed = cluster.stdout.readline()
@@ -375,7 +301,7 @@ def test_ctrl_c_leaves_nothing_half_done(
 ) -> None:
     """A terminal sends SIGINT to the job and to the processes of Ray that share its group."""
     job = start("extract", tmp_path / "out", *few.flags)
-    job.wait_until(lambda: job.receipts() >= 4)
+    job.wait_until(lambda: _receipts(tmp_path / "out") >= 4)
     left = job.tree()
     for _ in range(presses):
         os.killpg(job.process.pid, signal.SIGINT)

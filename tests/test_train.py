@@ -117,6 +117,18 @@ def test_an_error_surfaces_at_once_and_leaves_no_model(
     assert not (Path(config.output) / NAME).exists()
 
 
+def test_the_user_hears_of_lost_workers_once() -> None:
+    watch = engine.Watch()
+    watch.begin(2)
+    watch.tell(1, 9, None)
+    for _ in range(3):
+        watch.lose()
+    assert watch.look(0).done is None
+    watch.begin(1)
+    news = ["train: 2 workers", "train: lost a worker", "train: goes on with 1 worker"]
+    assert [watch.look(known).news for known in (0, 2)] == [news, news[2:]]
+
+
 @pytest.mark.parametrize(
     ("flags", "fault"),
     [

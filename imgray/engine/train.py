@@ -18,8 +18,9 @@ import ray
 import torch
 import yaml
 from pydantic import BaseModel, Field, model_validator
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from imgray.checkpoints import Keeper
 from imgray.config import JobConfig, read_yaml, validate
@@ -37,8 +38,9 @@ from imgray.training import Arrays, Examples, Recipe, task_of
 CHECKPOINTS = f"{WORK}/checkpoints"
 LOOKED_AT = 64
 POLL_SECONDS = 0.5
-FEEDER_CPUS = 0.5
 BLOCK = 8
+PLACE_SECONDS = 20
+"""How long an elastic group waits for the CPUs of a node that Ray has yet to find lost."""
 
 
 class TrainConfig(JobConfig):
@@ -46,7 +48,7 @@ class TrainConfig(JobConfig):
 
     runtime: ClassVar[frozenset[str]] = frozenset(
         {"output", "recipe", "set", "workers", "cpus_per_worker", "gpus_per_worker", "feeders"}
-        | {"retries", "patience", "overwrite"}
+        | {"grow_every", "retries", "patience", "overwrite"}
     )
 
     recipe: str = Field(description="YAML file that says what to train, and how")
@@ -68,6 +70,9 @@ class TrainConfig(JobConfig):
         default=None, ge=0, description="GPUs that each worker holds (default: 1 if there are any)"
     )
     feeders: int = Field(default=1, ge=1, description="processes that load data for each worker")
+    grow_every: float = Field(
+        default=60, gt=0, description="seconds between looks for room for more workers, up to MOST"
+    )
     retries: int = Field(
         default=20, ge=0, description="how often lost workers are replaced before giving up"
     )
@@ -186,11 +191,11 @@ def _train(
 
 @dataclass(frozen=True)
 class Seen:
-    """Steps done and to do, new lines of evaluations, and an error: whether ours, and its text."""
+    """Steps done and to do, what is new to tell, and an error: whether ours, and its text."""
 
     done: int | None
     steps: int
-    lines: list[Line]
+    news: list[str]
     error: tuple[bool, str] | None
 
 
@@ -204,25 +209,49 @@ class Watch:
     def __init__(self) -> None:
         self.done: int | None = None
         self.steps = 0
-        self.lines: list[Line] = []
+        self.news: list[str] = []
         self.error: tuple[bool, str] | None = None
+
+    def begin(self, workers: int) -> None:
+        """A group of workers, the first or one that replaces another, is there."""
+        count = f"{workers} worker{'s' if workers > 1 else ''}"
+        self.news.append(f"train: goes on with {count}" if self.news else f"train: {count}")
+
+    def lose(self) -> None:
+        """A worker has gone, or failed; the others end, and a new group begins when it can."""
+        if self.done is not None and not self.error:
+            self.done = None
+            self.news.append("train: lost a worker")
 
     def tell(self, done: int, steps: int, line: Line | None) -> None:
         self.done, self.steps = done, steps
         if line and line["part"] == "validate":
-            self.lines.append(line)
+            self.news.append(_told(line))
 
     def fail(self, ours: bool, text: str) -> None:
         self.error = self.error or (ours, text)
 
     def look(self, known: int) -> Seen:
-        """What there is to see, lines from number `known` on."""
-        return Seen(self.done, self.steps, self.lines[known:], self.error)
+        """What there is to see, news from number `known` on."""
+        return Seen(self.done, self.steps, self.news[known:], self.error)
+
+
+@dataclass
+class Losses(UserCallback):
+    """Tells the watch of workers that have gone."""
+
+    watch: Any
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        self.watch.lose.remote()
 
 
 def _fit(config: TrainConfig, recipe: Recipe, kept: Folder, output: Folder) -> None:
     scaling = _scaling(config)
-    watch: Any = ray.remote(num_cpus=0)(Watch).remote()
+    if config.span[0] < config.span[1]:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACE_SECONDS))
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    watch: Any = ray.remote(Watch).options(num_cpus=0, scheduling_strategy=here).remote()
     loop = {"recipe": recipe, "data": config.data, "kept": kept, "watch": watch}
     trainer = TorchTrainer(
         _work,
@@ -233,6 +262,7 @@ def _fit(config: TrainConfig, recipe: Recipe, kept: Folder, output: Folder) -> N
             name=uuid.uuid4().hex,
             failure_config=FailureConfig(max_failures=config.retries),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
+            callbacks=[Losses(watch)],  # type: ignore[list-item]
             **_storage(output),
         ),
     )
@@ -253,21 +283,22 @@ def _fitted(trainer: TorchTrainer, failed: list[BaseException]) -> None:
 
 def _follow(thread: threading.Thread, watch: Any, patience: float) -> None:
     """Show progress until training ends. Raises the error that a worker has met."""
-    progress, began, told = None, time.monotonic(), 0
+    progress, active, told = None, time.monotonic(), 0
     while True:
         ended = not thread.is_alive()
         seen: Seen = ray.get(watch.look.remote(told))
         if seen.error:
             thread.join()
             raise UserError(seen.error[1]) if seen.error[0] else RuntimeError(seen.error[1])
-        if seen.done is None and time.monotonic() - began > patience:
+        active = active if seen.done is None else time.monotonic()
+        if time.monotonic() - active > patience:
             raise UserError(
                 f"no worker started within {patience:g} s: the cluster cannot give so many, or "
                 "not yet; ask for fewer --workers, or wait longer with --patience"
             )
-        for line in seen.lines:
-            say(_told(line))
-        told += len(seen.lines)
+        for news in seen.news:
+            say(news)
+        told += len(seen.news)
         if seen.done is not None:
             progress = progress or Progress("train", seen.steps, seen.done, "steps")
             if seen.done != progress.done:
@@ -303,7 +334,12 @@ def _scaling(config: TrainConfig) -> ScalingConfig:
             f"has {have.get(name, 0.0):g}; ask for fewer, or --{name.lower()}s-per-worker"
         )
     count: Any = least if least == most else (least, most)
-    return ScalingConfig(num_workers=count, use_gpu=bool(gpus), resources_per_worker=resources)
+    return ScalingConfig(
+        num_workers=count,
+        use_gpu=bool(gpus),
+        resources_per_worker=resources,
+        elastic_resize_monitor_interval_s=config.grow_every,  # type: ignore[call-arg]
+    )
 
 
 def _storage(output: Folder) -> dict[str, Any]:
@@ -329,6 +365,8 @@ def _work(loop: dict[str, Any]) -> None:
         batches=Feed(loop["feeders"]),
         report=lambda done, steps, line: watch.tell.remote(done, steps, line),
     )
+    if place.rank == 0:
+        watch.begin.remote(place.world)
     try:
         recipe: Recipe = loop["recipe"]
         examples = open_examples(recipe, loop["data"])
@@ -359,7 +397,11 @@ def _lost_another(error: Exception) -> bool:
 
 
 class Feed:
-    """`Batches` by Ray Data: processes anywhere on the cluster load ahead of each worker."""
+    """`Batches` by Ray Data: processes anywhere on the cluster load ahead of each worker.
+
+    They hold no CPU: where workers hold all that there are, as on a cluster that has shrunk, a
+    process that waits for one waits for ever.
+    """
 
     def __init__(self, feeders: int) -> None:
         self.feeders = feeders
@@ -370,14 +412,13 @@ class Feed:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
-        loaded = ray.data.range(
-            len(numbers), override_num_blocks=max(1, len(numbers) // BLOCK)
-        ).map_batches(
+        blocks = max(1, len(numbers) // BLOCK)
+        loaded = ray.data.from_items(list(numbers), override_num_blocks=blocks).map_batches(
             Feeder,
-            fn_constructor_kwargs={"load": load, "numbers": numbers},
+            fn_constructor_kwargs={"load": load},
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=self.feeders),
-            num_cpus=FEEDER_CPUS,
+            num_cpus=0,
         )
         for batch in loaded.iter_batches(batch_size=1, prefetch_batches=2):
             yield {name: array[0] for name, array in batch.items()}
@@ -386,9 +427,9 @@ class Feed:
 class Feeder:
     """A Ray Data actor that loads batches by number."""
 
-    def __init__(self, load: Loader, numbers: range) -> None:
-        self.load, self.numbers = load, numbers
+    def __init__(self, load: Loader) -> None:
+        self.load = load
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Arrays:
-        arrays = self.load(self.numbers[int(batch["id"][0])])
+        arrays = self.load(int(batch["item"][0]))
         return {name: array[None] for name, array in arrays.items()}

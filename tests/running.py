@@ -1,0 +1,81 @@
+"""Jobs as their users run them: processes of their own, to be watched, killed and waited for."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass
+class Job:
+    """A job in a session of its own."""
+
+    process: subprocess.Popen[str]
+
+    def wait_until(self, reached: Callable[[], bool], seconds: float = 240) -> None:
+        """Wait for a point in the work; a job that ends before it fails the test."""
+        end = time.monotonic() + seconds
+        while not reached():
+            if self.process.poll() is not None or time.monotonic() > end:
+                self.kill()
+                pytest.fail(f"the job did not come so far: {self.process.communicate()}")
+            time.sleep(0.01)
+
+    def tree(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def kill(self) -> None:
+        """SIGKILL the driver alone: the workers must end by themselves, Ray's agents are slow."""
+        if self.process.poll() is None:
+            left = self.tree()
+            agents = [process for process in left if _is_agent(process)]
+            self.process.kill()
+            self.process.wait()
+            _, alive = psutil.wait_procs([p for p in left if p not in agents], timeout=60)
+            assert not alive
+            for process in agents:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+    def finish(self, seconds: float = 600) -> tuple[int, str, str]:
+        """Exit code, standard output and standard error."""
+        try:
+            output, error = self.process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            pytest.fail(f"still running after {seconds} s: {self.process.communicate()}")
+        return self.process.returncode, output, error
+
+
+def _is_agent(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.name().endswith("Agent")
+    return False
+
+
+Start = Callable[..., Job]
+
+
+def run(name: str, output: Path | str, *flags: str, address: str | None = None) -> Job:
+    """Start `jobs/NAME.py` with flags; Ctrl-C reaches it as from a terminal."""
+    process = subprocess.Popen(
+        [sys.executable, f"jobs/{name}.py", "--output", str(output), *flags],
+        cwd=ROOT,
+        env=os.environ | ({"RAY_ADDRESS": address} if address else {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    return Job(process)
