@@ -171,6 +171,7 @@ def test_a_run_starts_from_given_tensors(points: Folder, tmp_path: Path) -> None
     [
         ({"kind": "constant"}, lambda s: 1.0),
         ({"kind": "step", "every": 30, "drop": 0.1}, lambda s: 0.1 ** (s // 30)),
+        ({"kind": "step", "at": [20, 50]}, lambda s: 0.1 ** ((s >= 20) + (s >= 50))),
         ({"kind": "cosine"}, lambda s: 0.5 * (1 + np.cos(np.pi * s / 100))),
         ({"kind": "linear", "hold": 0.5}, lambda s: 1.0 if s <= 50 else (100 - s) / 50),
         ({"kind": "constant", "warmup": 200}, lambda s: (s + 1) / 200),
@@ -202,6 +203,11 @@ def test_the_rate_follows_the_schedule(points: Folder, tmp_path: Path) -> None:
         ({"steps": 0}, "steps"),
         ({"batchsize": 3}, "batchsize"),
         ({"schedule": {"kind": "step"}}, "schedule.every"),
+        ({"schedule": {"kind": "step", "every": 9, "at": [5]}}, "either schedule.every or"),
+        ({"data": {"form": "folders", "hold_out": 1}}, "less than 1"),
+        ({"data": {"form": "folders", "hold_out": 0}}, "greater than 0"),
+        ({"data": {"form": "folders", "hold_out": 0.1, "validate": "val"}}, "either validate or"),
+        ({"data": {"form": "folders", "validate": None}}, "either validate or hold_out"),
         ({"precision": "float8"}, "precision"),
     ],
 )
