@@ -99,5 +99,5 @@ def test_a_class_that_is_all_held_out_is_named(tmp_path: Path) -> None:
         "batch_size": 1,
         "steps": 1,
     }
-    with pytest.raises(UserError, match=r"part '\.' \(0.5 held out\): class .* has no image"):
+    with pytest.raises(UserError, match=r"part '\. \(0.5 held out\)': class .* has no image"):
         check(open_examples(Recipe.model_validate(recipe), str(tmp_path)))
