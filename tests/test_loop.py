@@ -12,14 +12,11 @@ import torch
 from tinytask import TinyTask, tiny_recipe, write_points
 
 from imgray.checkpoints import Keeper
-from imgray.config import read_yaml, validate
 from imgray.datasets import open_dataset
 from imgray.errors import UserError
 from imgray.loop import CURVES, Loader, Place, Run, in_threads
 from imgray.storage import Folder
 from imgray.training import Examples, Recipe, Schedule, task_of
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -236,10 +233,3 @@ def test_unknown_settings_of_a_task_are_named() -> None:
         UserError, match=r"settings: noise: .*; recipe: settings: unknown setting 'rats'"
     ):
         task_of(recipe, ["a"])
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "jobs/recipes").iterdir()), ids=lambda p: p.stem)
-def test_the_recipes_that_come_along_are_valid(path: Path) -> None:
-    recipe = validate(Recipe, read_yaml(path, "--recipe"), str(path))
-    assert task_of(recipe, ["a", "b"]).settings
-    assert recipe.length(1000) >= 1
