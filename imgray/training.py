@@ -228,6 +228,19 @@ class Task(ABC):
     def draw(self, sums: Mapping[str, Tensor], path: Path) -> None:
         """Draw what `summarize` sums up into a PNG."""
 
+    def portraits(self, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, bytes]:
+        """Pictures of what trained networks have learnt, PNG by file name, from their tensors."""
+        return {}
+
+    def words(self, row: Mapping[str, Any]) -> list[tuple[str, float]]:
+        """What a row of predictions says to a reader: names with shares (0 to 1), best first."""
+        return []
+
+    @property
+    def palette(self) -> NDArray[np.uint8] | None:
+        """Colours (n, 3) of the values of predicted pictures; None where they are shown as is."""
+        return None
+
     def check(self, train: Dataset) -> None:
         """Refuse data that this task cannot learn from. Raises `UserError`."""
         self.check_classes(train)
