@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from imgray.storage import Folder
 
-INK, PALE, FIRST, SECOND = "#111827", "#d1d5db", "#2563eb", "#c2410c"
+INK, GREY, PALE, FIRST, SECOND = "#111827", "#6b7280", "#d1d5db", "#2563eb", "#c2410c"
 DPI = 120
 PLACES = ("step", "epoch", "part")
 """What says where a line of the curves belongs; all else are values."""
@@ -71,7 +71,7 @@ def confusion(counts: NDArray[np.floating[Any]], classes: Sequence[str], path: P
     """
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(14.0, 2.5 + 0.45 * len(classes))
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    figure = Figure(figsize=(side + 1.2, side), layout="compressed")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set_xlabel("predicted")
@@ -102,10 +102,10 @@ def precision_recall(
     grid = np.linspace(1e-3, 1, 200)
     recall, precision = np.meshgrid(grid, grid)
     f_measure = 2 * recall * precision / (recall + precision)
-    lines = axes.contour(
-        recall, precision, f_measure, np.arange(1, 10) / 10, colors=PALE, linewidths=0.8
-    )
-    axes.clabel(lines, fmt="F %.1f", fontsize=7, colors="#6b7280")
+    levels = np.arange(1, 10) / 10
+    axes.contour(recall, precision, f_measure, levels, colors=PALE, linewidths=0.8)
+    for level in levels:
+        axes.text(1.01, level / (2 - level), f"F {level:.1f}", va="center", color=GREY, fontsize=8)
     for (name, (r, p)), colour in zip(systems.items(), (FIRST, SECOND, "#15803d"), strict=False):
         axes.plot(r, p, color=colour, lw=2, label=name)
         if len(r):
