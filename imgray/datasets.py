@@ -2,16 +2,19 @@
 
 A data set has named parts, of which a recipe picks one to train on and one to validate on:
 
-* `folders`: PART/CLASS/*.jpg, the class of an image is its folder;
+* `folders`: PART/CLASS/*.jpg, the class of an image is its folder; the part `.` is CLASS/*.jpg;
 * `parquet`: PART.parquet with columns `image` (encoded bytes), `label` (0, 1, ...) and, where the
   classes have names, `class`; read into memory whole, so for small images;
 * `masks`: PART/images/NAME.* and PART/labels/NAME.png, a class per pixel in one channel of 8 bits;
 * `edges`: images/PART/NAME.jpg with the annotators' boundaries in boundaries/PART/NAME.npz, or the
   Berkeley segmentation data as distributed, BSDS500/data/{images,groundTruth}/PART.
+
+Where only one part has labels, `open_share` holds some of its records out to validate on.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -29,6 +32,7 @@ from imgray.pixels import SUFFIXES
 from imgray.storage import Folder, Skipped
 
 Form = Literal["folders", "parquet", "masks", "edges"]
+WHOLE = "."
 Record = dict[str, Any]
 """`id` and `image` (encoded bytes); `label` (int), `mask` (an encoded PNG), or `boundaries` (bool
 (A, H, W), one map for each of A annotators)."""
@@ -48,7 +52,7 @@ class Dataset(ABC):
     def __len__(self) -> int:
         return len(self.names)
 
-    def __reduce__(self) -> tuple[type[Dataset], tuple[Folder, str]]:
+    def __reduce__(self) -> tuple[type[Dataset], tuple[Any, ...]]:
         """Another process opens the data set itself, rather than be sent it."""
         return type(self), (self.folder, self.part)
 
@@ -71,11 +75,12 @@ class Folders(Dataset):
 
     def __init__(self, folder: Folder, part: str) -> None:
         super().__init__(folder, part)
-        self.files = [f"{part}/{name}" for name in _images(folder, part)]
-        loose = [name for name in self.files if name.count("/") < 2]
+        found, prefix = _images(folder, part), "" if part == WHOLE else f"{part}/"
+        self.files = [prefix + name for name in found]
+        loose = [prefix + name for name in found if "/" not in name]
         if loose:
             raise UserError(f"{folder.uri}/{loose[0]}: an image outside a class's folder")
-        folders = [name.split("/")[1] for name in self.files]
+        folders = [name.partition("/")[0] for name in found]
         self.classes = sorted(set(folders))
         places = {name: place for place, name in enumerate(self.classes)}
         self.column = np.array([places[name] for name in folders], np.int64)
@@ -199,8 +204,46 @@ def _from_mat(data: bytes) -> NDArray[np.bool_]:
     return np.stack([one["Boundaries"][0, 0] for one in truth.ravel()]).astype(bool)
 
 
+class Share(Dataset):
+    """The records of a data set that are held out, or those that are not.
+
+    A hash of its id decides about a record, so it stays on its side when others come or go, and
+    about `share` of all records are held out.
+
+    Args:
+        whole: the data set.
+        share: between 0 and 1.
+        held: the records that are held out; otherwise the others.
+    """
+
+    def __init__(self, whole: Dataset, share: float, held: bool) -> None:
+        super().__init__(whole.folder, f"{whole.part} ({share:g} held out)")
+        self.whole, self.share, self.held = whole, share, held
+        self.classes = whole.classes
+        self.rows = [row for row, id in enumerate(whole.names) if (_draw(id) < share) == held]
+        self.ids = [whole.names[row] for row in self.rows]
+
+    def __reduce__(self) -> tuple[type[Dataset], tuple[Any, ...]]:
+        return type(self), (self.whole, self.share, self.held)
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self.ids
+
+    def labels(self) -> NDArray[np.int64]:
+        return self.whole.labels()[self.rows]
+
+    def __getitem__(self, index: int) -> Record:
+        return self.whole[self.rows[index]]
+
+
+def _draw(id: str) -> float:
+    """A number from 0 to 1 that looks random and depends on the id alone."""
+    return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8]) / 2**64
+
+
 def _images(folder: Folder, under: str) -> list[str]:
-    place = Folder(f"{folder.uri.rstrip('/')}/{under}")
+    place = folder if under == WHOLE else Folder(f"{folder.uri.rstrip('/')}/{under}")
     return [entry.id for entry in place.walk(SUFFIXES, Skipped())]
 
 
@@ -224,4 +267,19 @@ def open_dataset(folder: Folder, form: Form, part: str) -> Dataset:
         raise UserError(f"part {part!r} of {folder.uri}, read as {form}: {error}") from None
     if not len(found):
         raise UserError(f"part {part!r} of {folder.uri}: no images; see data.train, data.validate")
+    return found
+
+
+def open_share(folder: Folder, form: Form, part: str, share: float, held: bool) -> Share:
+    """Open what is held out of a part of a data set, or what is not.
+
+    Raises:
+        UserError: as `open_dataset`, or nothing lies on this side.
+    """
+    whole = open_dataset(folder, form, part)
+    found = Share(whole, share, held)
+    if not len(found):
+        fault = "nothing is held out; hold out more" if held else "all is held out; hold out less"
+        place = f"part {part!r} of {folder.uri}, {len(whole)} images"
+        raise UserError(f"{place}: hold_out {share:g}: {fault}")
     return found

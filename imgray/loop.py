@@ -174,6 +174,7 @@ class Run:
                 self.keeper.save(step, self._state())
             if saving or evaluating:
                 self.folder.write(CURVES, as_lines(self.lines))
+            if evaluating:
                 self.folder.write(CURVES_PNG, plots.curves(self.lines))
             self.place.report(step, self.steps, line)
 

@@ -1,7 +1,8 @@
 """The model artifact: trained networks with all that is needed to run them, or to train them again.
 
 `model.safetensors` holds the tensors, `config.json` the recipe and the names of the classes,
-`curves.jsonl` the metrics as training went. The fingerprint is the digest of the first two.
+`curves.jsonl` the metrics as training went; pictures show these and what the networks have learnt.
+The fingerprint is the digest of the first two.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ def save_model(
         CONFIG: json.dumps(settings, indent=1).encode(),
         CURVES: as_lines(lines),
         CURVES_PNG: plots.curves(lines),
+        **task_of(recipe, classes).portraits(states),
     }
     for name, data in contents.items():
         folder.write(name, data)

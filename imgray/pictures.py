@@ -1,16 +1,14 @@
 """Contact sheets: search results as a picture, for those who would rather see than read."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw
 
+from imgray.drawing import HAIR, INK, PALE, WHITE, blank, font, save, short, tile
 from imgray.errors import UserError
-from imgray.pixels import Rejected, decode
-from imgray.storage import Folder
 
 TILE = 152
 FRAME = 5
@@ -21,9 +19,7 @@ CAPTION = 48
 HEAD = 34
 TITLE = 46
 FOOT = 48
-MAX_PIXELS = 200_000_000
 
-WHITE, INK, PALE, HAIR, MAT = "#ffffff", "#111827", "#6b7280", "#e5e7eb", "#f3f4f6"
 QUERY = "#2563eb"
 COLOURS: dict[bool | None, str] = {True: "#15803d", False: "#dc2626", None: "#9ca3af"}
 WORDS: dict[bool | None, str] = {True: "right", False: "wrong", None: "truth unknown"}
@@ -68,17 +64,13 @@ def contact_sheet(rows: Sequence[Row], path: Path, columns: int = 8, title: str 
     if not rows or columns < 1:
         raise UserError(f"{path}: a contact sheet needs 1 query and 1 column or more")
     width, height = tile_origin(len(rows), columns, bool(title))
-    width, height = width - GAP + MARGIN, height + FOOT
-    if width * height > MAX_PIXELS:
-        raise UserError(f"{path}: {len(rows)} queries x {columns} columns are too large a picture")
-    sheet = Image.new("RGB", (width, height), WHITE)
+    what = f"{len(rows)} queries x {columns} columns"
+    sheet = blank(width - GAP + MARGIN, height + FOOT, path, what)
     _head(sheet, columns, title)
     for number, row in enumerate(rows):
         _row(sheet, row, number, columns, bool(title))
     _legend(sheet, {result.right for row in rows for result in row.results[:columns]})
-    data = io.BytesIO()
-    sheet.save(data, "PNG")
-    Folder(str(path.parent)).write(path.name, data.getvalue())
+    save(sheet, path)
 
 
 def tile_origin(row: int, column: int, titled: bool = False) -> tuple[int, int]:
@@ -90,56 +82,47 @@ def tile_origin(row: int, column: int, titled: bool = False) -> tuple[int, int]:
 def _head(sheet: Image.Image, columns: int, title: str) -> None:
     draw = ImageDraw.Draw(sheet)
     if title:
-        font = _font(24)
-        text = _short(title, font, sheet.width - 2 * MARGIN)
-        draw.text((MARGIN, MARGIN), text, INK, font, anchor="lt")
+        text = short(title, 24, sheet.width - 2 * MARGIN)
+        draw.text((MARGIN, MARGIN), text, INK, font(24), anchor="lt")
     for column, heading in enumerate(["query", *map(str, range(1, columns + 1))], start=-1):
         x, y = tile_origin(0, column, bool(title))
-        draw.text((x + TILE / 2, y - 12), heading, PALE, _font(15), anchor="ms")
+        draw.text((x + TILE / 2, y - 12), heading, PALE, font(15), anchor="ms")
 
 
 def _row(sheet: Image.Image, row: Row, number: int, columns: int, titled: bool) -> None:
     draw = ImageDraw.Draw(sheet)
     x, y = tile_origin(number, -1, titled)
     _tile(sheet, (x, y), row.query, QUERY)
-    _caption(draw, (x, y + TILE + 6), row.query_id, _font(15), INK)
+    _caption(draw, (x, y + TILE + 6), row.query_id, 15, INK)
     line = x + TILE + QUERY_GAP // 2
     draw.line((line, y, line, y + TILE), HAIR, 2)
     if not row.results:
         x, y = tile_origin(number, 0, titled)
-        draw.text((x, y + TILE / 2), "no results", PALE, _font(15), anchor="lm")
+        draw.text((x, y + TILE / 2), "no results", PALE, font(15), anchor="lm")
     for column, result in enumerate(row.results[:columns]):
         x, y = tile_origin(number, column, titled)
         _tile(sheet, (x, y), result.image, COLOURS[result.right])
         badge = _badge(result.right)
         sheet.paste(badge, (x + TILE - badge.width - 1, y + TILE - badge.height - 1), badge)
-        _caption(draw, (x, y + TILE + 6), _score(result.score), _font(15), INK)
-        _caption(draw, (x, y + TILE + 26), result.id, _font(13), PALE)
+        _caption(draw, (x, y + TILE + 6), _score(result.score), 15, INK)
+        _caption(draw, (x, y + TILE + 26), result.id, 13, PALE)
 
 
 def _legend(sheet: Image.Image, shown: set[bool | None]) -> None:
-    draw, font = ImageDraw.Draw(sheet), _font(15)
+    draw = ImageDraw.Draw(sheet)
     x, y = MARGIN, sheet.height - MARGIN
     for right, word in WORDS.items():
         if right in shown:
             badge = _badge(right)
             sheet.paste(badge, (x, y - badge.height // 2), badge)
-            draw.text((x + badge.width + 6, y), word, PALE, font, anchor="lm")
-            x += badge.width + 6 + int(font.getlength(word)) + 24
+            draw.text((x + badge.width + 6, y), word, PALE, font(15), anchor="lm")
+            x += badge.width + 6 + int(font(15).getlength(word)) + 24
 
 
 def _tile(sheet: Image.Image, at: tuple[int, int], data: bytes | None, colour: str) -> None:
-    tile = Image.new("RGB", (TILE, TILE), MAT)
-    draw = ImageDraw.Draw(tile)
-    inner = TILE - 2 * FRAME
-    try:
-        picture = ImageOps.contain(decode(data or b"", inner), (inner, inner))
-        tile.paste(picture, ((TILE - picture.width) // 2, (TILE - picture.height) // 2))
-    except Rejected:
-        draw.rectangle((0, 0, TILE, TILE), HAIR)
-        draw.text((TILE / 2, TILE / 2), "not readable", PALE, _font(15), anchor="mm")
-    draw.rectangle((0, 0, TILE - 1, TILE - 1), outline=colour, width=FRAME)
-    sheet.paste(tile, at)
+    framed = tile((TILE, TILE), data, FRAME)
+    ImageDraw.Draw(framed).rectangle((0, 0, TILE - 1, TILE - 1), outline=colour, width=FRAME)
+    sheet.paste(framed, at)
 
 
 @cache
@@ -158,7 +141,7 @@ def _badge(right: bool | None, size: int = 26) -> Image.Image:
         points = [(x * unit, y * unit) for x, y in stroke]
         draw.line(points, WHITE, round(2.6 * unit), joint="curve")
     if right is None:
-        draw.text((12 * unit, 12 * unit), "?", WHITE, _font(round(15 * unit)), anchor="mm")
+        draw.text((12 * unit, 12 * unit), "?", WHITE, font(round(15 * unit)), anchor="mm")
     return big.resize((size, size), Image.Resampling.LANCZOS)
 
 
@@ -166,34 +149,11 @@ def _caption(
     draw: ImageDraw.ImageDraw,
     at: tuple[int, int],
     text: str,
-    font: ImageFont.FreeTypeFont,
+    size: int,
     colour: str,
 ) -> None:
-    draw.text((at[0] + TILE / 2, at[1]), _short(text, font, TILE), colour, font, anchor="ma")
-
-
-def _short(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text in one line of at most `width` pixels, its middle left out where it is too long."""
-    text = "".join(letter if letter.isprintable() else "?" for letter in text)
-    keep = min(len(text), width)
-    short = text if keep == len(text) else _ends(text, keep)
-    while keep > 1 and font.getlength(short) > width:
-        keep -= 1
-        short = _ends(text, keep)
-    return short
-
-
-def _ends(text: str, keep: int) -> str:
-    return f"{text[: (keep + 1) // 2]}...{text[len(text) - keep // 2 :]}"
+    draw.text((at[0] + TILE / 2, at[1]), short(text, size, TILE), colour, font(size), anchor="ma")
 
 
 def _score(score: float) -> str:
     return f"{score:.3f}" if score == 0 or 0.001 <= abs(score) < 100_000 else f"{score:.3g}"
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(size)
-    if not isinstance(font, ImageFont.FreeTypeFont):
-        raise UserError("this build of Pillow lacks FreeType, which text in pictures needs")
-    return font

@@ -1,4 +1,4 @@
-"""Figures of training and evaluation as PNG: curves, confusion matrices, precision and recall."""
+"""Figures of models as PNG: curves, confusion matrices, precision and recall, fusion weights."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from imgray.storage import Folder
 
-INK, PALE, FIRST, SECOND = "#111827", "#d1d5db", "#2563eb", "#c2410c"
+INK, GREY, PALE, FIRST, SECOND = "#111827", "#6b7280", "#d1d5db", "#2563eb", "#c2410c"
 DPI = 120
 PLACES = ("step", "epoch", "part")
 """What says where a line of the curves belongs; all else are values."""
 NAMED = 40
-"""Classes of a confusion matrix that are named and counted at most."""
+"""Classes that a figure names at most."""
+FUSION = "fusion.png"
 
 
 def png(figure: Figure) -> bytes:
@@ -70,7 +71,7 @@ def confusion(counts: NDArray[np.floating[Any]], classes: Sequence[str], path: P
     """
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(14.0, 2.5 + 0.45 * len(classes))
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    figure = Figure(figsize=(side + 1.2, side), layout="compressed")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set_xlabel("predicted")
@@ -101,10 +102,10 @@ def precision_recall(
     grid = np.linspace(1e-3, 1, 200)
     recall, precision = np.meshgrid(grid, grid)
     f_measure = 2 * recall * precision / (recall + precision)
-    lines = axes.contour(
-        recall, precision, f_measure, np.arange(1, 10) / 10, colors=PALE, linewidths=0.8
-    )
-    axes.clabel(lines, fmt="F %.1f", fontsize=7, colors="#6b7280")
+    levels = np.arange(1, 10) / 10
+    axes.contour(recall, precision, f_measure, levels, colors=PALE, linewidths=0.8)
+    for level in levels:
+        axes.text(1.01, level / (2 - level), f"F {level:.1f}", va="center", color=GREY, fontsize=8)
     for (name, (r, p)), colour in zip(systems.items(), (FIRST, SECOND, "#15803d"), strict=False):
         axes.plot(r, p, color=colour, lw=2, label=name)
         if len(r):
@@ -114,6 +115,78 @@ def precision_recall(
     axes.legend(frameon=False, loc="lower left")
     _tidy(axes)
     save(figure, path)
+
+
+def fusion(
+    weights: NDArray[np.floating[Any]], branches: Sequence[str], channels: Sequence[str] = ()
+) -> bytes:
+    """Learned weights of a fusion of branches as PNG; their start, the mean's 1/S, is marked.
+
+    With up to 40 names of channels a heat map of branches by channels; else the spread over them: a
+    dot for every weight, and of several the mean and one standard deviation to either side.
+
+    Args:
+        weights: (S, K).
+        branches: S names, shallow to deep.
+        channels: K names or none.
+    """
+    if 0 < len(channels) <= NAMED:
+        return png(_fusion_map(weights, branches, channels))
+    return png(_fusion_dots(weights, branches))
+
+
+def _fusion_dots(weights: NDArray[np.floating[Any]], branches: Sequence[str]) -> Figure:
+    count, several = len(branches), weights.shape[1] > 1
+    figure = Figure(figsize=(1.6 + 1.2 * count, 3.8), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(1 / count, color=SECOND, lw=1, ls="--", label=f"at the start, 1/{count}")
+    aside = np.random.default_rng(0).uniform(-0.16, 0.16, weights.shape[1]) * several
+    for place, values in enumerate(weights):
+        size, opacity = (8, 0.35) if several else (36, 1)
+        axes.scatter(place + aside, values, s=size, color=FIRST, alpha=opacity, lw=0)
+        mean, spread = values.mean(), values.std()
+        if several:
+            axes.errorbar(place + 0.26, mean, spread, fmt="o", color=INK, ms=5, capsize=4)
+        axes.annotate(
+            f"{mean:.3f}",
+            (place + 0.26 * several, mean),
+            (8, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            bbox={"fc": "white", "lw": 0, "pad": 1},
+        )
+    axes.set_xticks(range(count), branches)
+    axes.set_xlim(-0.4, count - 0.2)
+    axes.set_ylabel("weight")
+    title = f"Fusion: {weights.shape[1]} weights for each branch" if several else "Fusion weights"
+    axes.set_title(title, loc="left", color=INK, fontsize=11)
+    axes.legend(frameon=False, fontsize=8, loc="best")
+    _tidy(axes)
+    return figure
+
+
+def _fusion_map(
+    weights: NDArray[np.floating[Any]], branches: Sequence[str], channels: Sequence[str]
+) -> Figure:
+    start = 1 / len(branches)
+    reach = max(float(np.abs(weights - start).max()), 1e-3)
+    size = (3.2 + 0.75 * len(branches), 1.6 + 0.3 * len(channels))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(
+        weights.T, cmap="PuOr", vmin=start - reach, vmax=start + reach, aspect="auto"
+    )
+    axes.set_xticks(range(len(branches)), branches)
+    axes.set_yticks(range(len(channels)), channels)
+    for (row, column), weight in np.ndenumerate(weights.T):
+        colour = "white" if abs(weight - start) > 0.7 * reach else INK
+        axes.text(column, row, f"{weight:.3f}", ha="center", va="center", color=colour, fontsize=8)
+    axes.set_title("Fusion weights", loc="left", color=INK, fontsize=11)
+    label = f"weight (at the start 1/{len(branches)})"
+    figure.colorbar(image, ax=axes, shrink=0.8, label=label)
+    axes.tick_params(colors=INK, labelsize=9, length=0)
+    return figure
 
 
 def _tidy(axes: Any) -> None:

@@ -1,7 +1,8 @@
-"""Real photographs without a download: they lie inside the wheels of scikit-image and scikit-learn.
+"""Real images without a download: they lie inside the wheels of scikit-image and scikit-learn.
 
-`write_views` turns them into a retrieval collection with a known truth: every photograph as several
-other cameras would have seen it; the views of one photograph are each other's right answers.
+`write_views` turns photographs into a retrieval collection with a known truth: each photograph as
+several other cameras would have seen it; the views of one are each other's right answers.
+`write_digits` writes handwritten digits to classify.
 """
 
 import json
@@ -95,6 +96,25 @@ def write_views(folder: Path, views: int = 8, seed: int = 0) -> Path:
     return folder
 
 
+def write_digits(folder: Path | str, side: int = 32) -> Path:
+    """Write scikit-learn's 1,797 handwritten digits as `DIGIT/NUMBER.png`; return the folder.
+
+    They are 8 x 8 pixels of 17 greys (Alpaydin and Kaynak, UCI, 1998), enlarged to `side`.
+
+    Raises:
+        UserError: scikit-learn is missing, or came without them.
+    """
+    place = Path(folder)
+    table = np.loadtxt(_find("sklearn", "datasets/data/digits.csv.gz"), np.uint8, delimiter=",")
+    for digit in range(10):
+        (place / str(digit)).mkdir(parents=True, exist_ok=True)
+    for number, (*greys, digit) in enumerate(table):
+        small = (np.reshape(greys, (8, 8)) * (255 / 16)).astype(np.uint8)
+        image = Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC)
+        image.save(place / str(digit) / f"{number:04d}.png")
+    return place
+
+
 def _scenes(name: str) -> list[str]:
     return [f"{name}_{part}" for part in "abcd"] if name in _QUARTERED else [name]
 
@@ -109,7 +129,7 @@ def _find(package: str, file: str) -> Path:
     path = Path(spec.origin).parent / file if spec and spec.origin else None
     if path is None or not path.exists():
         raise UserError(
-            f"the sample photograph {package}/{file} is not installed: "
+            f"the sample {package}/{file} is not installed: "
             "install imgray with the extra `demo` (pip install 'imgray[demo]')"
         )
     return path

@@ -23,8 +23,9 @@ from torch.optim import Optimizer
 from imgray import pixels
 from imgray.backbones import BackboneConfig, Precision
 from imgray.config import class_named, validate
-from imgray.datasets import Dataset, Form, Record
+from imgray.datasets import Dataset, Form, Record, open_dataset, open_share
 from imgray.errors import UserError
+from imgray.storage import Folder
 
 Arrays = dict[str, NDArray[Any]]
 Batch = dict[str, Tensor]
@@ -41,14 +42,15 @@ class Schedule(Settings):
 
     kind: Literal["constant", "step", "cosine", "linear"] = "constant"
     every: int = Field(default=0, ge=0, description="steps between two drops, for `step`")
+    at: tuple[int, ...] = Field(default=(), description="steps of single drops, for `step`")
     drop: float = Field(default=0.1, gt=0, description="factor of a drop, for `step`")
     hold: float = Field(default=0.5, ge=0, le=1, description="share before a `linear` fall")
     warmup: int = Field(default=0, ge=0, description="steps of linear rise at the start")
 
     @model_validator(mode="after")
     def _complete(self) -> Schedule:
-        if self.kind == "step" and not self.every:
-            raise ValueError("schedule.every is needed by a step schedule")
+        if self.kind == "step" and bool(self.every) == bool(self.at):
+            raise ValueError("a step schedule needs either schedule.every or schedule.at")
         return self
 
     def factor(self, step: int, steps: int) -> float:
@@ -57,7 +59,8 @@ class Schedule(Settings):
             return (step + 1) / self.warmup
         share = (step - self.warmup) / max(1, steps - self.warmup)
         if self.kind == "step":
-            return self.drop ** (step // self.every)
+            drops = step // self.every if self.every else sum(step >= at for at in self.at)
+            return self.drop**drops
         if self.kind == "cosine":
             return 0.5 * (1 + math.cos(math.pi * share))
         if self.kind == "linear":
@@ -69,8 +72,34 @@ class DataSettings(Settings):
     """Which parts of the data set at `--data` are read, and how they are laid out."""
 
     form: Form
-    train: str = "train"
-    validate_on: str = Field(default="val", alias="validate")
+    train: str = Field(default="train", description="the part to train on")
+    hold_out: float | None = Field(
+        default=None, gt=0, lt=1, description="share of that part to validate on instead"
+    )
+    validate_on: str | None = Field(
+        default_factory=lambda data: None if data.get("hold_out") else "val",
+        alias="validate",
+        description="the part to validate on",
+    )
+
+    @model_validator(mode="after")
+    def _one_validation(self) -> DataSettings:
+        if (self.validate_on is None) == (self.hold_out is None):
+            raise ValueError("give either validate or hold_out")
+        return self
+
+    def training(self, folder: Folder) -> Dataset:
+        """Open what is trained on. Raises `UserError`."""
+        if self.hold_out is None:
+            return open_dataset(folder, self.form, self.train)
+        return open_share(folder, self.form, self.train, self.hold_out, held=False)
+
+    def validation(self, folder: Folder) -> Dataset:
+        """Open what is validated on. Raises `UserError`."""
+        if self.validate_on is not None:
+            return open_dataset(folder, self.form, self.validate_on)
+        assert self.hold_out is not None
+        return open_share(folder, self.form, self.train, self.hold_out, held=True)
 
 
 class Recipe(Settings):
@@ -208,6 +237,19 @@ class Task(ABC):
             UserError: models of this task are no extractors.
         """
         raise UserError(f"a model of {type(self).__name__} gives no features")
+
+    def portraits(self, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, bytes]:
+        """Pictures of what trained networks have learnt, PNG by file name, from their tensors."""
+        return {}
+
+    def words(self, row: Mapping[str, Any]) -> list[tuple[str, float]]:
+        """What a row of predictions says to a reader: names with shares (0 to 1), best first."""
+        return []
+
+    @property
+    def palette(self) -> NDArray[np.uint8] | None:
+        """Colours (n, 3) of the values of predicted pictures; None where they are shown as is."""
+        return None
 
     def check(self, train: Dataset) -> None:
         """Refuse data that this task cannot learn from. Raises `UserError`."""

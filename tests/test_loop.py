@@ -12,14 +12,11 @@ import torch
 from tinytask import TinyTask, tiny_recipe, write_points
 
 from imgray.checkpoints import Keeper
-from imgray.config import read_yaml, validate
 from imgray.datasets import open_dataset
 from imgray.errors import UserError
 from imgray.loop import CURVES, Loader, Place, Run, in_threads
 from imgray.storage import Folder
 from imgray.training import Examples, Recipe, Schedule, task_of
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +168,7 @@ def test_a_run_starts_from_given_tensors(points: Folder, tmp_path: Path) -> None
     [
         ({"kind": "constant"}, lambda s: 1.0),
         ({"kind": "step", "every": 30, "drop": 0.1}, lambda s: 0.1 ** (s // 30)),
+        ({"kind": "step", "at": [20, 50]}, lambda s: 0.1 ** ((s >= 20) + (s >= 50))),
         ({"kind": "cosine"}, lambda s: 0.5 * (1 + np.cos(np.pi * s / 100))),
         ({"kind": "linear", "hold": 0.5}, lambda s: 1.0 if s <= 50 else (100 - s) / 50),
         ({"kind": "constant", "warmup": 200}, lambda s: (s + 1) / 200),
@@ -202,6 +200,11 @@ def test_the_rate_follows_the_schedule(points: Folder, tmp_path: Path) -> None:
         ({"steps": 0}, "steps"),
         ({"batchsize": 3}, "batchsize"),
         ({"schedule": {"kind": "step"}}, "schedule.every"),
+        ({"schedule": {"kind": "step", "every": 9, "at": [5]}}, "either schedule.every or"),
+        ({"data": {"form": "folders", "hold_out": 1}}, "less than 1"),
+        ({"data": {"form": "folders", "hold_out": 0}}, "greater than 0"),
+        ({"data": {"form": "folders", "hold_out": 0.1, "validate": "val"}}, "either validate or"),
+        ({"data": {"form": "folders", "validate": None}}, "either validate or hold_out"),
         ({"precision": "float8"}, "precision"),
     ],
 )
@@ -230,10 +233,3 @@ def test_unknown_settings_of_a_task_are_named() -> None:
         UserError, match=r"settings: noise: .*; recipe: settings: unknown setting 'rats'"
     ):
         task_of(recipe, ["a"])
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "jobs/recipes").iterdir()), ids=lambda p: p.stem)
-def test_the_recipes_that_come_along_are_valid(path: Path) -> None:
-    recipe = validate(Recipe, read_yaml(path, "--recipe"), str(path))
-    assert task_of(recipe, ["a", "b"]).settings
-    assert recipe.length(1000) >= 1

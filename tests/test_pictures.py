@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from imgray import pictures
+from imgray import drawing, pictures
 from imgray.errors import UserError
 from imgray.pictures import COLOURS, FRAME, QUERY, TILE, Result, Row, contact_sheet, tile_origin
 
@@ -146,7 +146,7 @@ def test_an_unreadable_image_is_a_grey_tile_with_words(tmp_path: Path, data: byt
         assert _frame_is(tile, frame)
         grey = np.asarray(tile)[FRAME : TILE - 30, FRAME:-FRAME].astype(int)
         assert np.ptp(grey, axis=2).max() < 30
-        assert tile.getpixel((FRAME + 5, FRAME + 5)) == ImageColor.getrgb(pictures.HAIR)
+        assert tile.getpixel((FRAME + 5, FRAME + 5)) == ImageColor.getrgb(drawing.HAIR)
         words = tile.convert("L").crop((20, TILE // 2 - 12, TILE - 20, TILE // 2 + 12))
         assert np.asarray(words).min() < 140
     assert _frame_is(_tile(sheet, 0, 1), COLOURS[True])
@@ -179,14 +179,13 @@ def test_long_and_strange_ids_stay_under_their_tile(tmp_path: Path) -> None:
 
 
 def test_an_id_is_one_line_of_printable_letters() -> None:
-    font = pictures._font(15)
-    assert pictures._short("two\nlines\x00\udcff.jpg", font, TILE) == "two?lines??.jpg"
+    assert drawing.short("two\nlines\x00\udcff.jpg", 15, TILE) == "two?lines??.jpg"
 
 
 def test_ids_are_shortened_in_the_middle_only_where_needed() -> None:
-    font = pictures._font(15)
-    assert pictures._short("coins-3.jpg", font, TILE) == "coins-3.jpg"
-    short = pictures._short("2024/holiday/IMG_20240807_113344.jpg", font, TILE)
+    font = drawing.font(15)
+    assert drawing.short("coins-3.jpg", 15, TILE) == "coins-3.jpg"
+    short = drawing.short("2024/holiday/IMG_20240807_113344.jpg", 15, TILE)
     start, end = short.split("...")
     assert "2024/holiday".startswith(start)
     assert "IMG_20240807_113344.jpg".endswith(end)
@@ -231,7 +230,7 @@ def test_a_sheet_of_too_many_pixels_is_refused(
 ) -> None:
     rows = [Row(None, "q", [])]
     sheet = _drawn(tmp_path, rows)
-    monkeypatch.setattr(pictures, "MAX_PIXELS", sheet.width * sheet.height)
+    monkeypatch.setattr(drawing, "MAX_PIXELS", sheet.width * sheet.height)
     _drawn(tmp_path, rows)
     with pytest.raises(UserError, match=r"2 queries x 8 columns"):
         contact_sheet(rows * 2, tmp_path / "sheet.png")

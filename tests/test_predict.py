@@ -20,7 +20,7 @@ from imgray.errors import UserError
 from imgray.manifest import read_file, read_manifest, sha256
 from imgray.models import load_model
 from imgray.storage import Folder
-from imgray.training import Recipe
+from imgray.training import Recipe, task_of
 
 
 @pytest.fixture(scope="module", params=list(RECIPES))
@@ -44,6 +44,21 @@ def test_a_saved_model_is_the_trained_one(made: Any) -> None:
     _, _, uri, run = made
     for name, tensor in load_model(uri).learner.modules["net"].state_dict().items():
         assert torch.equal(tensor, run.nets["net"].state_dict()[name]), name
+
+
+def test_a_model_shows_its_fusion(made: Any) -> None:
+    _, _, uri, _ = made
+    folder = Folder(uri)
+    entry = read_manifest(folder, "model").file("fusion.png")
+    assert Image.open(io.BytesIO(read_file(folder, entry))).width > 400
+
+
+@pytest.mark.parametrize("fusion", ["none", "sum", "max"])
+def test_a_net_without_weights_of_fusion_shows_none(fusion: str) -> None:
+    recipe = {**RECIPES["folders"], "data": {"form": "folders"}, "batch_size": 1, "steps": 1}
+    task = task_of(Recipe.model_validate(recipe), ["a", "b"])
+    task.settings = task.settings.model_copy(update={"fusion": fusion})
+    assert task.portraits({"net": task.learner().modules["net"].state_dict()}) == {}
 
 
 @pytest.mark.slow
@@ -82,7 +97,10 @@ def test_predictions_are_the_models_own(ray_cluster: None, made: Any, tmp_path: 
                 np.asarray(Image.open(io.BytesIO(painted))), alone.picture
             )
             assert alone.picture.shape == (36, 40)
-    assert predict(config) == result
+    sheet = str(tmp_path / "sheet.png")
+    again = predict(config.model_copy(update={"contact_sheet": sheet}))
+    assert again == result.model_copy(update={"contact_sheet": sheet})
+    assert Image.open(sheet).width > 1000
 
 
 @pytest.mark.slow

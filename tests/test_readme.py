@@ -11,12 +11,14 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+README = (ROOT / "README.md").read_text()
+SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", README, re.DOTALL | re.MULTILINE))
+BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 
 
-def commands(prefix: str) -> list[str]:
-    """The README's command lines that start so, continuation lines joined, comments cut."""
-    lines = "".join(BLOCKS).replace("\\\n", " ").splitlines()
+def commands(prefix: str, section: str) -> list[str]:
+    """A section's command lines that start so, continuation lines joined, comments cut."""
+    lines = "".join(BLOCK.findall(SECTIONS[section])).replace("\\\n", " ").splitlines()
     return [line.partition("#")[0].strip() for line in lines if line.startswith(prefix)]
 
 
@@ -40,9 +42,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_readme_names_two_commands_and_the_jobs() -> None:
-    assert commands("make") == ["make demo", "make test"]
-    jobs = {shlex.split(line)[1] for line in commands("python")}
-    assert jobs == {f"jobs/{name}.py" for name in ("extract", "index", "search", "evaluate")}
+    assert commands("make", "Two commands") == ["make demo", "make test"]
+    jobs = [shlex.split(line)[1] for name in SECTIONS for line in commands("python jobs", name)]
+    names = ("extract", "index", "search", "evaluate", "train", "evaluate", "predict")
+    assert jobs == [f"jobs/{name}.py" for name in names]
 
 
 def test_make_demo_runs_the_demo() -> None:
@@ -70,7 +73,7 @@ def test_demo_prints_its_table_and_draws_its_sheets(workplace: Path) -> None:
 @pytest.mark.slow
 def test_commands_run_as_printed(workplace: Path) -> None:
     printed = {}
-    for command in commands("python"):
+    for command in commands("python", "The jobs"):
         done = run(command, workplace)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         printed[shlex.split(command)[1]] = done.stdout
@@ -78,6 +81,21 @@ def test_commands_run_as_printed(workplace: Path) -> None:
     scores = json.loads(printed["jobs/evaluate.py"])
     assert {"map", "precision@10", "recall@1", "ns_score"} <= scores.keys()
     assert Image.open(workplace / "out/coffee.png").format == "PNG"
+
+
+@pytest.mark.slow
+def test_training_commands_run_as_printed(tmp_path: Path) -> None:
+    (tmp_path / "jobs").symlink_to(ROOT / "jobs")
+    printed = {}
+    for command in commands("python", "Training"):
+        done = run(command, tmp_path)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        printed[shlex.split(command)[1]] = done.stdout
+    scores = json.loads(printed["jobs/evaluate.py"])
+    assert scores["top1_error"] < 0.5
+    assert "1,797 images done" in printed["jobs/predict.py"]
+    for name in ("confusion.png", "digits.png", "model/curves.png", "model/fusion.png"):
+        assert Image.open(tmp_path / "out" / name).width > 400
 
 
 @pytest.mark.slow

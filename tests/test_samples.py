@@ -211,3 +211,14 @@ def test_a_package_without_its_pictures_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(samples, "_FILES", {"x": ("skimage", "data/x.png")})
     with pytest.raises(UserError, match=r"skimage/data/x\.png is not installed.*demo"):
         samples.photographs()
+
+
+def test_digits_lie_in_a_folder_each(tmp_path: Path) -> None:
+    samples.write_digits(tmp_path / "digits")
+    files = sorted((tmp_path / "digits").glob("?/*.png"))
+    assert len(files) == 1797
+    assert Counter(path.parent.name for path in files)["0"] == 178
+    names = ("0/0000.png", "1/0001.png")
+    zero, one = (np.asarray(Image.open(tmp_path / "digits" / name)) for name in names)
+    assert zero.shape == one.shape == (32, 32)
+    assert zero[12:20, 12:20].mean() < 50 < one[12:20, 12:20].mean()

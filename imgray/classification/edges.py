@@ -116,6 +116,11 @@ class EdgeDetection(PixelTask):
             scores |= {"threshold": found.threshold}
         return scores
 
+    @property
+    def palette(self) -> NDArray[np.uint8]:
+        """Edges are black, as in print."""
+        return np.arange(255, -1, -1, dtype=np.uint8)[:, None].repeat(3, axis=1)
+
     def draw(self, sums: Mapping[str, Tensor], path: Path) -> None:
         """Precision over recall."""
         table = counts_of(sums).table

@@ -89,6 +89,17 @@ class Classification(Task):
         """The confusion matrix."""
         plots.confusion(sums["confusion"].numpy(), self.classes, path)
 
+    def portraits(self, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, bytes]:
+        """The weights of a local or shared fusion."""
+        weights = states["net"].get("fused.0.weight")
+        if weights is None:
+            return {}
+        sides = [f"side{place}" for place in range(1, len(weights))]
+        return {plots.FUSION: plots.fusion(weights.numpy(), [*sides, "main"])}
+
+    def words(self, row: Mapping[str, Any]) -> list[tuple[str, float]]:
+        return list(zip(row["labels"], row["scores"], strict=True))
+
     def prepare(self, data: bytes) -> Arrays:
         return {"image": self._cut(self._decoded(data), None)}
 

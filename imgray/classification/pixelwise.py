@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
+from torch import Tensor
 
-from imgray import pixels, weights
+from imgray import pixels, plots, weights
 from imgray.classification.trunk import Trunk
 from imgray.training import Arrays, Settings, Task
 
@@ -54,6 +55,15 @@ class PixelTask(Task):
 
     def prepare(self, data: bytes) -> Arrays:
         return {"image": photograph(data, self.settings.longest)[0]}
+
+    def portraits(self, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, bytes]:
+        """The weights of a local or shared fusion."""
+        weights = states["net"].get("fused.weight")
+        if weights is None:
+            return {}
+        sides = [f"side{place}" for place in range(1, len(weights) + 1)]
+        classes = self.classes if weights.shape[1] == len(self.classes) else ()
+        return {plots.FUSION: plots.fusion(weights.numpy(), sides, classes)}
 
 
 def photograph(data: bytes, longest: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
 from torch import Tensor
@@ -22,6 +23,7 @@ from imgray.classification.groups import sgd
 from imgray.classification.images import confusion
 from imgray.classification.pixelwise import PixelSettings, PixelTask, cut, photograph, trunk_of
 from imgray.datasets import Dataset, Record
+from imgray.drawing import distinct
 from imgray.errors import UserError
 from imgray.training import Arrays, Batch, Learner, Prediction
 
@@ -90,6 +92,10 @@ class Segmentation(PixelTask):
             "loss": float(sums["loss"] / counts.sum()),
             **by_class,
         }
+
+    @property
+    def palette(self) -> NDArray[np.uint8]:
+        return distinct(len(self.classes))
 
     def draw(self, sums: Mapping[str, Tensor], path: Path) -> None:
         """The confusion matrix of pixels."""

@@ -28,7 +28,7 @@ class EvaluateModelConfig(JobConfig):
     model: str = Field(description="folder or s3://bucket/prefix of the model artifact")
     data: str = Field(description="folder or s3://bucket/prefix of the data set")
     part: str | None = Field(
-        default=None, description="part of the data set (default: the recipe's validation part)"
+        default=None, description="part of the data set (default: what the recipe validates on)"
     )
     workers: int | None = Field(default=None, ge=1, description="processes (default: one per core)")
     figure: str | None = Field(
@@ -59,8 +59,8 @@ def evaluate_model(config: EvaluateModelConfig) -> Scores:
 
 
 def _open(recipe: Recipe, task: Task, config: EvaluateModelConfig) -> Examples:
-    part = config.part or recipe.data.validate_on
-    val = open_dataset(Folder(config.data), recipe.data.form, part)
+    folder, data = Folder(config.data), recipe.data
+    val = open_dataset(folder, data.form, config.part) if config.part else data.validation(folder)
     task.check_classes(val)
     return Examples(task, val, val, recipe.batch_size, recipe.seed)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,19 +26,27 @@ from imgray.engine.collection import (
     process_configured,
 )
 from imgray.engine.progress import say
+from imgray.engine.sheets import draw_predictions
 from imgray.loop import precision, to_device
 from imgray.manifest import Manifest, begin, nothing_left_before, publish, read_manifest, sha256
 from imgray.models import fingerprint_of, load_model, load_task
 from imgray.storage import Folder
-from imgray.training import Arrays, Prediction
+from imgray.training import Arrays, Prediction, Task
 
 
 class PredictConfig(CollectionConfig):
     """Run a trained model over every image below a folder or S3 prefix, exactly once."""
 
+    runtime: ClassVar[frozenset[str]] = CollectionConfig.runtime | {"contact_sheet"}
+
     model: str = Field(description="folder or s3://bucket/prefix of the model artifact")
     output: str = Field(description="folder or s3://bucket/prefix for the predictions artifact")
     batch_size: int = Field(default=16, ge=1, description="images per forward pass; GPUs like 64")
+    contact_sheet: str | None = Field(
+        default=None,
+        description="also draw some of the images and what the model says of them",
+        json_schema_extra={"metavar": "PNG"},
+    )
 
 
 class PredictResult(BaseModel):
@@ -47,11 +56,13 @@ class PredictResult(BaseModel):
     listed: int
     done: int
     rejected: int
+    contact_sheet: str | None = None
 
     def __str__(self) -> str:
+        sheet = f"\ncontact sheet: {self.contact_sheet}" if self.contact_sheet else ""
         return (
             f"{self.done:,} images done, {self.rejected:,} rejected, {self.listed:,} listed\n"
-            f"artifact: {self.output}"
+            f"artifact: {self.output}{sheet}"
         )
 
 
@@ -110,22 +121,25 @@ class StepFactory:
 
 def predict(config: PredictConfig) -> PredictResult:
     """Predict, continue a prediction run, or find that it is done."""
-    output = Folder(config.output)
-    model = read_manifest(Folder(config.model), "model")
+    output, folder = Folder(config.output), Folder(config.model)
+    model = read_manifest(folder, "model")
+    _, task = load_task(folder, model)
     identity = {**config.identity(), "fingerprint": fingerprint_of(model)}
     manifest = begin(output, "predictions", identity, config.overwrite)
     if manifest is None:
         with nothing_left_before(output, LISTED):
-            manifest = _predict(config, identity, output)
+            manifest = _predict(config, identity, output, task)
     else:
         say(f"{output.uri}: already predicted, nothing to do")
     check_rejected(output, manifest, config.max_rejected)
-    return PredictResult(output=output.uri, **manifest.counts)
+    if config.contact_sheet:
+        draw_predictions(Path(config.contact_sheet), Folder(config.images), output, manifest, task)
+    return PredictResult(output=output.uri, contact_sheet=config.contact_sheet, **manifest.counts)
 
 
-def _predict(config: PredictConfig, identity: dict[str, Any], output: Folder) -> Manifest:
-    model = Folder(config.model)
-    _, task = load_task(model, read_manifest(model, "model"))
+def _predict(
+    config: PredictConfig, identity: dict[str, Any], output: Folder, task: Task
+) -> Manifest:
     with cluster():
         factory = StepFactory(config.model, output)
         outcome = process_configured("predict", config, output, factory)

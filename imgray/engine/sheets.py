@@ -1,16 +1,26 @@
-"""Contact sheets of search results, with the pictures read from their collection."""
+"""Contact sheets of search results and of predictions, the images read from their collection."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
 
 from imgray.errors import UserError
+from imgray.manifest import Manifest, read_file, sha256
+from imgray.panels import Panel, panel_sheet
 from imgray.pictures import Result, Row, contact_sheet
 from imgray.retrieval.deepindex import Hits
 from imgray.storage import Folder
+from imgray.training import Task
 
 SHOWN = 8
+PANELS = 12
 
 
 def draw(
@@ -41,6 +51,62 @@ def _results(query: str, hits: Hits, collection: Folder, groups: Mapping[str, st
         )
         for id, score in shown
     ]
+
+
+def draw_predictions(
+    path: Path, collection: Folder, predictions: Folder, manifest: Manifest, task: Task
+) -> None:
+    """Draw some images of a collection, evenly spaced, and what a published artifact says of them.
+
+    Raises:
+        UserError: there are none, or a file differs from the artifact's manifest.
+    """
+    rows = _some_rows(predictions, manifest)
+    pictures = [_painted(predictions, row) for row in rows]
+    panels = [
+        Panel(row["id"], _read(collection, row["id"]), task.words(row), _coloured(picture, task))
+        for row, picture in zip(rows, pictures, strict=True)
+    ]
+    panel_sheet(panels, _legend(pictures, task), path)
+
+
+def _legend(pictures: Sequence[Image.Image | None], task: Task) -> dict[str, str]:
+    """The colours of the classes that occur in pictures, by name."""
+    if task.palette is None or not task.classes:
+        return {}
+    values = {int(v) for p in pictures if p is not None for v in np.unique(np.asarray(p))}
+    return {task.classes[v]: "#" + bytes(task.palette[v]).hex() for v in sorted(values)}
+
+
+def _some_rows(predictions: Folder, manifest: Manifest) -> list[dict[str, Any]]:
+    parts = manifest.named("part-")
+    starts = np.cumsum([0, *(part.rows for part in parts)])
+    wanted = np.unique(np.linspace(0, starts[-1] - 1, PANELS).round().astype(int))
+    found = []
+    for part, start, end in zip(parts, starts, starts[1:], strict=False):
+        places = wanted[(wanted >= start) & (wanted < end)] - start
+        if len(places):
+            table = pq.read_table(io.BytesIO(read_file(predictions, part)))
+            found += table.take(places).to_pylist()
+    return found
+
+
+def _painted(predictions: Folder, row: Mapping[str, Any]) -> Image.Image | None:
+    if row["picture"] is None:
+        return None
+    data = predictions.read(row["picture"])
+    if sha256(data) != row["sha256"]:
+        raise UserError(
+            f"{predictions.uri}/{row['picture']}: its content differs from the table's digest; "
+            "make the artifact again with --overwrite"
+        )
+    return Image.open(io.BytesIO(data), formats=["PNG"])
+
+
+def _coloured(picture: Image.Image | None, task: Task) -> Image.Image | None:
+    if picture is None or task.palette is None:
+        return picture
+    return Image.fromarray(task.palette[np.asarray(picture)])
 
 
 def _read(collection: Folder, id: str) -> bytes | None:

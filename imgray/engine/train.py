@@ -24,7 +24,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from imgray.checkpoints import Keeper
 from imgray.config import JobConfig, read_yaml, validate
-from imgray.datasets import open_dataset
 from imgray.engine.cluster import cluster
 from imgray.engine.progress import Progress, say
 from imgray.errors import UserError, cause_of
@@ -127,8 +126,7 @@ def read_recipe(path: str, changes: list[str]) -> Recipe:
 def open_examples(recipe: Recipe, data: str) -> Examples:
     """Open both parts of the data. Raises `UserError`."""
     folder = Folder(data)
-    train = open_dataset(folder, recipe.data.form, recipe.data.train)
-    val = open_dataset(folder, recipe.data.form, recipe.data.validate_on)
+    train, val = recipe.data.training(folder), recipe.data.validation(folder)
     return Examples(task_of(recipe, train.classes), train, val, recipe.batch_size, recipe.seed)
 
 

@@ -1,0 +1,119 @@
+"""The recipes that come along: each is valid, builds its networks, and says what was published."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from imgray.engine.train import read_recipe
+from imgray.training import Recipe, Task, task_of
+
+FOLDER = Path(__file__).parents[1] / "jobs/recipes"
+NAMES = sorted(path.stem for path in FOLDER.iterdir())
+CAFFE = {"momentum": 0.9, "weight_decay": 1e-4}
+SIDES = {
+    "trunk": "vgg16", "net": "rds", "reduction": "sum", "rate": 1e-9, "momentum": 0.9,
+    "weight_decay": 2e-4, "annotators": 3, "dilation": 1, "order": "given",
+}  # fmt: skip
+
+PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "cfn-cifar10": (
+        {"batch_size": 100, "steps": 120_000},
+        {"layout": "cfn7", "rate": 0.1, "mirror": False, "pad": 0, "size": 32, **CAFFE},
+    ),
+    "cfn-cifar100": (
+        {"batch_size": 100, "steps": 120_000},
+        {"layout": "cfn7-wide", "rate": 0.1, "mirror": False, "pad": 0, "size": 32, **CAFFE},
+    ),
+    "cfn11-imagenet": (
+        {"batch_size": 64, "steps": 200_000},
+        {"layout": "cfn11", "rate": 0.01, "mirror": True, "size": 224, "pad": 0, **CAFFE},
+    ),
+    "rds-bsds": ({"batch_size": 8, "steps": 500}, {**SIDES, "relaxed": "ignore"}),
+    "hed-bsds": ({"batch_size": 8, "steps": 500}, {**SIDES, "relaxed": "negative"}),
+    "rds-cea": ({"batch_size": 8}, {**SIDES, "relaxed": "ignore"}),
+}
+RATES = {
+    "cfn-cifar10": {0: 0.1, 39_999: 0.1, 40_000: 0.01, 80_000: 1e-3, 119_999: 1e-3},
+    "cfn-cifar100": {0: 0.1, 39_999: 0.1, 40_000: 0.01, 80_000: 1e-3, 119_999: 1e-3},
+    "cfn11-imagenet": {0: 0.01, 99_999: 0.01, 100_000: 1e-3, 150_000: 1e-4, 199_999: 1e-4},
+    "rds-bsds": {0: 1e-9, 499: 1e-9},
+    "hed-bsds": {0: 1e-9, 499: 1e-9},
+}
+PARAMETERS = {"cfn-cifar10": (10, 1_343_146), "cfn-cifar100": (100, 2_386_276)}
+PARAMETERS |= {"cfn11-imagenet": (1000, 6_752_362)}
+
+
+def _read(name: str, *changes: str) -> Recipe:
+    return read_recipe(str(FOLDER / f"{name}.yaml"), list(changes))
+
+
+def _task(name: str, classes: int = 2) -> Task:
+    return task_of(_read(name), [str(label) for label in range(classes)])
+
+
+def _net(task: Task) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    with torch.device("meta"):
+        learner = task.learner(initial=False)
+    return learner.modules["net"], learner.optimizers["net"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_is_valid_and_builds_its_networks(name: str) -> None:
+    assert _read(name).length(10_000) >= 1
+    net, _ = _net(_task(name))
+    assert all(parameter.is_meta for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_settings(name: str) -> None:
+    recipe, settings = PUBLISHED[name]
+    found = _read(name), _task(name).settings
+    assert {key: getattr(found[0], key) for key in recipe} == recipe
+    assert {key: getattr(found[1], key) for key in settings} == settings
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_published_rates(name: str) -> None:
+    recipe, task = _read(name), _task(name)
+    for step, rate in RATES[name].items():
+        factor = recipe.schedule.factor(step, recipe.length(1))
+        assert task.settings.rate * factor == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_published_parameters(name: str) -> None:
+    classes, count = PARAMETERS[name]
+    net, _ = _net(_task(name, classes))
+    assert sum(parameter.numel() for parameter in net.parameters()) == count
+
+
+@pytest.mark.parametrize("name", ["rds-bsds", "hed-bsds", "rds-cea"])
+def test_published_multipliers(name: str) -> None:
+    """Of RDS' files: conv5 100, the others of the trunk 1, sides and fusion 0.01; biases double."""
+    net, optimizer = _net(_task(name))
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    found = {
+        names[id(parameter)]: group["lr"] / 1e-9
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    for name, rate in found.items():
+        layer = 100.0 if ".trunk.stages.4." in name else 1.0 if ".trunk." in name else 0.01
+        assert rate == pytest.approx(layer * (2 if name.endswith("bias") else 1)), name
+    assert len(found) == 2 * (13 + 5 + 1)
+
+
+def test_caffes_pixels_are_less_their_mean_and_no_more() -> None:
+    for name in ("cfn11-imagenet", "rds-bsds", "hed-bsds", "rds-cea"):
+        settings: Any = _task(name).settings
+        assert [255 * value for value in settings.std] == pytest.approx([1] * 3, abs=1e-3)
+        assert [255 * value for value in settings.mean] == pytest.approx([123, 117, 104], abs=0.5)
+
+
+def test_edges_are_fine_tuned_from_coarse_ones() -> None:
+    recipe = _read("rds-bsds", "start=out/rds-cea")
+    assert recipe.start == "out/rds-cea"
+    coarse, fine = (_net(_task(name))[0].state_dict() for name in ("rds-cea", "rds-bsds"))
+    assert {k: v.shape for k, v in coarse.items()} == {k: v.shape for k, v in fine.items()}
