@@ -13,6 +13,7 @@ from tinytask import tiny_recipe, write_points
 
 import imgray.engine.train as engine
 from imgray.engine.train import TrainConfig, train
+from imgray.engine.watch import Watch
 from imgray.errors import UserError
 from imgray.loop import CURVES, Run
 from imgray.manifest import NAME, WORK
@@ -118,7 +119,7 @@ def test_an_error_surfaces_at_once_and_leaves_no_model(
 
 
 def test_the_user_hears_of_lost_workers_once() -> None:
-    watch = engine.Watch()
+    watch = Watch()
     watch.begin(2)
     watch.tell(1, 9, None)
     for _ in range(3):

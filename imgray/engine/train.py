@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 import traceback
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,26 +15,24 @@ import ray
 import torch
 import yaml
 from pydantic import BaseModel, Field, model_validator
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from imgray.checkpoints import Keeper
 from imgray.config import JobConfig, read_yaml, validate
 from imgray.engine.cluster import cluster
-from imgray.engine.progress import Progress, say
+from imgray.engine.feed import Feed
+from imgray.engine.progress import say
+from imgray.engine.watch import Losses, follow, start_watch
 from imgray.errors import UserError, cause_of
-from imgray.loop import Line, Loader, Place, Run, States
+from imgray.loop import Place, Run, States
 from imgray.manifest import WORK, Manifest, begin, nothing_left_before, publish, read_manifest
 from imgray.models import fingerprint_of, load_states, save_model
-from imgray.plots import PLACES
 from imgray.storage import Folder
-from imgray.training import Arrays, Examples, Recipe, task_of
+from imgray.training import Examples, Recipe, task_of
 
 CHECKPOINTS = f"{WORK}/checkpoints"
 LOOKED_AT = 64
-POLL_SECONDS = 0.5
-BLOCK = 8
 PLACE_SECONDS = 20
 """How long an elastic group waits for the CPUs of a node that Ray has yet to find lost."""
 
@@ -187,69 +182,11 @@ def _train(
     )
 
 
-@dataclass(frozen=True)
-class Seen:
-    """Steps done and to do, what is new to tell, and an error: whether ours, and its text."""
-
-    done: int | None
-    steps: int
-    news: list[str]
-    error: tuple[bool, str] | None
-
-
-class Watch:
-    """An actor that worker 0 tells of its progress, and any worker of an error that no retry mends.
-
-    Ray Train restarts all workers after any exception. A restarted worker finds the error here and
-    ends at once, so that a plain bug does not come back `retries` times.
-    """
-
-    def __init__(self) -> None:
-        self.done: int | None = None
-        self.steps = 0
-        self.news: list[str] = []
-        self.error: tuple[bool, str] | None = None
-
-    def begin(self, workers: int) -> None:
-        """A group of workers, the first or one that replaces another, is there."""
-        count = f"{workers} worker{'s' if workers > 1 else ''}"
-        self.news.append(f"train: goes on with {count}" if self.news else f"train: {count}")
-
-    def lose(self) -> None:
-        """A worker has gone, or failed; the others end, and a new group begins when it can."""
-        if self.done is not None and not self.error:
-            self.done = None
-            self.news.append("train: lost a worker")
-
-    def tell(self, done: int, steps: int, line: Line | None) -> None:
-        self.done, self.steps = done, steps
-        if line and line["part"] == "validate":
-            self.news.append(_told(line))
-
-    def fail(self, ours: bool, text: str) -> None:
-        self.error = self.error or (ours, text)
-
-    def look(self, known: int) -> Seen:
-        """What there is to see, news from number `known` on."""
-        return Seen(self.done, self.steps, self.news[known:], self.error)
-
-
-@dataclass
-class Losses(UserCallback):
-    """Tells the watch of workers that have gone."""
-
-    watch: Any
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        self.watch.lose.remote()
-
-
 def _fit(config: TrainConfig, recipe: Recipe, kept: Folder, output: Folder) -> None:
     scaling = _scaling(config)
     if config.span[0] < config.span[1]:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACE_SECONDS))
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    watch: Any = ray.remote(Watch).options(num_cpus=0, scheduling_strategy=here).remote()
+    watch = start_watch()
     loop = {"recipe": recipe, "data": config.data, "kept": kept, "watch": watch}
     trainer = TorchTrainer(
         _work,
@@ -267,7 +204,7 @@ def _fit(config: TrainConfig, recipe: Recipe, kept: Folder, output: Folder) -> N
     failed: list[BaseException] = []
     thread = threading.Thread(target=_fitted, args=(trainer, failed), daemon=True)
     thread.start()  # Ray takes over Ctrl-C where `fit` runs in the main thread
-    _follow(thread, watch, config.patience)
+    follow(thread, watch, config.patience)
     if failed:
         raise UserError(f"training failed {config.retries + 1} times: {_reason(failed[0])}")
 
@@ -277,39 +214,6 @@ def _fitted(trainer: TorchTrainer, failed: list[BaseException]) -> None:
         trainer.fit()
     except BaseException as error:
         failed.append(error)
-
-
-def _follow(thread: threading.Thread, watch: Any, patience: float) -> None:
-    """Show progress until training ends. Raises the error that a worker has met."""
-    progress, active, told = None, time.monotonic(), 0
-    while True:
-        ended = not thread.is_alive()
-        seen: Seen = ray.get(watch.look.remote(told))
-        if seen.error:
-            thread.join()
-            raise UserError(seen.error[1]) if seen.error[0] else RuntimeError(seen.error[1])
-        active = active if seen.done is None else time.monotonic()
-        if time.monotonic() - active > patience:
-            raise UserError(
-                f"no worker started within {patience:g} s: the cluster cannot give so many, or "
-                "not yet; ask for fewer --workers, or wait longer with --patience"
-            )
-        for news in seen.news:
-            say(news)
-        told += len(seen.news)
-        if seen.done is not None:
-            progress = progress or Progress("train", seen.steps, seen.done, "steps")
-            if seen.done != progress.done:
-                progress.add(seen.done - progress.done)
-        if ended:
-            return
-        thread.join(POLL_SECONDS)
-
-
-def _told(line: Line) -> str:
-    named = (item for item in line.items() if item[0] not in PLACES and "/" not in item[0])
-    values = [f"{name} {value:.4g}" for name, value in named]
-    return f"train: epoch {line['epoch']:g}, validation: {', '.join(values)}"
 
 
 def _reason(error: BaseException) -> str:
@@ -392,42 +296,3 @@ def _lost_another(error: Exception) -> bool:
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and ("gloo" in text or "nccl" in text)
-
-
-class Feed:
-    """`Batches` by Ray Data: processes anywhere on the cluster load ahead of each worker.
-
-    They hold no CPU: where workers hold all that there are, as on a cluster that has shrunk, a
-    process that waits for one waits for ever.
-    """
-
-    def __init__(self, feeders: int) -> None:
-        self.feeders = feeders
-
-    def __call__(self, load: Loader, numbers: range) -> Iterator[Arrays]:
-        if not numbers:
-            return
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.execution_options.preserve_order = True
-        blocks = max(1, len(numbers) // BLOCK)
-        loaded = ray.data.from_items(list(numbers), override_num_blocks=blocks).map_batches(
-            Feeder,
-            fn_constructor_kwargs={"load": load},
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=self.feeders),
-            num_cpus=0,
-        )
-        for batch in loaded.iter_batches(batch_size=1, prefetch_batches=2):
-            yield {name: array[0] for name, array in batch.items()}
-
-
-class Feeder:
-    """A Ray Data actor that loads batches by number."""
-
-    def __init__(self, load: Loader) -> None:
-        self.load = load
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> Arrays:
-        arrays = self.load(int(batch["item"][0]))
-        return {name: array[None] for name, array in arrays.items()}
