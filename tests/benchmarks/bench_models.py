@@ -106,7 +106,7 @@ STUDIES = {
                 "settings.relaxed=negative", start="coarse edges of camvid"
             ),
         },
-        ("epochs=null", "steps=120", "settings.crop=192"),
+        ("epochs=null", "steps=80", "settings.crop=192"),
         ("ods", "ois", "ap"),
         seeds=1,
     ),
