@@ -77,7 +77,7 @@ STUDIES = {
             "CFN, sum": _cifar("settings.fusion=sum"),
             "CFN, max": _cifar("settings.fusion=max"),
         },
-        ("epochs=1",),
+        ("epochs=0.8",),
         ("top1_error", "top5_error"),
         seeds=3,
     ),
