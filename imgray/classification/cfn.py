@@ -77,8 +77,8 @@ LAYOUTS = {
 }
 """`cfn7` for CIFAR-10 and `cfn7-wide` as published for CIFAR-100 take 32x32 pixels, `cfn11` for
 ImageNet 224x224; by global pooling each also takes others. `cfn7-norm` is ours: cfn7 with the
-normalisation and rates of cfn11's fusion, which learns in far fewer steps on a small collection, and
-without dropout, after which a normalisation meets other variances in evaluation than in training."""
+normalisation and rates of cfn11's fusion, which learns in far fewer steps on a small collection,
+and without dropout, after which a normalisation meets other variances in evaluation."""
 
 
 class FusionNet(nn.Module):
