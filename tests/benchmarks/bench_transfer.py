@@ -43,11 +43,13 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="URI of the model artifact of a CFN")
     parser.add_argument("--data", type=Path, required=True, help="folder of photographs")
     parser.add_argument("--work", type=Path, help="folder to keep the features, for another run")
+    parser.add_argument("--size", help="input side of both networks (default: each its own)")
     arguments = parser.parse_args()
     with common.work_folder(arguments.work) as work:
         features = str(work / "features")
         flags = ["--images", str(arguments.data.resolve()), "--output", features]
         flags += ["--extractor", CFN, OTHER, "--weights", f"cfn={arguments.model}"]
+        flags += ["--size", arguments.size] if arguments.size else []
         common.run("extract", *flags, "--regions", "pyramid", "--crop-regions")
         ids, vectors = read(features)
     report(arguments.data.name, ids, {id: group_of(id) for id in ids}, lines(ids, vectors))
