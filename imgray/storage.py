@@ -81,6 +81,11 @@ class Folder:
             return self.uri.removeprefix("s3://").strip("/")
         return os.path.abspath(os.path.expanduser(self.uri.removeprefix("file://")))
 
+    @property
+    def absolute(self) -> str:
+        """The URI that names the folder from any working folder, such as a worker's."""
+        return self.uri if self.is_s3 else self.root
+
     def path(self, name: str) -> str:
         """The file system's path of a name."""
         return f"{self.root}/{name}"

@@ -41,6 +41,8 @@ class EvaluateModelConfig(JobConfig):
 def evaluate_model(config: EvaluateModelConfig) -> Scores:
     """Sum over the part in parallel tasks, and sum up."""
     folder = Folder(config.model)
+    places = {"model": folder.absolute, "data": Folder(config.data).absolute}
+    config = config.model_copy(update=places)
     examples = _open(*load_task(folder, read_manifest(folder, "model")), config)
     with cluster():
         world = min(config.workers or cores(), examples.validations(0, 1))

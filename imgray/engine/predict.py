@@ -141,7 +141,7 @@ def _predict(
     config: PredictConfig, identity: dict[str, Any], output: Folder, task: Task
 ) -> Manifest:
     with cluster():
-        factory = StepFactory(config.model, output)
+        factory = StepFactory(Folder(config.model).absolute, output)
         outcome = process_configured("predict", config, output, factory)
     manifest = Manifest(
         kind="predictions",

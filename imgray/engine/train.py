@@ -187,7 +187,10 @@ def _fit(config: TrainConfig, recipe: Recipe, kept: Folder, output: Folder) -> N
     if config.span[0] < config.span[1]:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACE_SECONDS))
     watch = start_watch()
-    loop = {"recipe": recipe, "data": config.data, "kept": kept, "watch": watch}
+    if recipe.start:
+        recipe = recipe.model_copy(update={"start": Folder(recipe.start).absolute})
+    data = Folder(config.data).absolute
+    loop = {"recipe": recipe, "data": data, "kept": kept, "watch": watch}
     trainer = TorchTrainer(
         _work,
         train_loop_config={**loop, "feeders": config.feeders},
