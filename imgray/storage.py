@@ -54,15 +54,23 @@ class Folder:
 
     S3 endpoint, keys and region come from the usual AWS environment variables.
     Names are relative to the folder, with `/` between their parts.
+
+    Attributes:
+        root: its path as the file system names it, without a trailing slash. A relative one is
+            resolved here and now: in another process it stays the same place.
     """
 
     uri: str
+    root: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if "://" in self.uri and not self.uri.startswith(("s3://", "file://")):
             raise UserError(
                 f"{self.uri}: only folders on disk and s3://bucket/prefix are supported"
             )
+        path = os.path.expanduser(self.uri.removeprefix("file://"))
+        bucket = self.uri.removeprefix("s3://").strip("/")
+        object.__setattr__(self, "root", bucket if self.is_s3 else os.path.abspath(path))
 
     @cached_property
     def file_system(self) -> Any:
@@ -73,13 +81,6 @@ class Folder:
     def is_s3(self) -> bool:
         """Whether the folder lies in S3."""
         return self.uri.startswith("s3://")
-
-    @cached_property
-    def root(self) -> str:
-        """The folder's path as its file system names it, without a trailing slash."""
-        if self.is_s3:
-            return self.uri.removeprefix("s3://").strip("/")
-        return os.path.abspath(os.path.expanduser(self.uri.removeprefix("file://")))
 
     @property
     def absolute(self) -> str:

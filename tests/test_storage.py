@@ -1,4 +1,5 @@
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -155,3 +156,14 @@ def test_missing_rights_are_named(tmp_path: Path) -> None:
     (tmp_path / "a").chmod(0)
     with pytest.raises(UserError, match="permission denied; check the rights"):
         Folder(str(tmp_path)).read("a")
+
+
+def test_a_folder_stays_where_it_is_in_a_process_of_another_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Folder("here")
+    sent = pickle.dumps(folder)
+    folder.write("a", b"1")
+    monkeypatch.chdir("/")
+    assert pickle.loads(sent).read("a") == Folder(folder.absolute).read("a") == b"1"

@@ -323,7 +323,8 @@ def test_an_elastic_run_shrinks_and_grows(
     assert read_manifest(training.output, "model").about["metrics"]["error"] < 0.1
 
 
-@pytest.mark.parametrize("presses", [1, pytest.param(2, marks=pytest.mark.sweep)])
+@pytest.mark.sweep
+@pytest.mark.parametrize("presses", [1, 2])
 def test_ctrl_c_ends_at_once_and_the_command_goes_on(
     prepare: Prepare, whole: Training, start: Start, presses: int
 ) -> None:
