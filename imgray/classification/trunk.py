@@ -3,10 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 
 from imgray.errors import UserError
@@ -118,6 +116,9 @@ def vgg16_layers(width: float = 1.0) -> list[nn.Module]:
 
 def _layers(name: str, net: Any) -> list[nn.Module]:
     """A network's layers in order, without its classifier; a fresh one's if there is no network."""
+    import timm  # with torchvision, takes seconds
+    import torchvision
+
     if name.startswith("tf_"):
         net = net or timm.create_model(name)
         return [net.conv_stem, net.bn1, *net.blocks]
