@@ -156,19 +156,47 @@ def _place(work: Path, name: str, seed: int) -> Path:
     return work / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
 
 
-def canny_alone(data: Path) -> list[float]:
-    """ODS, OIS and AP of Canny: a pixel's value is the share of thresholds that leave it."""
-    val = open_dataset(Folder(str(data / "bsds500")), "edges", "val")
-    with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
-        parts = pool.map(_counted, (val[index] for index in range(len(val))))
-    found = scores(functools.reduce(operator.add, parts))
-    return [found.ods, found.ois, found.ap]
-
-
-def _counted(record: Record) -> Counts:
+def canny(record: Record) -> Counts:
+    """A pixel's value is the share of thresholds of Canny's detector that leave it."""
     image = np.asarray(decode_sized(record["image"])[0])
     share = canny_maps(image, CANNY_MULTIPLES, dilation=0).mean(axis=0)
     return count(share, record["boundaries"])
+
+
+def annotator(record: Record) -> Counts:
+    """The first annotator's boundaries against those of the others: what people reach."""
+    first, *others = record["boundaries"]
+    return count(first.astype(float), np.array(others))
+
+
+def perfect(record: Record) -> Counts:
+    """The first annotator's boundaries against themselves."""
+    return count(record["boundaries"][0].astype(float), record["boundaries"][:1])
+
+
+def empty(record: Record) -> Counts:
+    """No edge at all."""
+    return count(np.zeros(record["boundaries"].shape[1:]), record["boundaries"])
+
+
+KNOWN = {
+    "Canny alone": canny,
+    "an annotator against the others": annotator,
+    "an annotator against itself": perfect,
+    "an empty map": empty,
+}
+
+
+def known(data: Path) -> list[list[str]]:
+    """ODS, OIS and AP of maps that no network made; a map of one threshold has AP 0."""
+    val = open_dataset(Folder(str(data / "bsds500")), "edges", "val")
+    rows = []
+    with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
+        for name, counted in KNOWN.items():
+            parts = pool.imap(counted, (val[index] for index in range(len(val))))
+            found = scores(functools.reduce(operator.add, parts))
+            rows.append([name, *(f"{v:.4f}" for v in (found.ods, found.ois, found.ap)), "0"])
+    return rows
 
 
 def main() -> None:
@@ -193,7 +221,7 @@ def main() -> None:
             cells = [_spread([one[s] for one in found]) for s in study.scores if s in found[0]]
             rows.append([name, *cells, f"{minutes:.1f}"])
         if given.study == "bsds500":
-            rows.append(["Canny alone", *(f"{v:.3f}" for v in canny_alone(given.data)), "0"])
+            rows += known(given.data)
     common.table(["", *study.scores, "minutes"], rows)
 
 
