@@ -338,7 +338,8 @@ def test_an_index_of_a_model_answers_without_it(
     paths = _pictures(photos)
     ids = [path.relative_to(photos).as_posix() for path in paths]
     images = {id: path.read_bytes() for id, path in zip(ids, paths, strict=True)}
-    assert [hits.ids[0] for hits in engine.search_images(images, 3)] == ids
+    found = [Path(hits.ids[0]).stem for hits in engine.search_images(images, 3)]
+    assert found == [Path(id).stem for id in ids]  # itself, or another copy of the photograph
     truth = tmp_path / "truth.csv"
     with open(truth, "w", newline="") as file:
         rows = [(id, Path(id).stem) for id in _stored(features, "cfn.high")]
