@@ -295,7 +295,7 @@ def test_other_settings_are_refused(start: Start, few: Reference) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("presses", [1, 2])
+@pytest.mark.parametrize("presses", [1, pytest.param(2, marks=pytest.mark.sweep)])
 def test_ctrl_c_leaves_nothing_half_done(
     start: Start, tmp_path: Path, few: Reference, presses: int
 ) -> None:
