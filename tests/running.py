@@ -79,9 +79,3 @@ def run(name: str, output: Path | str, *flags: str, address: str | None = None) 
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     return Job(process)
-
-
-def said(error: str, job: str) -> list[str]:
-    """What a job printed beside its progress; Ray's daemon, which cannot be silenced, left out."""
-    lines = [line for line in error.splitlines() if not line.startswith(f"{job}: ")]
-    return [line for line in lines if "(raylet)" not in line]
