@@ -116,12 +116,13 @@ def vgg16_layers(width: float = 1.0) -> list[nn.Module]:
 
 def _layers(name: str, net: Any) -> list[nn.Module]:
     """A network's layers in order, without its classifier; a fresh one's if there is no network."""
-    import timm  # with torchvision, takes seconds
-    import torchvision
-
     if name.startswith("tf_"):
+        import timm  # as torchvision: it takes seconds
+
         net = net or timm.create_model(name)
         return [net.conv_stem, net.bn1, *net.blocks]
+    import torchvision
+
     return list((net or torchvision.models.get_model(name)).features)
 
 
