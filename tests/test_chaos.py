@@ -295,7 +295,9 @@ def test_other_settings_are_refused(start: Start, few: Reference) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("presses", [1, pytest.param(2, marks=pytest.mark.sweep)])
+@pytest.mark.parametrize(
+    "presses", [2, *(pytest.param(n, marks=pytest.mark.sweep) for n in (1, 5))]
+)
 def test_ctrl_c_leaves_nothing_half_done(
     start: Start, tmp_path: Path, few: Reference, presses: int
 ) -> None:
