@@ -316,6 +316,20 @@ def test_a_short_ranking_is_the_start_of_a_long_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("levels", [(1,), PYRAMID])
+@pytest.mark.parametrize("shards", [1, 4])
+def test_a_prefix_only_leaves_out(tmp_path: Path, levels: tuple[int, ...], shards: int) -> None:
+    world = _world(tmp_path, levels=levels)
+    index, queries = world.index(shards), _queries(world)
+    every = index.search(queries, 1000)
+    for prefix in ("", index.ids_of(np.array([5]))[0][:-1], index.ids_of(np.array([69]))[0], "no"):
+        for top in (1, 4, 1000):
+            for a, b in zip(index.search(queries, top, prefix=prefix), every, strict=True):
+                rows = [row for row, id in enumerate(b.ids) if id.startswith(prefix)][:top]
+                assert a.ids == [b.ids[row] for row in rows]
+                np.testing.assert_array_equal(a.scores, b.scores[rows])
+
+
+@pytest.mark.parametrize("levels", [(1,), PYRAMID])
 @pytest.mark.parametrize("shards", [1, 4, 7])
 @pytest.mark.parametrize("top", [1, 3, 10, 40])
 def test_ties_rank_by_position(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +25,17 @@ TASK_RETRIES = 5
 CODEBOOKS, FREQUENCY = "codebooks.safetensors", "frequency.safetensors"
 
 
-def open_shards(folder: Folder, manifest: Manifest, only: int | None = None) -> DeepIndex:
-    """Load an index, or one shard of it, every file verified against the manifest before use."""
+def open_shards(
+    folder: Folder, manifest: Manifest, only: Collection[int] | None = None
+) -> DeepIndex:
+    """Load an index, or some shards of it, every file verified against the manifest before use."""
     codebooks = Codebooks.from_bytes(read_file(folder, manifest.file(CODEBOOKS)))
     stored = load_safetensors(read_file(folder, manifest.file(FREQUENCY)))
     frequency = np.zeros(codebooks.settings.lists, np.int64)
     frequency[stored["lists"]] = stored["counts"]
     shards, offset = [], 0
     for number, entry in enumerate(manifest.named("shard-", ".faiss")):
-        if only not in (None, number):
+        if only is not None and number not in only:
             offset += entry.rows
             continue
         table = manifest.file(entry.name.replace(".faiss", ".parquet"))
@@ -54,7 +56,7 @@ def search_shards(folder: Folder, manifest: Manifest, vectors: Vectors, top: int
 def _search_shard(
     folder: Folder, manifest: Manifest, number: int, vectors: Vectors, top: int
 ) -> list[Hits]:
-    return open_shards(folder, manifest, number).search(vectors, top)
+    return open_shards(folder, manifest, [number]).search(vectors, top)
 
 
 def encode(extractor: Extractor, images: Mapping[str, bytes]) -> Vectors:

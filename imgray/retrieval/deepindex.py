@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import faiss
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -124,7 +125,12 @@ class Shard:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def vote(self, query: Query, settings: CodebookSettings, top: int) -> Votes:
+    def chosen(self, prefix: str) -> NDArray[np.bool_]:
+        """Of every image whether its id starts with `prefix`."""
+        found: NDArray[np.bool_] = pc.starts_with(self.ids, prefix).to_numpy(zero_copy_only=False)
+        return found
+
+    def vote(self, query: Query, settings: CodebookSettings, top: int, prefix: str = "") -> Votes:
         """Positions and unnormalised scores of the best images, ties included, unsorted."""
         none = np.zeros(query.lists.shape, np.float32)
         limits, cosines, postings = self.index.range_search_preassigned(
@@ -135,19 +141,23 @@ class Shard:
         votes: NDArray[np.float64] = np.bincount(
             postings // settings.regions, weights, len(self)
         ).astype(np.float64)
-        found = np.flatnonzero(votes)
+        found = np.flatnonzero(votes * self.chosen(prefix) if prefix else votes)
         scores = votes[found]
         if self.signatures.shape[1]:
             scores = scores * self._signature_weight(query.signature, found, settings)
         best = _best(scores, top)
         return Votes(found[best] + self.offset, scores[best], len(postings))
 
-    def nearest(self, codes: Floats, lists: Ints, top: int) -> tuple[Floats, Ints]:
+    def nearest(
+        self, codes: Floats, lists: Ints, top: int, prefix: str = ""
+    ) -> tuple[Floats, Ints]:
         """Single vectors by FAISS's own ranking: cosines and positions (B, top), -1 for none.
 
         One more is asked for than needed: where it ties with the last, FAISS has chosen among
         equals by chance, and the tied are found by a search of their own.
         """
+        if prefix:
+            return self._nearest_chosen(codes, lists, top, self.chosen(prefix))
         none = np.zeros(lists.shape, np.float32)
         self.index.nprobe = lists.shape[1]
         cosines, found = self.index.search_preassigned(codes, top + 1, lists, none)
@@ -155,11 +165,25 @@ class Shard:
             cosines[row, :top], found[row, :top] = self._first(codes[row], lists[row], top)
         return cosines[:, :top], np.where(found < 0, found, found + self.offset)[:, :top]
 
-    def _first(self, code: Floats, lists: Ints, top: int) -> tuple[Floats, Ints]:
+    def _nearest_chosen(
+        self, codes: Floats, lists: Ints, top: int, chosen: NDArray[np.bool_]
+    ) -> tuple[Floats, Ints]:
+        cosines = np.full((len(codes), top), -np.inf, np.float32)
+        found = np.full((len(codes), top), -1, np.int64)
+        for row in range(len(codes)):
+            scores, positions = self._first(codes[row], lists[row], top, chosen)
+            cosines[row, : len(scores)], found[row, : len(scores)] = scores, positions + self.offset
+        return cosines, found
+
+    def _first(
+        self, code: Floats, lists: Ints, top: int, chosen: NDArray[np.bool_] | None = None
+    ) -> tuple[Floats, Ints]:
         """The best postings of whole lists, ties by position."""
         _, cosines, found = self.index.range_search_preassigned(
             code[None], NOTHING, lists[None], np.zeros((1, len(lists)), np.float32)
         )
+        if chosen is not None:
+            cosines, found = cosines[chosen[found]], found[chosen[found]]
         order = _ranked(found, cosines, top)
         return cosines[order], found[order]
 
@@ -225,6 +249,7 @@ class DeepIndex:
         vectors: Mapping[str, Floats],
         top: int,
         weights: Mapping[str, float] | None = None,
+        prefix: str = "",
     ) -> list[Hits]:
         """Rank the collection for every image of a batch.
 
@@ -232,13 +257,14 @@ class DeepIndex:
             vectors: by feature name float32 (B, R, C), unit vectors, regions as in the index.
             top: how many results at most; an image without a vote is no result.
             weights: by feature name its weight in the comparison, 1 where not named.
+            prefix: only images whose id starts so are results; their scores are what they were.
         """
         shares = self._shares(weights or {})
         encoded = self.codebooks.encode(vectors)
         visits = self.codebooks.probes_of(encoded, shares)
         codes = self.codebooks.codes_of(encoded, shares)
         if self.settings.regions == 1:
-            return self._nearest(codes[:, 0], visits[0][1][:, 0], top)
+            return self._nearest(codes[:, 0], visits[0][1][:, 0], top, prefix)
         home = np.concatenate([visited[..., 0] for _, visited in visits], axis=1)
         stored = self.codebooks.codes_of(encoded)
         queries = [
@@ -252,7 +278,10 @@ class DeepIndex:
             for row in range(len(codes))
         ]
         waiting = [
-            [self.threads.submit(shard.vote, query, self.settings, top) for shard in self.shards]
+            [
+                self.threads.submit(shard.vote, query, self.settings, top, prefix)
+                for shard in self.shards
+            ]
             for query in queries
         ]
         return [
@@ -294,9 +323,9 @@ class DeepIndex:
         touched = sum(vote.touched for vote in votes)
         return Hits(positions, scores, self.ids_of(positions), touched)
 
-    def _nearest(self, codes: Floats, lists: Ints, top: int) -> list[Hits]:
+    def _nearest(self, codes: Floats, lists: Ints, top: int, prefix: str) -> list[Hits]:
         codes, lists = np.ascontiguousarray(codes), np.ascontiguousarray(lists)
-        answers = [shard.nearest(codes, lists, top) for shard in self.shards]
+        answers = [shard.nearest(codes, lists, top, prefix) for shard in self.shards]
         cosines = np.concatenate([answer[0] for answer in answers], axis=1).astype(np.float64)
         positions = np.concatenate([answer[1] for answer in answers], axis=1)
         order = _ranked(positions, cosines, top)
