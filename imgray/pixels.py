@@ -58,19 +58,8 @@ def decode_sized(
     data: bytes, shortest: int = 0, max_pixels: int = MAX_PIXELS
 ) -> tuple[Image.Image, tuple[int, int]]:
     """`decode`, with the width and height in pixels of the whole image as displayed."""
-    if not data:
-        raise Rejected("empty file")
-    if len(data) > MAX_BYTES:
-        raise Rejected(f"file of {len(data):,} bytes; at most {MAX_BYTES:,} are read")
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError:
-        raise Rejected(f"more than {max_pixels:,} pixels") from None
-    except Exception as error:
-        raise Rejected(f"not a readable {', '.join(FORMATS)} image: {_line(error)}") from None
+    image = _opened(data, max_pixels)
     width, height = image.size
-    if width * height > max_pixels:
-        raise Rejected(f"{width} x {height} pixels; at most {max_pixels:,} are decoded")
     try:
         if shortest and image.format in ("JPEG", "MPO"):
             image.draft("RGB", (2 * shortest, 2 * shortest))
@@ -84,6 +73,11 @@ def decode_sized(
         raise Rejected(f"damaged or truncated: {_line(error)}") from None
 
 
+def check(data: bytes, max_pixels: int = MAX_PIXELS) -> None:
+    """Refuse by the header alone, without decoding. Raises `Rejected`."""
+    _opened(data, max_pixels)
+
+
 def resize(image: Image.Image, size: int) -> NDArray[np.uint8]:
     """Resize to a square of `size` pixels, whatever the shape: uint8 (size, size, 3).
 
@@ -91,6 +85,23 @@ def resize(image: Image.Image, size: int) -> NDArray[np.uint8]:
     """
     square = image.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0)
     return np.asarray(square, dtype=np.uint8)
+
+
+def _opened(data: bytes, max_pixels: int) -> Image.Image:
+    if not data:
+        raise Rejected("empty file")
+    if len(data) > MAX_BYTES:
+        raise Rejected(f"file of {len(data):,} bytes; at most {MAX_BYTES:,} are read")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise Rejected(f"more than {max_pixels:,} pixels") from None
+    except Exception as error:
+        raise Rejected(f"not a readable {', '.join(FORMATS)} image: {_line(error)}") from None
+    width, height = image.size
+    if width * height > max_pixels:
+        raise Rejected(f"{width} x {height} pixels; at most {max_pixels:,} are decoded")
+    return image
 
 
 def _orientation(image: Image.Image) -> int:

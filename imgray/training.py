@@ -193,6 +193,8 @@ class Task(ABC):
     """Whether images have one shape when they are not augmented, and so can form batches."""
     columns: ClassVar[pa.Schema]
     """Of the predictions table."""
+    kind: ClassVar[str] = ""
+    """What a model of this task does over HTTP: POST /v1/KIND; none where it is empty."""
 
     def __init__(self, settings: Any, classes: Sequence[str]) -> None:
         self.settings, self.classes = settings, tuple(classes)

@@ -63,6 +63,7 @@ class EdgeDetection(PixelTask):
     (`masks`): coarse edge annotations (CEA), to pretrain on.
     """
 
+    kind = "edges"
     Settings = EdgeSettings
     settings: EdgeSettings
     columns = pa.schema([("edge_share", pa.float32())])

@@ -57,6 +57,7 @@ class ClassificationSettings(Settings):
 class Classification(Task):
     """One label for an image."""
 
+    kind = "classify"
     Settings = ClassificationSettings
     settings: ClassificationSettings
     columns = pa.schema(

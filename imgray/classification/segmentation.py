@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +43,7 @@ class SegmentationSettings(PixelSettings):
 class Segmentation(PixelTask):
     """A class for every pixel."""
 
+    kind = "segment"
     Settings = SegmentationSettings
     settings: SegmentationSettings
     columns = pa.schema([("classes", pa.list_(pa.string())), ("shares", pa.list_(pa.float32()))])
@@ -92,6 +93,10 @@ class Segmentation(PixelTask):
             "loss": float(sums["loss"] / counts.sum()),
             **by_class,
         }
+
+    def words(self, row: Mapping[str, Any]) -> list[tuple[str, float]]:
+        pairs = zip(row["classes"], row["shares"], strict=True)
+        return sorted(pairs, key=lambda pair: -pair[1])
 
     @property
     def palette(self) -> NDArray[np.uint8]:

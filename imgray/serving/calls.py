@@ -1,0 +1,41 @@
+"""Calls to deployments: what fails there becomes an answer; a dead replica is asked elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from imgray.errors import cause_of
+from imgray.pixels import Rejected
+from imgray.serving import stages
+from imgray.serving.guard import RETRY_AFTER, Refusal, overloaded
+
+
+async def call(method: Any, *arguments: Any, retries: int = 0) -> Any:
+    """The answer of a deployment's method, which must be safe to repeat. Raises `Refusal`."""
+    for attempt in range(retries + 1):
+        try:
+            return await method.remote(*arguments)
+        except BackPressureError:
+            raise overloaded("queue") from None
+        except (RayActorError, DeploymentUnavailableError):
+            if attempt == retries:
+                text = "a replica died at work; come again"
+                raise Refusal(503, text, None, RETRY_AFTER) from None
+        except Exception as error:
+            cause = cause_of(error)
+            if cause is None:
+                raise
+            raise Refusal(503, str(cause), None, RETRY_AFTER) from None
+    raise AssertionError("unreachable")
+
+
+async def call_with_picture(method: Any, *arguments: Any, retries: int = 0) -> Any:
+    """`call`; a picture that cannot be decoded is the client's fault."""
+    answer = await call(method, *arguments, retries=retries)
+    if isinstance(answer, Rejected):
+        stages.rejected.inc(1, {"reason": "picture"})
+        raise Refusal(422, str(answer), "image")
+    return answer

@@ -1,0 +1,179 @@
+"""What stands between a client and the service: errors as JSON, API keys, and limits."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import os
+import uuid
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from imgray.errors import UserError
+from imgray.serving import stages
+
+API_KEYS, ADMIN_KEYS = "IMGRAY_API_KEYS", "IMGRAY_ADMIN_KEYS"
+RETRY_AFTER = {"Retry-After": "1"}
+log = logging.getLogger("ray.serve")
+
+
+class Refusal(Exception):
+    """An answer with a status from 400 on: `message` for a person, `field` at fault."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        field: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.field = status, message, field
+        self.headers = headers or {}
+
+
+def overloaded(reason: str) -> Refusal:
+    """503: come again."""
+    stages.rejected.inc(1, {"reason": reason})
+    return Refusal(503, f"too much to do ({reason}); come again", headers=RETRY_AFTER)
+
+
+def error(status: int, message: str, field: str | None, headers: Any = None) -> JSONResponse:
+    """An error as every route gives it."""
+    return JSONResponse({"error": {"field": field, "message": message}}, status, headers)
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Turn every exception of an application into JSON; a client sees no stack trace."""
+
+    @app.exception_handler(Refusal)
+    async def refused(_: Request, fault: Refusal) -> JSONResponse:
+        return error(fault.status, fault.message, fault.field, fault.headers)
+
+    @app.exception_handler(HTTPException)
+    async def unknown(request: Request, fault: HTTPException) -> JSONResponse:
+        message = f"{request.method} {request.url.path}: {fault.detail}"
+        return error(fault.status_code, message, None, fault.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, fault: RequestValidationError) -> JSONResponse:
+        first = fault.errors()[0]
+        return error(422, first["msg"], ".".join(str(part) for part in first["loc"][1:]))
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, fault: Exception) -> JSONResponse:
+        number = uuid.uuid4().hex[:12]
+        log.error("error %s", number, exc_info=fault)
+        return error(500, f"internal error {number}; the service's log says more", None)
+
+
+class Keys:
+    """API keys, from a file of one a line and from the environment, of several by commas.
+
+    Only their digests are kept, and a key is compared with all of them in constant time.
+    """
+
+    def __init__(self, file: str | None, variable: str) -> None:
+        lines = os.environ.get(variable, "").split(",")
+        if file:
+            try:
+                lines += Path(file).read_text().splitlines()
+            except OSError as fault:
+                raise UserError(f"{file}: cannot be read ({fault.strerror})") from None
+        found = (line.strip() for line in lines)
+        self.digests = [_digest(key) for key in found if key and not key.startswith("#")]
+
+    def __bool__(self) -> bool:
+        return bool(self.digests)
+
+    def know(self, key: str) -> bool:
+        """Whether this is one of the keys."""
+        given = _digest(key)
+        return any([hmac.compare_digest(given, digest) for digest in self.digests])
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def key_of(request: Request) -> str:
+    """The key that a request brings: `Authorization: Bearer KEY` or `X-API-Key: KEY`."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
+
+
+def check_key(request: Request, levels: Iterable[Keys]) -> None:
+    """Refuse a request whose key none of the levels knows."""
+    key = key_of(request)
+    if not any([level.know(key) for level in levels]):
+        stages.rejected.inc(1, {"reason": "key"})
+        message = "wrong API key" if key else "an API key is needed: Authorization: Bearer KEY"
+        raise Refusal(401, message, "Authorization", {"WWW-Authenticate": "Bearer"})
+
+
+class Admission:
+    """So many requests in work at once, and no more."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.count = most, 0
+
+    @asynccontextmanager
+    async def __call__(self) -> AsyncIterator[None]:
+        if self.count >= self.most:
+            raise overloaded("requests")
+        self.count += 1
+        stages.pending.set(self.count)
+        try:
+            yield
+        finally:
+            self.count -= 1
+            stages.pending.set(self.count)
+
+
+async def whole(request: Request, most: int) -> Request:
+    """The request with its body read; refused when that is longer than `most` bytes."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > most:
+        raise _too_long(most)
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > most:
+            raise _too_long(most)
+
+    async def again() -> Message:
+        return {"type": "http.request", "body": bytes(body), "more_body": False}
+
+    return Request(request.scope, again)
+
+
+def _too_long(most: int) -> Refusal:
+    stages.rejected.inc(1, {"reason": "size"})
+    return Refusal(413, f"the body is longer than {most:,} bytes", "body")
+
+
+class Counted:
+    """ASGI middleware that counts answers by route and status, and hardens their headers."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = getattr(scope.get("route"), "path", "unknown")
+                status = str(message["status"])
+                stages.requests.inc(1, {"endpoint": route, "status": status})
+                message["headers"] = [*message["headers"], (b"x-content-type-options", b"nosniff")]
+            await send(message)
+
+        await self.app(scope, receive, counted if scope["type"] == "http" else send)

@@ -1,0 +1,311 @@
+"""The HTTP application: routes, who may use them, and what they answer.
+
+A new kind of model needs no route of its own when its task paints or classifies (`Task.kind`);
+another kind gets a method here, beside `edges`.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from ray import serve
+
+import imgray
+from imgray.errors import cause_of
+from imgray.serving.answers import Served, about, named, summary, thumbnail
+from imgray.serving.calls import call, call_with_picture
+from imgray.serving.guard import (
+    ADMIN_KEYS,
+    API_KEYS,
+    Admission,
+    Counted,
+    Keys,
+    Refusal,
+    answer_errors,
+    check_key,
+)
+from imgray.serving.requests import (
+    BatchOptions,
+    ClassifyOptions,
+    EmbedOptions,
+    PageOptions,
+    PictureOptions,
+    SearchOptions,
+    SizeOptions,
+    SwapOptions,
+    documented,
+    read,
+    validated,
+)
+from imgray.serving.search import Described, Searcher
+from imgray.serving.settings import ServiceSettings
+from imgray.serving.stages import replica_name, timed
+from imgray.serving.versions import Holder
+
+PAGE = Path(__file__).parent / "page"
+POLICY = "default-src 'self'; img-src 'self' blob: data:"
+PNG = "image/png"
+
+app = FastAPI(title="imgray", version=imgray.__version__)
+app.add_middleware(Counted)
+app.mount("/page", StaticFiles(directory=PAGE), "page")
+answer_errors(app)
+
+
+@serve.ingress(app)
+class Service:
+    """The ingress deployment.
+
+    Args:
+        settings: of the service.
+        registry, encoder, groups: handles of the deployments of the index, if there is one.
+        predictors: handle of each model's deployment by name.
+    """
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self,
+        settings: ServiceSettings,
+        registry: Any = None,
+        encoder: Any = None,
+        groups: Sequence[Any] = (),
+        predictors: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.settings, self.limits = settings, settings.limits
+        self.keys = Keys(settings.keys_file, API_KEYS)
+        self.admins = Keys(settings.admin_keys_file, ADMIN_KEYS)
+        self.admitted = Admission(settings.limits.pending)
+        found = [asyncio.to_thread(Served.of, *item) for item in settings.models.items()]
+        self.models = {model.name: model for model in await asyncio.gather(*found)}
+        self.predictors, self.registry = dict(predictors or {}), registry
+        self.searcher: Searcher | None = None
+        if registry is not None:
+            holder = Holder(registry, replica_name(), Described.of)
+            await holder.start()
+            self.searcher = Searcher(settings, encoder, groups, holder)
+
+    @asynccontextmanager
+    async def _heard(self, request: Request, stage: str) -> AsyncIterator[None]:
+        """Within the keys, the number of requests and the time that are allowed."""
+        if self.keys:
+            check_key(request, (self.keys, self.admins))
+        async with self.admitted():
+            try:
+                async with asyncio.timeout(self.limits.seconds):
+                    with timed(stage):
+                        yield
+            except TimeoutError:
+                text = f"not done within {self.limits.seconds:g} s"
+                raise Refusal(504, text) from None
+
+    def _index(self) -> Searcher:
+        if self.searcher is None:
+            raise Refusal(404, "this service has no index")
+        return self.searcher
+
+    # --- the index ---------------------------------------------------------------------------
+
+    @app.post("/v1/search", openapi_extra=documented(SearchOptions))
+    async def search(self, request: Request) -> JSONResponse:
+        """The images of the collection most like a picture, best first."""
+        async with self._heard(request, "request"):
+            searcher = self._index()
+            options, pictures = await read(request, SearchOptions, self.limits.body_bytes)
+            index = await searcher.current()
+            searcher.check(index, options)
+            image = await self._picture(pictures, options.id, index)
+            return JSONResponse(await searcher.search(index, image, options))
+
+    @app.post("/v1/search/batch", openapi_extra=documented(BatchOptions))
+    async def search_batch(self, request: Request) -> JSONResponse:
+        """`search` for several pictures: an answer for each, or its error, in their order."""
+        async with self._heard(request, "request"):
+            searcher, most = self._index(), self.limits.batch
+            options, pictures = await read(request, BatchOptions, self.limits.body_bytes, most)
+            if not 0 < len(pictures) + len(options.ids) <= most:
+                raise Refusal(422, f"send 1 to {most} pictures or ids", "image")
+            index = await searcher.current()
+            searcher.check(index, options)
+            asked = [self._one_of_batch(index, image, None, options) for image in pictures]
+            asked += [self._one_of_batch(index, None, id, options) for id in options.ids]
+            answers = await asyncio.gather(*asked)
+            return JSONResponse({"version": index.version.digest, "answers": answers})
+
+    async def _one_of_batch(
+        self, index: Described, image: bytes | None, id: str | None, options: BatchOptions
+    ) -> dict[str, Any]:
+        searcher = self._index()
+        try:
+            picture = image if id is None else await searcher.picture(index, id)
+            return await searcher.search(index, picture or b"", options)
+        except Refusal as fault:
+            if fault.status >= 500:
+                raise
+            return {"error": {"field": fault.field, "message": fault.message}}
+
+    @app.post("/v1/embed", openapi_extra=documented(EmbedOptions))
+    async def embed(self, request: Request) -> JSONResponse:
+        """The features of a picture, equal to the extracted ones: a row of numbers per region."""
+        async with self._heard(request, "request"):
+            searcher = self._index()
+            options, pictures = await read(request, EmbedOptions, self.limits.body_bytes)
+            index = await searcher.current()
+            image = await self._picture(pictures, options.id, index)
+            vectors = await searcher.encode(index, image)
+            features = {
+                name: {**index.columns[name].model_dump(), "vectors": vectors[name].tolist()}
+                for name in index.columns
+            }
+            return JSONResponse({"version": index.version.digest, "features": features})
+
+    @app.get("/v1/index")
+    async def index(self, request: Request) -> JSONResponse:
+        """What is indexed, by what, and how well."""
+        async with self._heard(request, "request"):
+            return JSONResponse(about(await self._index().current()))
+
+    @app.post("/v1/index", openapi_extra=documented(SwapOptions, pictures=False))
+    async def swap(self, request: Request) -> JSONResponse:
+        """Move to another index, once every replica has opened and verified it (admin key)."""
+        if not self.admins:
+            raise Refusal(403, f"this service has no admin key; see {ADMIN_KEYS}")
+        check_key(request, (self.admins,))
+        searcher = self._index()
+        options, _ = await read(request, SwapOptions, self.limits.body_bytes)
+        before = await searcher.current()
+        try:
+            version = await self.registry.move.remote(options.index, options.seconds)
+        except Exception as fault:
+            cause = cause_of(fault)
+            if cause is None:
+                raise
+            raise Refusal(422, str(cause), "index") from None
+        while searcher.holder.current != version:
+            await asyncio.sleep(0.05)
+        after = await searcher.current()
+        return JSONResponse({"before": before.version.digest, **about(after)})
+
+    @app.get("/v1/images")
+    async def images(self, request: Request) -> JSONResponse:
+        """Ids of the collection, in its order."""
+        async with self._heard(request, "request"):
+            options = validated(PageOptions, dict(request.query_params))
+            searcher = self._index()
+            index = await searcher.current()
+            ids = await searcher.ids(index, options.offset, options.limit)
+            total = index.manifest.counts["images"]
+            return JSONResponse({"version": index.version.digest, "images": total, "ids": ids})
+
+    @app.get("/v1/images/{id:path}", response_class=Response)
+    async def image(self, request: Request, id: str) -> Response:
+        """An indexed image as JPEG, at a bounded size."""
+        async with self._heard(request, "request"):
+            options = validated(SizeOptions, dict(request.query_params))
+            searcher = self._index()
+            data = await searcher.picture(await searcher.current(), id)
+            jpeg = await asyncio.to_thread(thumbnail, data, options.size)
+            headers = {"Cache-Control": "private, max-age=3600"}
+            return Response(jpeg, media_type="image/jpeg", headers=headers)
+
+    # --- the models --------------------------------------------------------------------------
+
+    @app.get("/v1/models")
+    async def served(self, request: Request) -> JSONResponse:
+        """The models that are served."""
+        async with self._heard(request, "request"):
+            return JSONResponse({"models": [model.describe() for model in self.models.values()]})
+
+    @app.post("/v1/classify", openapi_extra=documented(ClassifyOptions))
+    async def classify(self, request: Request) -> JSONResponse:
+        """The most probable classes of a picture."""
+        async with self._heard(request, "request"):
+            options, pictures = await read(request, ClassifyOptions, self.limits.body_bytes)
+            model, answer = await self._predicted("classify", options, pictures, painted=False)
+            words = model.task.words(answer.row)[: options.top]
+            classes = [{"name": name, "score": round(score, 6)} for name, score in words]
+            return JSONResponse({**named(model), "classes": classes})
+
+    @app.post("/v1/segment", openapi_extra=documented(PictureOptions, PNG))
+    async def segment(self, request: Request) -> Response:
+        """The class of every pixel: shares as JSON, the mask as PNG (`Accept: image/png`)."""
+        return await self._painted(request, "segment")
+
+    @app.post("/v1/edges", openapi_extra=documented(PictureOptions, PNG))
+    async def edges(self, request: Request) -> Response:
+        """The probability of an edge at every pixel: as PNG 0 to 255 (`Accept: image/png`)."""
+        return await self._painted(request, "edges")
+
+    async def _painted(self, request: Request, kind: str) -> Response:
+        async with self._heard(request, "request"):
+            png = PNG in request.headers.get("accept", "")
+            options, pictures = await read(request, PictureOptions, self.limits.body_bytes)
+            model, answer = await self._predicted(kind, options, pictures, painted=png)
+            if png:
+                return Response(answer.png, media_type=PNG)
+            width, height = answer.size
+            size = {"width": width, "height": height}
+            return JSONResponse({**named(model), **size, **summary(model.task, answer.row)})
+
+    async def _predicted(
+        self, kind: str, options: PictureOptions, pictures: list[bytes], painted: bool
+    ) -> tuple[Served, Any]:
+        model = self._model(kind, options.model)
+        index = await self.searcher.current() if self.searcher and options.id else None
+        image = await self._picture(pictures, options.id, index)
+        method, retries = self.predictors[model.name].predict, self.limits.retries
+        return model, await call_with_picture(method, image, painted, retries=retries)
+
+    def _model(self, kind: str, name: str | None) -> Served:
+        fit = {n: model for n, model in self.models.items() if model.task.kind == kind}
+        if name is not None and name not in fit:
+            known = ", ".join(fit) or "none"
+            raise Refusal(422, f"no model of this name can {kind}; there are: {known}", "model")
+        if not fit:
+            raise Refusal(404, f"this service has no model that can {kind}")
+        return fit[name] if name else next(iter(fit.values()))
+
+    async def _picture(
+        self, pictures: list[bytes], id: str | None, index: Described | None
+    ) -> bytes:
+        """The one picture of a request, sent or named by id."""
+        if len(pictures) + (id is not None) != 1:
+            raise Refusal(422, "send one picture, or the id of an indexed one", "image")
+        if id is None:
+            return pictures[0]
+        if index is None:
+            raise Refusal(422, "this service has no index", "id")
+        return await self._index().picture(index, id)
+
+    # --- health and the page -----------------------------------------------------------------
+
+    @app.get("/healthz")
+    async def healthz(self) -> JSONResponse:
+        """This replica lives."""
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/readyz")
+    async def readyz(self) -> JSONResponse:
+        """Every deployment that answers depend on answers."""
+        parts = dict(self.predictors)
+        if self.searcher:
+            groups = enumerate(self.searcher.groups)
+            parts |= {"encoder": self.searcher.encoder} | {f"shards-{n}": g for n, g in groups}
+        found = await asyncio.gather(*(self._ready(part) for part in parts.values()))
+        waiting = [name for name, ready in zip(parts, found, strict=True) if not ready]
+        return JSONResponse({"ready": not waiting, "waiting": waiting}, 503 if waiting else 200)
+
+    async def _ready(self, part: Any) -> bool:
+        try:
+            async with asyncio.timeout(2.0):
+                return bool(await call(part.ready))
+        except (TimeoutError, Refusal):
+            return False
+
+    @app.get("/", include_in_schema=False)
+    async def page(self) -> FileResponse:
+        """The web page."""
+        return FileResponse(PAGE / "index.html", headers={"Content-Security-Policy": POLICY})

@@ -1,0 +1,102 @@
+"""The deployment that runs one trained model on pictures."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from ray import serve
+
+from imgray.loop import precision, to_device
+from imgray.models import load_model
+from imgray.pixels import Rejected, check
+from imgray.serving.settings import Batching
+from imgray.serving.stages import batch_sizes, timed
+from imgray.training import Arrays, Prediction
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A row of the predictions table, and the picture as PNG, for a task that paints one."""
+
+    row: dict[str, Any]
+    size: tuple[int, int] | None = None
+    png: bytes | None = None
+
+
+class Predictor:
+    """A verified model artifact.
+
+    Args:
+        uri: of the model artifact.
+        batching: of forward passes, for pictures that come out at one shape.
+        pixels: pictures of more are refused.
+    """
+
+    def __init__(self, uri: str, batching: Batching, pixels: int) -> None:
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model, self.pixels = load_model(uri), pixels
+        for net in self.model.learner.modules.values():
+            net.to(self.device)
+        batching.apply(self._run)
+
+    async def predict(self, image: bytes, painted: bool) -> Answer | Rejected:
+        """What the model says of a picture; one that cannot be decoded: the reason.
+
+        Args:
+            image: encoded.
+            painted: whether the picture that the model paints is wanted.
+        """
+        try:
+            with timed("decode"):
+                prepared = await asyncio.to_thread(self._prepare, image)
+        except Rejected as error:
+            return error
+        with timed("predict"):
+            prediction: Prediction = await self._run(prepared)
+        if prediction.picture is None:
+            return Answer(prediction.row)
+        height, width = prediction.picture.shape[:2]
+        png = await asyncio.to_thread(self._png, prediction.picture) if painted else None
+        return Answer(prediction.row, (width, height), png)
+
+    def ready(self) -> bool:
+        """Answered when this replica can answer."""
+        return True
+
+    def _prepare(self, image: bytes) -> Arrays:
+        check(image, self.pixels)
+        return self.model.task.prepare(image)
+
+    @serve.batch
+    async def _run(self, items: list[Arrays]) -> list[Prediction]:
+        batch_sizes.observe(len(items))
+        return await asyncio.to_thread(self._forward, items)
+
+    @torch.inference_mode()
+    def _forward(self, items: Sequence[Arrays]) -> list[Prediction]:
+        """One pass per shape."""
+        answers: dict[int, Prediction] = {}
+        shapes = [tuple(value.shape for value in item.values()) for item in items]
+        for shape in dict.fromkeys(shapes):
+            places = [place for place, one in enumerate(shapes) if one == shape]
+            arrays = {n: np.stack([items[p][n] for p in places]) for n in items[0]}
+            with precision(self.model.recipe, self.device):
+                found = self.model.learner.predict(to_device(arrays, self.device))
+            answers |= zip(places, found, strict=True)
+        return [answers[place] for place in range(len(items))]
+
+    def _png(self, picture: np.ndarray[Any, Any]) -> bytes:
+        """Classes keep their numbers, with the task's palette beside them."""
+        image = Image.fromarray(picture)
+        if self.model.task.classes and self.model.task.palette is not None:
+            image.putpalette(self.model.task.palette.tobytes())
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        return buffer.getvalue()

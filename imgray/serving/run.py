@@ -1,0 +1,100 @@
+"""Serve on this machine, or on the cluster that `RAY_ADDRESS` names, until it is told to stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+from pydantic import BaseModel, Field
+from ray import serve
+
+from imgray.config import JobConfig
+from imgray.engine.cluster import cluster
+from imgray.engine.progress import say
+from imgray.errors import UserError
+from imgray.serving.app import build
+from imgray.serving.guard import API_KEYS, Keys
+from imgray.serving.settings import ServiceSettings
+
+
+class ServeConfig(JobConfig):
+    """Serve an index and trained models over HTTP, with a web page, until Ctrl-C."""
+
+    index: str | None = Field(
+        default=None, description="folder or s3://bucket/prefix of the index artifact"
+    )
+    model: list[str] = Field(
+        default=[],
+        description="trained models, by the name that requests call them: NAME=URI",
+        json_schema_extra={"metavar": "NAME=URI"},
+    )
+    host: str = Field(
+        default="127.0.0.1", description="address to listen on; 0.0.0.0 needs API keys"
+    )
+    port: int = Field(default=8000, ge=1, le=65535, description="port to listen on")
+    keys_file: str | None = Field(
+        default=None, description="API keys, one a line (or IMGRAY_API_KEYS, separated by commas)"
+    )
+    admin_keys_file: str | None = Field(
+        default=None, description="keys that may swap the index (or IMGRAY_ADMIN_KEYS)"
+    )
+
+
+class ServeResult(BaseModel):
+    """How serving ended."""
+
+    address: str
+
+    def __str__(self) -> str:
+        return f"stopped: {self.address}"
+
+
+def run(config: ServeConfig) -> ServeResult:
+    """Serve; SIGINT and SIGTERM let the requests in work finish, and end it."""
+    settings = ServiceSettings(
+        index=config.index,
+        models=dict(_pair(item) for item in config.model),
+        keys_file=config.keys_file,
+        admin_keys_file=config.admin_keys_file,
+    )
+    _check_open(config)
+    application = build(settings)
+    address = f"http://{config.host}:{config.port}"
+    with cluster():
+        serve.start(http_options={"host": config.host, "port": config.port})
+        serve.run(application, name="imgray")
+        say(f"serve: {address} (Ctrl-C stops it)")
+        _until_told()
+        say("serve: finishing the requests in work")
+        serve.shutdown()
+    return ServeResult(address=address)
+
+
+def _pair(item: str) -> tuple[str, str]:
+    name, equals, uri = item.partition("=")
+    if not (equals and uri and name.replace("-", "").replace("_", "").isalnum()):
+        raise UserError(f"--model {item}: expected NAME=URI, NAME of letters, digits, - and _")
+    return name, uri
+
+
+def _check_open(config: ServeConfig) -> None:
+    """Anyone may ask on this machine; others need a key."""
+    local = config.host in ("127.0.0.1", "localhost", "::1")
+    if not (local or Keys(config.keys_file, API_KEYS)):
+        raise UserError(
+            f"--host {config.host}: anyone could use it; set {API_KEYS} or --keys-file first"
+        )
+
+
+def _until_told() -> None:
+    """Wait for SIGINT or SIGTERM."""
+    told = threading.Event()
+
+    def tell(_signal: int, _frame: FrameType | None) -> None:
+        told.set()
+
+    before = {number: signal.signal(number, tell) for number in (signal.SIGINT, signal.SIGTERM)}
+    told.wait()
+    for number, handler in before.items():
+        signal.signal(number, handler)

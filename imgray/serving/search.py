@@ -1,0 +1,150 @@
+"""The asynchronous router of a search: encode, fan out to the groups of shards, merge."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imgray.engine.report import Report
+from imgray.features import FeatureInfo, columns_of
+from imgray.manifest import Manifest, read_file
+from imgray.retrieval.deepindex import Hits, merge
+from imgray.serving.calls import call, call_with_picture
+from imgray.serving.guard import RETRY_AFTER, Refusal
+from imgray.serving.requests import Ranking
+from imgray.serving.settings import ServiceSettings
+from imgray.serving.shards import Question
+from imgray.serving.stages import timed
+from imgray.serving.versions import Holder, Version
+from imgray.storage import Folder
+
+REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class Described:
+    """An index version without its data: what its manifest and report say."""
+
+    version: Version
+    manifest: Manifest
+    report: Report
+    columns: Mapping[str, FeatureInfo]
+
+    @classmethod
+    def of(cls, version: Version) -> Described:
+        folder, manifest = version.open()
+        data = read_file(folder, manifest.file(REPORT))
+        return cls(version, manifest, Report.model_validate_json(data), columns_of(manifest))
+
+    @cached_property
+    def collection(self) -> Folder:
+        """Where the indexed images lie."""
+        return Folder(self.manifest.about["images"])
+
+    @property
+    def shards(self) -> int:
+        """Shards of the whole index."""
+        return int(self.manifest.counts["shards"])
+
+
+class Searcher:
+    """Searches the current version; every step of a request names the version it began with."""
+
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        encoder: Any,
+        groups: Sequence[Any],
+        holder: Holder[Described],
+    ) -> None:
+        self.settings, self.limits = settings, settings.limits
+        self.encoder, self.groups, self.holder = encoder, groups, holder
+
+    async def current(self) -> Described:
+        """The version that a request which begins now is answered from."""
+        return await self.holder.get(self.holder.current)
+
+    async def encode(self, index: Described, image: bytes) -> dict[str, NDArray[np.float16]]:
+        """Features of a picture, as `Encoder.encode`. Raises `Refusal`."""
+        method, retries = self.encoder.encode, self.limits.retries
+        vectors: dict[str, NDArray[np.float16]] = await call_with_picture(
+            method, index.version, image, retries=retries
+        )
+        return vectors
+
+    async def search(self, index: Described, image: bytes, options: Ranking) -> dict[str, Any]:
+        """The answer to a picture. Raises `Refusal`."""
+        self.check(index, options)
+        vectors = await self.encode(index, image)
+        question = Question(vectors, options.top, options.weights, options.prefix)
+        with timed("shards"):
+            answers = await asyncio.gather(*(self._ask(g, index, question) for g in self.groups))
+        missing = self._missing(index, answers)
+        hits = merge([hits for hits in answers if isinstance(hits, Hits)], options.top)
+        pairs = zip(hits.ids, hits.scores.tolist(), strict=True)
+        return {
+            "version": index.version.digest,
+            "results": [{"id": id, "score": round(score, 6)} for id, score in pairs],
+            "shards": {
+                "total": index.shards,
+                "answered": index.shards - len(missing),
+                "missing": missing,
+            },
+        }
+
+    def check(self, index: Described, options: Ranking) -> None:
+        """Refuse weights that this version cannot use."""
+        for name in options.weights.keys() - index.columns.keys():
+            known = ", ".join(index.columns)
+            raise Refusal(422, f"no such feature; the index has {known}", f"weights.{name}")
+        if not any(options.weights.get(name, 1.0) for name in index.columns):
+            raise Refusal(422, "not all weights can be zero", "weights")
+
+    async def _ask(self, group: Any, index: Described, question: Question) -> Hits | str | None:
+        """One group's answer, or why there is none."""
+        try:
+            async with asyncio.timeout(self.limits.shard_seconds):
+                hits: Hits | None = await call(
+                    group.search, index.version, question, retries=self.limits.retries
+                )
+                return hits
+        except TimeoutError:
+            return f"no answer within {self.limits.shard_seconds:g} s"
+        except Refusal as fault:
+            return fault.message
+
+    def _missing(self, index: Described, answers: Sequence[Hits | str | None]) -> list[int]:
+        """Shards that did not answer. Raises `Refusal` if they must, or if none did."""
+        groups = len(self.groups)
+        silent = {group: text for group, text in enumerate(answers) if isinstance(text, str)}
+        missing = [n for n in range(index.shards) if n % groups in silent]
+        if missing and (self.settings.missing_shards == "refuse" or len(missing) == index.shards):
+            reason = next(iter(silent.values()))
+            numbers = ", ".join(map(str, missing[:10]))
+            raise Refusal(503, f"shards {numbers} do not answer: {reason}", None, RETRY_AFTER)
+        return missing
+
+    async def picture(self, index: Described, id: str) -> bytes:
+        """The bytes of an indexed image. Raises `Refusal` for an id that the index lacks."""
+        held = await asyncio.gather(*(self._holds(group, index, id) for group in self.groups))
+        if not any(held):
+            raise Refusal(404, "the index has no such image", "id")
+        return await asyncio.to_thread(index.collection.read, id)
+
+    async def _holds(self, group: Any, index: Described, id: str) -> bool:
+        return bool(await call(group.holds, index.version, id, retries=self.limits.retries))
+
+    async def ids(self, index: Described, offset: int, limit: int) -> list[str]:
+        """Ids of the collection in its order."""
+        asked = (
+            call(g.ids, index.version, offset, limit, retries=self.limits.retries)
+            for g in self.groups
+        )
+        found = [pair for part in await asyncio.gather(*asked) for pair in part]
+        return [id for _, id in sorted(found)]

@@ -1,0 +1,61 @@
+"""Settings of the service: arguments of the Serve application, in YAML or from `jobs/serve.py`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Batching(BaseModel):
+    """How requests are gathered into one forward pass."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size: int = Field(default=8, ge=1, description="images per forward pass at most; 1: no batches")
+    wait_ms: float = Field(default=2.0, ge=0, description="how long a batch waits to be filled")
+
+    def apply(self, batched: Any) -> None:
+        """Set up a method under `serve.batch`."""
+        batched.set_max_batch_size(self.size)
+        batched.set_batch_wait_timeout_s(self.wait_ms / 1000)
+
+
+class Limits(BaseModel):
+    """What one request may be, and how much of them at once."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    body_bytes: int = Field(default=20 * 2**20, ge=1, description="bytes of a request's body")
+    pixels: int = Field(default=40_000_000, ge=1, description="pixels of a picture")
+    batch: int = Field(default=32, ge=1, description="pictures of a batch request")
+    pending: int = Field(
+        default=100, ge=1, description="requests in work per HTTP replica; beyond it 503"
+    )
+    seconds: float = Field(default=30.0, gt=0, description="for one request; beyond it 504")
+    shard_seconds: float = Field(default=5.0, gt=0, description="for one group of shards")
+    retries: int = Field(default=1, ge=0, description="new attempts when a replica dies at work")
+
+
+class ServiceSettings(BaseModel):
+    """What is served, and within which limits."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    index: str | None = Field(default=None, description="URI of an index artifact")
+    models: dict[str, str] = Field(default={}, description="URI of a model artifact by name")
+    shard_groups: int | None = Field(
+        default=None, ge=1, description="deployments that the index shards are spread over"
+    )
+    missing_shards: Literal["answer", "refuse"] = Field(
+        default="answer",
+        description="when a shard does not answer: answer with the others, and say so, or refuse",
+    )
+    batching: Batching = Batching()
+    limits: Limits = Limits()
+    keys_file: str | None = Field(
+        default=None, description="file of API keys, one a line; see IMGRAY_API_KEYS"
+    )
+    admin_keys_file: str | None = Field(
+        default=None, description="file of admin keys; see IMGRAY_ADMIN_KEYS"
+    )

@@ -1,0 +1,44 @@
+"""Prometheus metrics of the service, which Ray exports on every node."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ray import serve
+from ray.serve import metrics
+
+SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30]
+
+requests = metrics.Counter(
+    "imgray_requests",
+    "Requests answered, by route and status.",
+    ("endpoint", "status"),  # type: ignore[arg-type]  # Ray takes any number of tags
+)
+rejected = metrics.Counter("imgray_rejected", "Requests refused unheard, by reason.", ("reason",))
+pending = metrics.Gauge("imgray_pending", "Requests in work in this HTTP replica.")
+batch_sizes = metrics.Histogram(
+    "imgray_batch_size", "Pictures per forward pass.", [1, 2, 4, 8, 16, 32, 64, 128]
+)
+_stages = metrics.Histogram(
+    "imgray_stage_seconds",
+    "Time in each stage of a request, waiting for a batch or a replica included.",
+    SECONDS,
+    ("stage",),
+)
+
+
+@contextmanager
+def timed(stage: str) -> Iterator[None]:
+    """Observe the time that a block takes."""
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        _stages.observe(time.perf_counter() - began, {"stage": stage})
+
+
+def replica_name() -> str:
+    """The name of this replica."""
+    return str(serve.get_replica_context().replica_id.unique_id)

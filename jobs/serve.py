@@ -1,0 +1,7 @@
+"""Serve an index and models over HTTP: `python jobs/serve.py --help`."""
+
+from imgray.config import leave, run_job
+from imgray.serving.run import ServeConfig, run
+
+if __name__ == "__main__":
+    leave(run_job(ServeConfig, run))
