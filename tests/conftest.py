@@ -41,6 +41,7 @@ for name in ("RAY_ADDRESS", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
 import pytest  # noqa: E402
 import ray  # noqa: E402
 import s3fs  # noqa: E402
+import service  # noqa: E402
 import timm  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
@@ -198,3 +199,29 @@ def start() -> Iterator[Start]:
     yield begin
     for job in jobs:
         job.kill()
+
+
+@pytest.fixture(scope="session")
+def artifacts(
+    tmp_path_factory: pytest.TempPathFactory, photos: Path, tiny_net: TinyNet, ray_cluster: None
+) -> service.Artifacts:
+    """What a service serves."""
+    folder = tmp_path_factory.mktemp("artifacts")
+    return service.make(folder, photos, tiny_net.name, tiny_net.weights)
+
+
+@pytest.fixture(scope="session")
+def running(artifacts: service.Artifacts) -> Iterator[service.Service]:
+    """A running service, open to all, with an admin key; it must stop in peace."""
+    models = [f"{name}={uri}" for name, uri in artifacts.models.items()]
+    flags = ["--index", artifacts.indexes[0], "--model", *models]
+    found = service.start(*flags, IMGRAY_ADMIN_KEYS=service.ADMIN)
+    yield found
+    code, error = found.stop()
+    assert code == 0, error
+
+
+@pytest.fixture(scope="session")
+def served(running: service.Service) -> str:
+    """The address of a running service."""
+    return running.url

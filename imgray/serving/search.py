@@ -19,7 +19,7 @@ from imgray.serving.calls import call, call_with_picture
 from imgray.serving.guard import RETRY_AFTER, Refusal
 from imgray.serving.requests import Ranking
 from imgray.serving.settings import ServiceSettings
-from imgray.serving.shards import Question
+from imgray.serving.shards import Question, shards_of
 from imgray.serving.stages import timed
 from imgray.serving.versions import Holder, Version
 from imgray.storage import Folder
@@ -123,7 +123,7 @@ class Searcher:
         """Shards that did not answer. Raises `Refusal` if they must, or if none did."""
         groups = len(self.groups)
         silent = {group: text for group, text in enumerate(answers) if isinstance(text, str)}
-        missing = [n for n in range(index.shards) if n % groups in silent]
+        missing = [shard for group in silent for shard in shards_of(group, groups, index.shards)]
         if missing and (self.settings.missing_shards == "refuse" or len(missing) == index.shards):
             reason = next(iter(silent.values()))
             numbers = ", ".join(map(str, missing[:10]))

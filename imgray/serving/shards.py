@@ -28,8 +28,13 @@ class Question:
     prefix: str
 
 
+def shards_of(group: int, groups: int, shards: int) -> range:
+    """The shards that fall to one of several groups: consecutive, as many as to the others."""
+    return range(group * shards // groups, (group + 1) * shards // groups)
+
+
 class ShardGroup:
-    """Every `groups`th shard of the index versions, from the `group`th on."""
+    """Some consecutive shards of the index versions."""
 
     async def __init__(self, registry: Any, group: int, groups: int) -> None:  # type: ignore[misc]  # Serve awaits it
         self.group, self.groups = group, groups
@@ -38,7 +43,7 @@ class ShardGroup:
 
     def _open(self, version: Version) -> DeepIndex | None:
         folder, manifest = version.open()
-        own = range(self.group, manifest.counts["shards"], self.groups)
+        own = shards_of(self.group, self.groups, manifest.counts["shards"])
         return open_shards(folder, manifest, own) if own else None
 
     async def search(self, version: Version, question: Question) -> Hits | None:

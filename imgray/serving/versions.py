@@ -69,7 +69,7 @@ class Registry:
         self.state: State | None = None
         self.changed = asyncio.Condition()
         self.moving = asyncio.Lock()
-        self.members: dict[str, tuple[float, frozenset[str]]] = {}
+        self.members: dict[str, tuple[float, frozenset[Version]]] = {}
         self.failures: dict[str, str] = {}
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -102,7 +102,7 @@ class Registry:
         await self._say(State(before.turn + 1, before.current, version))
         try:
             async with asyncio.timeout(seconds):
-                await self._held(version.digest)
+                await self._held(version)
             await self._say(State(self.state.turn + 1, version))
         except BaseException as error:
             await self._say(State(self.state.turn + 1, before.current))
@@ -111,7 +111,7 @@ class Registry:
                 raise UserError(text) from None
             raise
 
-    async def _held(self, digest: str) -> None:
+    async def _held(self, version: Version) -> None:
         """Wait until every replica that still reports holds a version."""
         async with self.changed:
             while True:
@@ -119,7 +119,7 @@ class Registry:
                     raise UserError(next(iter(self.failures.values())))
                 oldest = time.monotonic() - GONE_SECONDS
                 alive = [holds for seen, holds in self.members.values() if seen > oldest]
-                if all(digest in holds for holds in alive):
+                if all(version in holds for holds in alive):
                     return
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self.changed.wait(), 1.0)
@@ -135,7 +135,7 @@ class Registry:
         return self.state
 
     async def report(
-        self, member: str, knows: State, holds: frozenset[str], failure: str | None, wait: float
+        self, member: str, knows: State, holds: frozenset[Version], failure: str | None, wait: float
     ) -> State:
         """A replica's report; answered when there is something newer, or after `wait` seconds."""
         async with self.changed:
@@ -218,7 +218,7 @@ class Holder(Generic[Opened]):
         failures = [" ".join(str(task.exception()).split()) for task in failed.values()]
         for version in failed:
             del self.opening[version]
-        held = frozenset(version.digest for version in done.keys() - failed.keys())
+        held = frozenset(done.keys() - failed.keys())
         wait = POLL_SECONDS if len(done) == len(self.opening) + len(failed) else BUSY_SECONDS
         failure = failures[0] if failures else None
         said: State = await self.registry.report.remote(

@@ -1,0 +1,117 @@
+"""A running service: two versions of an index and a model of every kind, as `jobs/serve.py`."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+from running import ROOT
+from trained import train, write
+
+from imgray.engine.extract import ExtractConfig, extract
+from imgray.engine.index import IndexConfig, build_index
+from imgray.storage import Folder
+
+ADMIN = "an-admin-key"
+KINDS = {"classify": "folders", "segment": "masks", "edges": "edges"}
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """Features of a collection, two indexes of them, and a model by kind: their folders."""
+
+    images: Path
+    features: str
+    indexes: tuple[str, str]
+    models: dict[str, str]
+
+
+def make(folder: Path, images: Path, net: str, weights: str) -> Artifacts:
+    """Extract, index twice, and train; joins the Ray that runs."""
+    features = str(folder / "features")
+    extract(
+        ExtractConfig(
+            images=str(images), output=features, extractor=[f"{net}.mid", f"{net}.high"],
+            weights=[weights], size=64, regions="pyramid", workers=1,
+        )
+    )  # fmt: skip
+    names = [f"{net}.mid", f"{net}.high"]
+    indexes = []
+    for number, (shards, words) in enumerate(((2, 8), (3, 12))):
+        indexes.append(str(folder / f"index-{number}"))
+        build_index(
+            IndexConfig(
+                features=features, output=indexes[-1], feature=names, shards=shards,
+                codewords=[words], probes=[20], sample=300, dim=16,
+            )
+        )  # fmt: skip
+    models = {}
+    for kind, form in KINDS.items():
+        output = Folder(str(folder / kind))
+        train(form, write(form, folder / f"{kind}-data"), output)
+        models[kind] = output.uri
+    return Artifacts(images, features, (indexes[0], indexes[1]), models)
+
+
+@dataclass
+class Service:
+    """`jobs/serve.py` in a process of its own."""
+
+    process: subprocess.Popen[str]
+    url: str
+
+    def replicas(self) -> dict[str, int]:
+        """Process id of every replica by the name of its deployment."""
+        tree = psutil.Process(self.process.pid).children(recursive=True)
+        titles = {process.pid: " ".join(process.cmdline()) for process in tree}
+        found = {pid: text.split(":") for pid, text in titles.items() if "ServeReplica" in text}
+        return {parts[-1].partition(".")[0].strip(): pid for pid, parts in found.items()}
+
+    def stop(self) -> tuple[int, str]:
+        """Exit code, and what stood on standard error."""
+        self.process.send_signal(signal.SIGINT)
+        try:
+            _, error = self.process.communicate(timeout=90)
+        finally:
+            self.process.kill()
+        return self.process.returncode, error
+
+
+def start(*flags: str, **environment: str) -> Service:
+    """Start on a free port, and wait until it answers."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    process = subprocess.Popen(
+        [sys.executable, "jobs/serve.py", "--port", str(port), *flags],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    service = Service(process, f"http://127.0.0.1:{port}")
+    end = time.monotonic() + 240
+    while not ready(service):
+        if process.poll() is not None or time.monotonic() > end:
+            process.kill()
+            pytest.fail(f"the service did not start: {process.communicate()[1]}")
+        time.sleep(0.5)
+    return service
+
+
+def ready(service: Service) -> bool:
+    """Whether every part of a service answers."""
+    try:
+        return requests.get(f"{service.url}/readyz", timeout=5).status_code == 200
+    except requests.RequestException:
+        return False
