@@ -16,7 +16,7 @@ from fastapi.staticfiles import StaticFiles
 from ray import serve
 
 import imgray
-from imgray.errors import cause_of
+from imgray.errors import UserError, cause_of
 from imgray.serving.answers import Served, about, named, summary, thumbnail
 from imgray.serving.calls import call, call_with_picture
 from imgray.serving.guard import (
@@ -77,6 +77,8 @@ class Service:
     ) -> None:
         self.settings, self.limits = settings, settings.limits
         self.keys = Keys(settings.keys_file, API_KEYS)
+        if not (self.keys or settings.open):
+            raise UserError(f"anyone could use this service; set {API_KEYS}, or open: true")
         self.admins = Keys(settings.admin_keys_file, ADMIN_KEYS)
         self.admitted = Admission(settings.limits.pending)
         found = [asyncio.to_thread(Served.of, *item) for item in settings.models.items()]

@@ -53,12 +53,12 @@ class ServeResult(BaseModel):
 def run(config: ServeConfig) -> ServeResult:
     """Serve; SIGINT and SIGTERM let the requests in work finish, and end it."""
     settings = ServiceSettings(
+        open=_may_be_open(config),
         index=config.index,
         models=dict(_pair(item) for item in config.model),
         keys_file=config.keys_file,
         admin_keys_file=config.admin_keys_file,
     )
-    _check_open(config)
     application = build(settings)
     address = f"http://{config.host}:{config.port}"
     with cluster():
@@ -78,13 +78,14 @@ def _pair(item: str) -> tuple[str, str]:
     return name, uri
 
 
-def _check_open(config: ServeConfig) -> None:
+def _may_be_open(config: ServeConfig) -> bool:
     """Anyone may ask on this machine; others need a key."""
     local = config.host in ("127.0.0.1", "localhost", "::1")
     if not (local or Keys(config.keys_file, API_KEYS)):
         raise UserError(
             f"--host {config.host}: anyone could use it; set {API_KEYS} or --keys-file first"
         )
+    return local
 
 
 def _until_told() -> None:

@@ -53,6 +53,7 @@ class ServiceSettings(BaseModel):
     )
     batching: Batching = Batching()
     limits: Limits = Limits()
+    open: bool = Field(default=False, description="answer anyone, when there are no API keys")
     keys_file: str | None = Field(
         default=None, description="file of API keys, one a line; see IMGRAY_API_KEYS"
     )

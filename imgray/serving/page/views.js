@@ -1,0 +1,138 @@
+/* What is shown: elements made of answers. Nothing here asks for more than pictures. */
+
+import { blob, pictureOf } from "./api.js";
+
+const THUMBNAIL = 256;
+
+/** An element with properties and children. */
+export function el(tag, properties = {}, ...children) {
+  const node = Object.assign(document.createElement(tag), properties);
+  node.append(...children);
+  return node;
+}
+
+/** The address of an image on this page. */
+export function linkTo(place) {
+  const words = Object.entries(place).filter(([, value]) => value !== undefined);
+  return `#${new URLSearchParams(words)}`;
+}
+
+/** An id that keeps its beginning and its end. */
+export function shortened(id, length = 30) {
+  const letters = [...id];
+  if (letters.length <= length) return id;
+  const head = Math.floor((length - 1) * 0.4);
+  return `${letters.slice(0, head).join("")}…${letters.slice(head + 1 - length).join("")}`;
+}
+
+// --- Pictures ----------------------------------------------------------------------------------
+
+const near = new IntersectionObserver(
+  (entries) => {
+    for (const { isIntersecting, target } of entries) {
+      if (isIntersecting) {
+        near.unobserve(target);
+        load(target);
+      }
+    }
+  },
+  { rootMargin: "300px" },
+);
+
+async function load(img) {
+  const path = pictureOf(img.dataset.id, img.dataset.size);
+  try {
+    fill(img, await blob(path, { priority: "low" }));
+  } catch {
+    img.classList.add("missing");
+  }
+}
+
+function fill(img, data) {
+  const url = URL.createObjectURL(data);
+  const done = () => URL.revokeObjectURL(url);
+  img.addEventListener("load", done, { once: true });
+  img.addEventListener("error", () => { done(); img.classList.add("missing"); }, { once: true });
+  img.src = url;
+  return img;
+}
+
+/** A picture of an image, `{id}` of the collection (loaded once in sight) or `{file}`. */
+export function photo(image, size, alt) {
+  const img = el("img", { alt });
+  if (image.file) return fill(img, image.file);
+  Object.assign(img.dataset, { id: image.id, size });
+  near.observe(img);
+  return img;
+}
+
+/** A link to an image of the collection, on the same tab. */
+export function thumbnail(id, tab) {
+  const link = el("a", { href: linkTo({ tab, id }), title: id, ariaLabel: id });
+  link.append(photo({ id }, THUMBNAIL, ""));
+  return el("li", {}, link);
+}
+
+// --- Answers -----------------------------------------------------------------------------------
+
+/** Ranked images; pictures that `before` already shows are moved, not loaded anew. */
+export function ranking(answer, before) {
+  const shown = [...before.querySelectorAll("img[data-id]")].map((img) => [img.dataset.id, img]);
+  const kept = new Map(shown);
+  const entry = ({ id, score }) => {
+    const box = el("div", { className: "box" }, kept.get(id) ?? photo({ id }, THUMBNAIL, ""));
+    const caption = el("figcaption", {}, el("b", {}, score.toFixed(3)), " ", shortened(id));
+    const link = el("a", { href: linkTo({ tab: "search", id }), title: id });
+    link.append(el("figure", {}, box, caption));
+    return el("li", {}, link);
+  };
+  const nodes = [el("ol", { className: "ranking" }, ...answer.results.map(entry))];
+  if (!answer.results.length) nodes[0] = el("p", {}, "No image of the collection matches.");
+  const { missing, total } = answer.shards;
+  if (missing.length) {
+    const text = `Incomplete: ${missing.length} of ${total} shards did not answer (${missing.join(", ")}).`;
+    nodes.unshift(el("p", { className: "warning" }, text));
+  }
+  return nodes;
+}
+
+/** Scores of classes as bars. */
+export function bars(answer) {
+  const row = ({ name, score }) => {
+    const bar = el("div", { className: "bar" });
+    bar.style.setProperty("--share", score);
+    return el("li", {}, el("span", {}, name), el("b", {}, score.toFixed(3)), bar);
+  };
+  return [el("ol", { className: "bars" }, ...answer.classes.map(row))];
+}
+
+/** A photograph beside its mask laid over it, and the legend. */
+export function segmented(answer, mask, image) {
+  const row = ({ name, share, color }) => {
+    const swatch = el("i", { className: "swatch" });
+    swatch.style.backgroundColor = color;
+    return el("li", {}, swatch, el("span", {}, name), el("b", {}, `${(100 * share).toFixed(1)}\u00a0%`));
+  };
+  const over = fill(el("img", { alt: "", className: "mask" }), mask);
+  const after = figure("Segmentation", answer, photo(image, 1024, "Photograph"), over);
+  return [
+    el("div", { className: "pair" }, original(answer, image), after),
+    el("ul", { className: "legend" }, ...answer.classes.map(row)),
+  ];
+}
+
+/** A photograph beside its edge map. */
+export function edged(answer, map, image) {
+  const after = figure("Edge map", answer, fill(el("img", { alt: "Edge map" }), map));
+  return [el("div", { className: "pair" }, original(answer, image), after)];
+}
+
+function original(answer, image) {
+  return figure("Photograph", answer, photo(image, 1024, "Photograph"));
+}
+
+function figure(title, { width, height }, ...layers) {
+  const box = el("div", { className: "layers" }, ...layers);
+  box.style.setProperty("--ratio", width / height);
+  return el("figure", {}, box, el("figcaption", {}, title));
+}
