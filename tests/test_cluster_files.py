@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import importlib
 import itertools
 import json
 import re
@@ -15,6 +16,9 @@ import jsonschema
 import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.serve.schema import ServeDeploySchema
+
+from imgray.serving.settings import ServiceSettings
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"
@@ -142,10 +146,11 @@ def check_manifest(manifest: dict[str, Any], shared_data: Path) -> None:
 
 
 def ray_cluster(manifest: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The cluster of a RayCluster or RayJob, with the dotted path to it."""
+    """The cluster of a manifest, with the dotted path to it."""
     if manifest["kind"] == "RayCluster":
         return "spec", manifest["spec"]
-    return "spec.rayClusterSpec", manifest["spec"]["rayClusterSpec"]
+    key = {"RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}[manifest["kind"]]
+    return f"spec.{key}", manifest["spec"][key]
 
 
 each_manifest = pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
@@ -196,9 +201,66 @@ def test_manifest_scales_from_nothing_and_asks_for_a_token(path: Path) -> None:
         assert ("nvidia.com/gpu" in container["resources"]["limits"]) == (name == "gpu")
 
 
-def test_both_manifests_describe_the_same_cluster() -> None:
-    one, other = (ray_cluster(load(path))[1] for path in MANIFESTS)
-    assert one == other
+def test_all_manifests_describe_the_same_cluster() -> None:
+    """But for the API keys, which only the service needs."""
+    clusters = [ray_cluster(load(path))[1] for path in MANIFESTS]
+    for cluster in clusters:
+        for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+            group["template"]["spec"]["containers"][0].pop("envFrom", None)
+    assert len(clusters) == 3
+    assert all(cluster == clusters[0] for cluster in clusters)
+
+
+# --- the service ------------------------------------------------------------------------------
+
+
+def serve_config() -> dict[str, Any]:
+    return load(CLUSTER / "serve.yaml")
+
+
+def check_serve(config: dict[str, Any]) -> ServeDeploySchema:
+    """As `serve deploy` does, and as the application reads its arguments."""
+    parsed = ServeDeploySchema.model_validate(config)
+    for application in parsed.applications:
+        ServiceSettings.model_validate(application.args)
+    return parsed
+
+
+def test_serve_config_is_valid_and_names_the_deployments_of_its_application() -> None:
+    (application,) = check_serve(serve_config()).applications
+    module, _, name = application.import_path.partition(":")
+    assert callable(getattr(importlib.import_module(module), name))
+    settings = ServiceSettings.model_validate(application.args)
+    groups = {f"shards-{group}" for group in range(settings.shard_groups or 0)}
+    models = {f"model-{name}" for name in settings.models}
+    named = {deployment.name for deployment in application.deployments}
+    assert named == {"service", "registry", "encoder"} | groups | models
+    registry = next(one for one in application.deployments if one.name == "registry")
+    assert registry.user_config == {"index": settings.index}
+
+
+@pytest.mark.parametrize(
+    ("below", "value"),
+    [
+        ("applications.0.args.indexes", "x"),
+        ("applications.0.args.limits.secondss", 3),
+        ("applications.0.args.missing_shards", "ignore"),
+        ("applications.0.deployments.2.max_ongoing_requests", 0),
+        ("applications.0.deployments.2.autoscaling_config.min_replicas", "few"),
+        ("applications.0.import_path", "imgray"),
+    ],
+)
+def test_serve_config_with_a_mistake_is_refused(below: str, value: object) -> None:
+    with pytest.raises(ValueError, match=re.escape(below.split(".")[-1])):
+        check_serve(replaced(serve_config(), below, value))
+
+
+def test_kubernetes_serves_the_same_application() -> None:
+    manifest = load(CLUSTER / "kuberay/rayservice.yaml")
+    assert yaml.safe_load(manifest["spec"]["serveConfigV2"]) == serve_config()
+    assert ray_cluster(manifest)[1]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0][
+        "envFrom"
+    ] == [{"secretRef": {"name": "imgray-keys"}}]
 
 
 # --- the image --------------------------------------------------------------------------------
