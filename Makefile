@@ -3,6 +3,7 @@
 #   VENV    where the virtual environment lies
 #   EXTRA   cpu or gpu; gpu where an NVIDIA driver is found
 #   IMAGES  a folder of images for `make demo`, instead of the built-in ones
+#   MODELS  trained models for `make serve`, as NAME=URI
 #   ARGS    further arguments of pytest for `make test`
 
 PYTHON ?= python3
@@ -10,16 +11,21 @@ VENV   ?= .venv
 EXTRA  ?= $(shell if nvidia-smi >/dev/null 2>&1 || test -e /proc/driver/nvidia/version; \
                   then echo gpu; else echo cpu; fi)
 IMAGES ?=
+MODELS ?=
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format setup clean
+.PHONY: help demo serve test lint format setup clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: setup  ## extract, index, search and evaluate on a small collection; IMAGES=FOLDER for your own
 	$(VENV)/bin/python jobs/demo.py $(if $(IMAGES),--images "$(IMAGES)")
+
+serve: setup  ## serve the demo's index and a web page; MODELS="NAME=URI ..." adds trained models
+	test -e out/photographs/index-2/manifest.json || $(VENV)/bin/python jobs/demo.py
+	$(VENV)/bin/python jobs/serve.py --index out/photographs/index-2 $(if $(MODELS),--model $(MODELS))
 
 test: setup  ## run the tests; pyproject.toml says which
 	$(VENV)/bin/python -m pytest $(ARGS)

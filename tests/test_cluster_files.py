@@ -16,6 +16,7 @@ import jsonschema
 import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ServeDeploySchema
 
 from imgray.serving.settings import ServiceSettings
@@ -223,6 +224,9 @@ def check_serve(config: dict[str, Any]) -> ServeDeploySchema:
     parsed = ServeDeploySchema.model_validate(config)
     for application in parsed.applications:
         ServiceSettings.model_validate(application.args)
+        for deployment in application.deployments:
+            if isinstance(deployment.autoscaling_config, dict):
+                AutoscalingConfig.model_validate(deployment.autoscaling_config)
     return parsed
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from service import start
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -43,6 +44,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_readme_names_two_commands_and_the_jobs() -> None:
     assert commands("make", "Two commands") == ["make demo", "make test"]
+    assert commands("make", "Serving") == ["make serve MODELS=digits=out/model"]
     jobs = [shlex.split(line)[1] for name in SECTIONS for line in commands("python jobs", name)]
     names = ("extract", "index", "search", "evaluate", "train", "evaluate", "predict")
     assert jobs == [f"jobs/{name}.py" for name in names]
@@ -96,6 +98,39 @@ def test_training_commands_run_as_printed(tmp_path: Path) -> None:
     assert "1,797 images done" in printed["jobs/predict.py"]
     for name in ("confusion.png", "digits.png", "model/curves.png", "model/fusion.png"):
         assert Image.open(tmp_path / "out" / name).width > 400
+
+
+def test_make_serve_serves_the_demos_index() -> None:
+    shown = subprocess.run(
+        ["make", "-n", "serve", "MODELS=a=b"], cwd=ROOT, capture_output=True, text=True
+    )
+    expected = "jobs/serve.py --index out/photographs/index-2 --model a=b\n"
+    assert shown.stdout.endswith(expected), shown.stderr
+
+
+@pytest.mark.slow
+def test_the_service_answers_as_printed(workplace: Path) -> None:
+    (workplace / "README.md").write_text("no picture")
+    views = workplace / "out/photographs/collection/images"
+    Image.open(views / "coffee-1.jpg").save(workplace / "out/coffee.png")
+    service = start("--index", str(workplace / "out/photographs/index-2"))
+    answers = []
+    try:
+        for line in commands("curl", "Serving"):
+            command = shlex.split(line.replace("http://127.0.0.1:8000", service.url))
+            done = subprocess.run(command, cwd=workplace, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            answers.append(json.loads(done.stdout or "null"))
+    finally:
+        code, error = service.stop()
+    assert code == 0, error
+    by_bytes, by_id, batch, embedded, _, index, models = answers
+    assert by_bytes["results"][0]["id"] == by_id["results"][0]["id"] == "coffee-2.jpg"
+    assert all(row["id"].startswith("c") for row in by_id["results"])
+    assert list(batch["answers"][1]) == ["error"]
+    assert embedded["features"].keys() == index["features"].keys()
+    assert models == {"models": []}
+    assert max(Image.open(workplace / "out/small.jpg").size) == 128
 
 
 @pytest.mark.slow
