@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, diags_array, hstack
 from scipy.sparse.csgraph import breadth_first_order, min_weight_full_bipartite_matching
 from scipy.spatial import cKDTree
 
@@ -130,12 +130,18 @@ def _augment(mates: Ints, ends: Ints, before: Ints) -> None:
 
 
 def _cheapest(near: csr_array, many: Bools, few: Bools) -> Ints:
-    """The row of `many` that each column of `few` takes at the smallest sum, every column one."""
+    """The row of `many` that each column of `few` takes at the smallest sum, every column one.
+
+    SciPy first looks whether there is such a matching, in exponential time at worst (its issue
+    26147). A stand-in for every column, too dear to be taken, makes the first look succeed.
+    """
     if not few.any():
         return np.zeros(0, np.int64)
     rows, columns = np.flatnonzero(many), np.flatnonzero(few)
     part = near[rows][:, columns].T.tocsr()
-    return rows[min_weight_full_bipartite_matching(part)[1]]
+    dear = np.full(len(columns), (len(columns) + 1) * part.data.max())
+    found = min_weight_full_bipartite_matching(hstack([part, diags_array(dear)], format="csr"))
+    return rows[found[1]]
 
 
 def matched_edges(near: csr_array, present: Bools) -> Bools:

@@ -38,7 +38,7 @@ def cluster() -> Iterator[None]:
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
     try:
-        with _quiet():
+        with quiet():
             if address:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             else:
@@ -67,8 +67,8 @@ def _deaf() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what Ray's C++ parts print at start, such as their log level, off the terminal."""
+def quiet() -> Iterator[None]:
+    """Keep what Ray's C++ parts print at start and end off the terminal."""
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "wb") as nowhere:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from types import FrameType
@@ -10,7 +11,7 @@ from pydantic import BaseModel, Field
 from ray import serve
 
 from imgray.config import JobConfig
-from imgray.engine.cluster import cluster
+from imgray.engine.cluster import cluster, quiet
 from imgray.engine.progress import say
 from imgray.errors import UserError
 from imgray.serving.app import build
@@ -61,13 +62,15 @@ def run(config: ServeConfig) -> ServeResult:
     )
     application = build(settings)
     address = f"http://{config.host}:{config.port}"
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with cluster():
         serve.start(http_options={"host": config.host, "port": config.port})
         serve.run(application, name="imgray")
         say(f"serve: {address} (Ctrl-C stops it)")
         _until_told()
         say("serve: finishing the requests in work")
-        serve.shutdown()
+        with quiet():
+            serve.shutdown()
     return ServeResult(address=address)
 
 

@@ -1,0 +1,285 @@
+"""The service under load: latency and rate by layer, a burst, replicas killed, a soak.
+
+    python tests/benchmarks/bench_serve.py layers|burst|kills|soak --index URI --classify URI
+        [--high-throughput] [--seconds S]
+
+The client runs on the same machine. `layers` puts side by side, in one run, a plain process that
+calls the networks and the index, the calls of deployments by handle, and HTTP; `classify` also with
+batching off. Every figure is of one picture per request.
+
+Cost at ten times the images of the index: the same, but for the search itself (bench_search.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import common
+
+OPTIONS = argparse.ArgumentParser(description=__doc__)
+OPTIONS.add_argument("what", choices=("layers", "burst", "kills", "soak"))
+OPTIONS.add_argument("--index", required=True, help="URI of an index artifact")
+OPTIONS.add_argument("--classify", required=True, help="URI of a classifier's model artifact")
+OPTIONS.add_argument("--high-throughput", action="store_true", help="Serve's own mode, by HAProxy")
+OPTIONS.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
+GIVEN = OPTIONS.parse_args()
+if GIVEN.high_throughput:  # read by Serve when it is imported
+    os.environ |= {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+
+import aiohttp  # noqa: E402
+import numpy as np  # noqa: E402
+import psutil  # noqa: E402
+import torch  # noqa: E402
+from ray import serve  # noqa: E402
+
+from imgray.engine.cluster import cluster  # noqa: E402
+from imgray.engine.search import SearchEngine  # noqa: E402
+from imgray.models import load_model  # noqa: E402
+from imgray.serving.app import build  # noqa: E402
+from imgray.serving.settings import Batching, Limits, ServiceSettings  # noqa: E402
+from imgray.storage import Folder  # noqa: E402
+
+PORT = 8765
+URL = f"http://127.0.0.1:{PORT}"
+CONNECTIONS = (1, 8, 32)
+Ask = Callable[[], Awaitable[int]]
+
+
+def settings(**changes: Any) -> ServiceSettings:
+    """What is served: open, on this machine alone."""
+    models = {"classify": GIVEN.classify}
+    return ServiceSettings(open=True, index=GIVEN.index, models=models, shard_groups=2, **changes)
+
+
+def deploy(given: ServiceSettings) -> None:
+    """Serve, without a log line per request, which would cost."""
+    serve.run(build(given), name="imgray", logging_config={"enable_access_log": False})
+
+
+def picture() -> bytes:
+    """An image of the indexed collection."""
+    engine = SearchEngine(GIVEN.index)
+    folder = Folder(engine.manifest.about["images"])
+    return folder.read(engine.index.ids_of(np.array([0]))[0])
+
+
+async def hammer(ask: Ask, connections: int, seconds: float) -> tuple[list[float], Counter[int]]:
+    """Ask again and again over several connections: seconds of each answer, and the statuses."""
+    times: list[float] = []
+    statuses: Counter[int] = Counter()
+    end = time.perf_counter() + seconds
+
+    async def one() -> None:
+        while time.perf_counter() < end:
+            began = time.perf_counter()
+            statuses[await ask()] += 1
+            times.append(time.perf_counter() - began)
+
+    await asyncio.gather(*(one() for _ in range(connections)))
+    return times, statuses
+
+
+def line(name: str, connections: int, times: list[float], seconds: float) -> list[str]:
+    """A row of the table: percentiles in milliseconds, and requests per second."""
+    p50, p95, p99 = 1000 * np.percentile(times, [50, 95, 99])
+    return [name, str(connections), f"{p50:.1f}", f"{p95:.1f}", f"{p99:.1f}"] + [
+        f"{len(times) / seconds:.1f}"
+    ]
+
+
+HEAD = ["", "connections", "p50 ms", "p95 ms", "p99 ms", "requests/s"]
+
+
+def bare(image: bytes, seconds: float) -> list[list[str]]:
+    """The same work in this process, one request after the other."""
+    engine, model = SearchEngine(GIVEN.index), load_model(GIVEN.classify)
+
+    def classify() -> None:
+        arrays = {n: torch.tensor(v)[None] for n, v in model.task.prepare(image).items()}
+        with torch.inference_mode():
+            model.learner.predict(arrays)
+
+    rows = []
+    for name, work in (
+        ("bare search", lambda: engine.search_images({"query": image}, 10)),
+        ("bare classify", classify),
+    ):
+        work()
+        times, end = [], time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            began = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - began)
+        rows.append(line(name, 1, times, seconds))
+    return rows
+
+
+async def layers(image: bytes, session: aiohttp.ClientSession) -> None:
+    """Bare calls, handle calls, HTTP; batching on and off."""
+    rows = bare(image, GIVEN.seconds)
+    model = serve.get_deployment_handle("model-classify", "imgray")
+
+    async def by_handle() -> int:
+        await model.predict.remote(image, False)
+        return 200
+
+    kinds = {"handle classify": by_handle}
+    kinds |= {f"HTTP {path}": post(session, path, image) for path in ("classify", "search")}
+    for name, ask in kinds.items():
+        for connections in CONNECTIONS:
+            rows.append(await measured(name, ask, connections))
+    deploy(settings(batching=Batching(size=1)))
+    ask = post(session, "classify", image)
+    for connections in CONNECTIONS:
+        rows.append(await measured("HTTP classify, no batches", ask, connections))
+    common.table(HEAD, rows)
+
+
+async def measured(name: str, ask: Ask, connections: int) -> list[str]:
+    """A row of the table, after some requests that do not count."""
+    await hammer(ask, connections, 1.0)
+    times, statuses = await hammer(ask, connections, GIVEN.seconds)
+    if set(statuses) != {200}:
+        name += f" {dict(statuses)}"
+    return line(name, connections, times, GIVEN.seconds)
+
+
+def post(session: aiohttp.ClientSession, path: str, image: bytes) -> Ask:
+    """A request over HTTP: its status, or 0 for no answer."""
+
+    async def ask() -> int:
+        try:
+            async with session.post(f"{URL}/v1/{path}", data=image) as answer:
+                await answer.read()
+                return answer.status
+        except (aiohttp.ClientError, TimeoutError):
+            return 0
+
+    return ask
+
+
+async def burst(image: bytes, session: aiohttp.ClientSession) -> None:
+    """200 requests at once where 16 are admitted; then how soon an idle answer is as before."""
+    deploy(settings(limits=Limits(pending=16)))
+    ask = post(session, "search", image)
+    idle = np.median((await hammer(ask, 1, 5))[0])
+    accepted: list[float] = []
+
+    async def one() -> int:
+        began = time.perf_counter()
+        status = await ask()
+        if status == 200:
+            accepted.append(time.perf_counter() - began)
+        return status
+
+    statuses = Counter(await asyncio.gather(*(one() for _ in range(200))))
+    ended = time.perf_counter()
+    while (await hammer(ask, 1, 0.001))[0][0] > 1.5 * idle:
+        pass
+    back = time.perf_counter() - ended
+    p99 = 1000 * np.percentile(accepted, 99)
+    common.table(
+        ["statuses", "p99 of accepted, ms", "idle, ms", "back to idle after, s"],
+        [[str(dict(statuses)), f"{p99:.0f}", f"{1000 * idle:.0f}", f"{back:.2f}"]],
+    )
+
+
+def replicas() -> dict[str, psutil.Process]:
+    """Processes of the replicas by deployment."""
+    found = {}
+    for process in psutil.Process().children(recursive=True):
+        title = " ".join(process.cmdline())
+        if "ServeReplica" in title:
+            found[title.split(":")[-1].partition(".")[0].strip()] = process
+    return found
+
+
+async def kills(image: bytes, session: aiohttp.ClientSession) -> None:
+    """10 requests a second; each kind of replica killed once; client retries none or one."""
+    paths = {"model-classify": "classify"}
+    rows = []
+    for name in ("service", "registry", "encoder", "shards-0", "model-classify"):
+        ask = post(session, paths.get(name, "search"), image)
+        answers: list[tuple[float, int, int]] = []
+
+        async def one(ask: Ask = ask, answers: list[Any] = answers) -> None:
+            began = time.perf_counter()
+            first = await ask()
+            second = first if first == 200 else await ask()
+            answers.append((began, first, second))
+
+        asking = []
+        began = time.perf_counter()
+        killed = 0.0
+        for number in range(int(10 * 6 * GIVEN.seconds)):
+            asking.append(asyncio.create_task(one()))
+            if number == 50:
+                replicas()[name].kill()
+                killed = time.perf_counter()
+            await asyncio.sleep(max(0.0, began + (number + 1) / 10 - time.perf_counter()))
+        await asyncio.gather(*asking)
+        bad = [at for at, first, _ in answers if first != 200]
+        twice = sum(second != 200 for _, _, second in answers)
+        healed = max(bad) - killed if bad else 0.0
+        share = [f"{100 * n / len(answers):.2f} %" for n in (len(bad), twice)]
+        rows.append([name, str(len(answers)), *share, f"{healed:.1f}"])
+    head = ["killed", "requests", "failed", "failed, one retry", "last failure after, s"]
+    common.table(head, rows)
+
+
+async def soak(image: bytes, session: aiohttp.ClientSession) -> None:
+    """Half the rate that saturates: memory and file descriptors of every process over time."""
+    ask = post(session, "search", image)
+    rate = len((await hammer(ask, 8, 10))[0]) / 10 / 2
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    samples: dict[int, list[tuple[float, float, int]]] = {p.pid: [] for p in processes}
+    began, asking, number = time.perf_counter(), set(), 0
+    statuses: Counter[int] = Counter()
+    while time.perf_counter() - began < GIVEN.seconds:
+        task = asyncio.create_task(ask())
+        asking.add(task)
+        task.add_done_callback(
+            lambda done: (asking.discard(done), statuses.update([done.result()]))
+        )
+        number += 1
+        if number % max(1, int(10 * rate)) == 0:
+            for process in processes:
+                use = process.memory_full_info().uss / 2**20
+                now = time.perf_counter() - began
+                samples[process.pid].append((now, use, process.num_fds()))
+        await asyncio.sleep(max(0.0, began + number / rate - time.perf_counter()))
+    await asyncio.gather(*asking)
+    rows = []
+    for process in processes:
+        at, use, files = np.array(samples[process.pid]).T
+        slope = np.polyfit(at, use, 1)[0] * 60
+        title = " ".join(process.cmdline())[:50]
+        rows.append([title, f"{use[0]:.0f}", f"{use[-1]:.0f}", f"{slope:.2f}"])
+        rows[-1] += [f"{files[0]:.0f}", f"{files[-1]:.0f}"]
+    print(f"{rate:.1f} requests/s, statuses {dict(statuses)}")
+    common.table(["process", "MiB", "MiB at the end", "MiB/minute", "files", "at the end"], rows)
+
+
+async def main() -> None:
+    image = picture()
+    with cluster():
+        serve.start(http_options={"host": "127.0.0.1", "port": PORT})
+        deploy(settings())
+        timeout = aiohttp.ClientTimeout(total=60)
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+            await {"layers": layers, "burst": burst, "kills": kills, "soak": soak}[GIVEN.what](
+                image, session
+            )
+        serve.shutdown()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    asyncio.run(main())
