@@ -88,9 +88,8 @@ async def hammer(ask: Ask, connections: int, seconds: float) -> tuple[list[float
 def line(name: str, connections: int, times: list[float], seconds: float) -> list[str]:
     """A row of the table: percentiles in milliseconds, and requests per second."""
     p50, p95, p99 = 1000 * np.percentile(times, [50, 95, 99])
-    return [name, str(connections), f"{p50:.1f}", f"{p95:.1f}", f"{p99:.1f}"] + [
-        f"{len(times) / seconds:.1f}"
-    ]
+    rate = len(times) / seconds
+    return [name, str(connections), *(f"{value:.1f}" for value in (p50, p95, p99, rate))]
 
 
 HEAD = ["", "connections", "p50 ms", "p95 ms", "p99 ms", "requests/s"]
@@ -244,9 +243,8 @@ async def soak(image: bytes, session: aiohttp.ClientSession) -> None:
     while time.perf_counter() - began < GIVEN.seconds:
         task = asyncio.create_task(ask())
         asking.add(task)
-        task.add_done_callback(
-            lambda done: (asking.discard(done), statuses.update([done.result()]))
-        )
+        task.add_done_callback(asking.discard)
+        task.add_done_callback(lambda done: statuses.update([done.result()]))
         number += 1
         if number % max(1, int(10 * rate)) == 0:
             for process in processes:
