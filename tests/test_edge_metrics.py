@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 from scipy.optimize import linear_sum_assignment
 from skimage import morphology
 
 from imgray.classification.edge_metrics import THRESHOLDS, Counts, count, scores
 from imgray.classification.matching import match
+from imgray.classification.relaxed import canny_maps
 from imgray.classification.ridges import nms, thin
 from imgray.errors import UserError
 
@@ -371,3 +373,19 @@ def test_annotators_score_one_another(shared_data: Path) -> None:
     result = scores(sum(total[1:], start=total[0]))
     assert result.ods == pytest.approx(result.ois)  # one map each, and nothing to choose
     assert 0.6 < result.ods < 0.95
+
+
+@pytest.mark.data
+@pytest.mark.timeout(120)
+def test_a_crowded_map_is_counted_in_seconds(shared_data: Path) -> None:
+    """SciPy's check before its assignment ran for more than 17 minutes on this one."""
+    folder = shared_data / "bsds500"
+    image = np.asarray(Image.open(folder / "images/val/227092.jpg"))
+    share = canny_maps(image, np.linspace(0.1, 8.0, 80), dilation=0).mean(axis=0)
+    with np.load(folder / "boundaries/val/227092.npz") as file:
+        *_, width = shape = tuple(file["shape"])
+        drawn = np.unpackbits(file["boundaries"], axis=2, count=width).reshape(shape) > 0
+    pairs, total, matched, edges = count(share, drawn).table.T
+    assert (np.diff(edges) <= 0).all()
+    assert (matched <= pairs).all()
+    assert (pairs <= total).all()
