@@ -1,0 +1,121 @@
+"""Keys, limits and errors of the service, without Ray: an application of one route."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI, Request
+from fastapi.testclient import TestClient
+
+from imgray.errors import UserError
+from imgray.serving.guard import Admission, Keys, Refusal, answer_errors, check_key, whole
+from imgray.serving.requests import SearchOptions, read
+
+LONGEST = 1000
+
+
+def _client(keys: Keys) -> TestClient:
+    app = FastAPI()
+    answer_errors(app)
+
+    @app.post("/")
+    async def answer(request: Request) -> dict[str, object]:
+        check_key(request, (keys,))
+        options, pictures = await read(request, SearchOptions, LONGEST, most=2)
+        return {**options.model_dump(), "bytes": [len(one) for one in pictures]}
+
+    @app.post("/fails")
+    async def fails() -> None:
+        raise RuntimeError("a secret of the house")
+
+    return TestClient(app, raise_server_exceptions=False)
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> TestClient:
+    file = tmp_path / "keys"
+    file.write_text("# of the team\nfrom-file\n\n")
+    monkeypatch.setenv("IMGRAY_API_KEYS", "one, two")
+    return _client(Keys(str(file), "IMGRAY_API_KEYS"))
+
+
+@pytest.mark.parametrize("key", ["one", "two", "from-file"])
+def test_every_key_opens_in_either_header(client: TestClient, key: str) -> None:
+    for headers in ({"Authorization": f"Bearer {key}"}, {"X-API-Key": key}):
+        assert client.post("/", content=b"x", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("key", ["", "On", "one, two", "# of the team", "three", "öne"])
+def test_no_other_key_does(client: TestClient, key: str) -> None:
+    sent = f"Bearer {key}".encode()
+    answer = client.post("/", content=b"x", headers={b"Authorization": sent})
+    assert (answer.status_code, answer.json()["error"]["field"]) == (401, "Authorization")
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+
+
+def test_no_keys_are_none_and_a_lost_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("IMGRAY_API_KEYS", raising=False)
+    assert not Keys(None, "IMGRAY_API_KEYS")
+    with pytest.raises(UserError, match="/no/such/file"):
+        Keys("/no/such/file", "IMGRAY_API_KEYS")
+
+
+KEY = {"X-API-Key": "one"}
+
+
+@pytest.mark.parametrize("size", [LONGEST, LONGEST + 1])
+def test_a_body_is_bounded_declared_or_streamed(client: TestClient, size: int) -> None:
+    def parts() -> object:
+        yield from (b"x" * 100 for _ in range(size // 100))
+        yield b"x" * (size % 100)
+
+    for content in (b"x" * size, parts()):
+        answer = client.post("/", content=content, headers=KEY)  # type: ignore[arg-type]
+        if size > LONGEST:
+            assert (answer.status_code, answer.json()["error"]["field"]) == (413, "body")
+        else:
+            assert answer.json()["bytes"] == [size]
+
+
+def test_a_request_is_read_as_often_as_wanted() -> None:
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": b"abc", "more_body": False}
+
+    async def twice() -> list[bytes]:
+        request = await whole(Request({"type": "http", "headers": []}, receive), 3)
+        return [await request.body(), await request.body()]
+
+    assert asyncio.run(twice()) == [b"abc", b"abc"]
+
+
+def test_too_many_pictures_are_refused(client: TestClient) -> None:
+    for count in (2, 3):
+        files = [("image", b"x")] * count
+        answer = client.post("/", files=files, headers=KEY)
+        assert answer.status_code == (200 if count == 2 else 400), answer.text
+
+
+def test_a_fault_tells_a_client_nothing_but_its_number(client: TestClient) -> None:
+    answer = client.post("/fails")
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    assert "internal error" in answer.json()["error"]["message"]
+
+
+def test_admission_counts_those_in_work() -> None:
+    async def crowd() -> tuple[list[object], int]:
+        admitted, inside = Admission(2), asyncio.Event()
+
+        async def one() -> None:
+            async with admitted():
+                await inside.wait()
+
+        asking = [asyncio.create_task(one()) for _ in range(5)]
+        await asyncio.sleep(0)
+        inside.set()
+        return await asyncio.gather(*asking, return_exceptions=True), admitted.count
+
+    ends, left = asyncio.run(crowd())
+    refusals = [end for end in ends if isinstance(end, Refusal)]
+    assert (ends[:2], len(refusals), left) == ([None, None], 3, 0)
+    assert {(one.status, one.headers["Retry-After"]) for one in refusals} == {(503, "1")}
