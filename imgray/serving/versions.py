@@ -121,8 +121,7 @@ class Registry:
                 alive = [holds for seen, holds in self.members.values() if seen > oldest]
                 if all(version in holds for holds in alive):
                     return
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self.changed.wait(), 1.0)
+                await self._wait(1.0)
 
     async def _say(self, state: State) -> None:
         async with self.changed:
@@ -146,14 +145,17 @@ class Registry:
             if failure:
                 self.failures[member] = failure
             self.changed.notify_all()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._newer(knows.turn), wait)
+            end = time.monotonic() + wait
+            while self.state.turn <= knows.turn and time.monotonic() < end:
+                await self._wait(end - time.monotonic())
             self.members[member] = (time.monotonic(), holds)
             return self.state
 
-    async def _newer(self, turn: int) -> None:
-        while self.state is None or self.state.turn <= turn:
-            await self.changed.wait()
+    async def _wait(self, seconds: float) -> None:
+        """Wait for news, but not longer. Not by `wait_for`: a task of its own lacks the lock."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.changed.wait()
 
     def leave(self, member: str) -> None:
         """A replica that ends."""
