@@ -1,0 +1,52 @@
+"""The built-in mosaics: real textures, with the truth of every pixel."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imgray import samples
+from imgray.datasets import open_dataset
+from imgray.engine.train import read_recipe
+from imgray.mosaics import CELLS, MATERIALS, mosaic, write_mosaics
+from imgray.storage import Folder
+from imgray.training import task_of
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def pictures() -> dict[str, Image.Image]:
+    return samples.photographs()
+
+
+def test_a_mosaic_depends_on_its_seed_alone(pictures: dict[str, Image.Image]) -> None:
+    made = [mosaic(pictures, 48, np.random.default_rng(seed)) for seed in (1, 1, 2)]
+    for one, other in zip(made[0], made[1], strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert (made[0][0] != made[2][0]).any()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_cell_shows_its_material(pictures: dict[str, Image.Image], seed: int) -> None:
+    """A world of plain photographs, each of its own grey: the mask can be read off the mosaic."""
+    greys = {name: 30 * place for place, names in enumerate(MATERIALS.values()) for name in names}
+    plain = {name: Image.new("RGB", (200, 180), (grey,) * 3) for name, grey in greys.items()}
+    image, mask = mosaic(plain, 64, np.random.default_rng(seed))
+    np.testing.assert_array_equal(image[:, :, 0], 30 * mask)
+    assert CELLS[0] <= len(np.unique(mask)) <= CELLS[1]
+
+
+def test_mosaics_are_a_data_set_that_the_recipes_fit(tmp_path: Path) -> None:
+    folder = write_mosaics(tmp_path, train=12, val=3, side=64)
+    for name in ("fcfn-mosaics", "rds-mosaics"):
+        recipe = read_recipe(str(ROOT / f"jobs/recipes/{name}.yaml"), [])
+        train = open_dataset(Folder(str(folder)), "masks", "train")
+        task = task_of(recipe, train.classes)
+        task.check(train)
+        assert len(train) == 12
+        assert task.example(train[0], None)["image"].shape == (64, 64, 3)
+    assert list(
+        task_of(read_recipe(str(ROOT / "jobs/recipes/fcfn-mosaics.yaml"), []), ()).classes
+    ) == list(MATERIALS)
