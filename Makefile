@@ -23,9 +23,11 @@ help:  ## list the targets
 demo: setup  ## extract, index, search and evaluate on a small collection; IMAGES=FOLDER for your own
 	$(VENV)/bin/python jobs/demo.py $(if $(IMAGES),--images "$(IMAGES)")
 
-serve: setup  ## serve the demo's index and a web page; MODELS="NAME=URI ..." adds trained models
-	test -e out/photographs/index-2/manifest.json || $(VENV)/bin/python jobs/demo.py
-	$(VENV)/bin/python jobs/serve.py --index out/photographs/index-2 $(if $(MODELS),--model $(MODELS))
+SERVED = digits=out/models/digits materials=out/models/materials edges=out/models/edges
+
+serve: setup  ## serve the demo's index and models, with a web page; MODELS="NAME=URI ..." adds more
+	test -e out/models/edges/manifest.json || $(VENV)/bin/python jobs/demo.py --models
+	$(VENV)/bin/python jobs/serve.py --index out/photographs/index-2 --model $(SERVED) $(MODELS)
 
 test: setup  ## run the tests; pyproject.toml says which
 	$(VENV)/bin/python -m pytest $(ARGS)

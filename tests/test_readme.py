@@ -12,6 +12,10 @@ from PIL import Image
 from service import start
 
 ROOT = Path(__file__).parents[1]
+SERVED = shlex.split(
+    "--index out/photographs/index-2"
+    " --model digits=out/models/digits materials=out/models/materials edges=out/models/edges"
+)
 README = (ROOT / "README.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", README, re.DOTALL | re.MULTILINE))
 BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
@@ -36,7 +40,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty folder with the job scripts, in which `make demo` has run its job."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "jobs").symlink_to(ROOT / "jobs")
-    done = run("python jobs/demo.py --json", folder)
+    done = run("python jobs/demo.py --models --json", folder)
     assert done.returncode == 0, done.stderr
     (folder / "demo.json").write_text(done.stdout)
     return folder
@@ -44,7 +48,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_readme_names_two_commands_and_the_jobs() -> None:
     assert commands("make", "Two commands") == ["make demo", "make test"]
-    assert commands("make", "Serving") == ["make serve MODELS=digits=out/model"]
+    assert commands("make", "Serving") == ["make serve"]
     jobs = [shlex.split(line)[1] for name in SECTIONS for line in commands("python jobs", name)]
     names = ("extract", "index", "search", "evaluate", "train", "evaluate", "predict")
     assert jobs == [f"jobs/{name}.py" for name in names]
@@ -70,6 +74,18 @@ def test_demo_prints_its_table_and_draws_its_sheets(workplace: Path) -> None:
     assert scores["multi-DeepIndex, both"]["mAP"] > max(singles)
     for path in result["contact_sheets"]:
         assert Image.open(workplace / path).width > 1000
+
+
+@pytest.mark.slow
+def test_the_demos_models_have_learnt(workplace: Path) -> None:
+    models = json.loads((workplace / "demo.json").read_text())["models"]
+    found = {
+        name: json.loads((workplace / folder / "manifest.json").read_text())["about"]["metrics"]
+        for name, folder in models.items()
+    }
+    assert found["digits"]["top1_error"] < 0.2
+    assert found["materials"]["miou"] > 0.5
+    assert found["edges"]["ods"] > 0.3
 
 
 @pytest.mark.slow
@@ -104,8 +120,10 @@ def test_make_serve_serves_the_demos_index() -> None:
     shown = subprocess.run(
         ["make", "-n", "serve", "MODELS=a=b"], cwd=ROOT, capture_output=True, text=True
     )
-    expected = "jobs/serve.py --index out/photographs/index-2 --model a=b\n"
-    assert shown.stdout.endswith(expected), shown.stderr
+    *_, trains, serves = shown.stdout.splitlines()
+    assert trains.endswith("jobs/demo.py --models"), shown.stderr
+    *_, flags = serves.partition("jobs/serve.py ")
+    assert shlex.split(flags) == [*SERVED, "a=b"]
 
 
 @pytest.mark.slow
@@ -113,7 +131,7 @@ def test_the_service_answers_as_printed(workplace: Path) -> None:
     (workplace / "README.md").write_text("no picture")
     views = workplace / "out/photographs/collection/images"
     Image.open(views / "coffee-1.jpg").save(workplace / "out/coffee.png")
-    service = start("--index", str(workplace / "out/photographs/index-2"))
+    service = start(*(flag.replace("out/", f"{workplace}/out/") for flag in SERVED))
     answers = []
     try:
         for line in commands("curl", "Serving"):
@@ -124,12 +142,19 @@ def test_the_service_answers_as_printed(workplace: Path) -> None:
     finally:
         code, error = service.stop()
     assert code == 0, error
-    by_bytes, by_id, batch, embedded, _, index, models = answers
+    by_bytes, by_id, batch, embedded, _, digit, materials, _, index, models = answers
     assert by_bytes["results"][0]["id"] == by_id["results"][0]["id"] == "coffee-2.jpg"
     assert all(row["id"].startswith("c") for row in by_id["results"])
     assert list(batch["answers"][1]) == ["error"]
     assert embedded["features"].keys() == index["features"].keys()
-    assert models == {"models": []}
+    assert digit["classes"][0]["name"] == "3"
+    assert sum(one["share"] for one in materials["classes"]) == pytest.approx(1, abs=1e-4)
+    kinds = [(one["name"], one["kind"]) for one in models["models"]]
+    assert kinds == [("digits", "classify"), ("materials", "segment"), ("edges", "edges")]
+    assert (
+        Image.open(workplace / "out/edges.png").size
+        == Image.open(workplace / "out/coffee.png").size
+    )
     assert max(Image.open(workplace / "out/small.jpg").size) == 128
 
 

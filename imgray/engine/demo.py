@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field
 from imgray.config import JobConfig
 from imgray.engine import sheets
 from imgray.engine.cluster import cluster
+from imgray.engine.demo_models import train_models
 from imgray.engine.evaluate import Truth
 from imgray.engine.extract import ExtractConfig, extract
 from imgray.engine.index import IndexConfig, build_index
@@ -51,6 +52,10 @@ class DemoConfig(JobConfig):
         default=None, description="your own images (default: photographs with known truth)"
     )
     output: str = Field(default="out", description="folder for everything that the demo makes")
+    models: bool = Field(
+        default=False, description="also train a classifier, a segmenter and an edge detector"
+    )
+    recipes: str = Field(default="jobs/recipes", description="folder of the models' recipes")
     overwrite: bool = Field(default=False, description="make everything again")
 
 
@@ -70,6 +75,7 @@ class DemoResult(BaseModel):
     table: list[Line]
     contact_sheets: list[str]
     index: str
+    models: dict[str, str] = {}
 
     def __str__(self) -> str:
         names = list(self.table[0].scores)
@@ -81,6 +87,7 @@ class DemoResult(BaseModel):
             for line in self.table
         ]
         pictures = [f"contact sheet: {path}" for path in self.contact_sheets]
+        pictures += [f"model {name}: {path}" for name, path in self.models.items()]
         search = f"python jobs/search.py --index {self.index} --query YOUR.jpg"
         return "\n".join([head, *rows, "", *pictures, f"search it yourself: {search}"])
 
@@ -113,7 +120,10 @@ def demo(config: DemoConfig) -> DemoResult:
                     overwrite=config.overwrite,
                 )
             )
-    return _report(root, Folder(images), groups)
+        trained = {}
+        if config.models:
+            trained = train_models(Path(config.output), Path(config.recipes), config.overwrite)
+    return _report(root, Folder(images), groups).model_copy(update={"models": trained})
 
 
 def _collection(config: DemoConfig, root: Path) -> tuple[str, dict[str, str]]:
