@@ -1,5 +1,6 @@
 """The service over HTTP: what it answers equals what the jobs answer, and bad input ends in 4xx."""
 
+import base64
 import io
 import json
 import threading
@@ -149,6 +150,9 @@ def test_models_answer_as_predict_does(
         assert (mask != expected.picture).mean() < 0.01
         described = _post(served, f"/v1/{kind}", data)
         assert (described["height"], described["width"]) == mask.shape
+        assert "picture" not in described
+        inlined = _post(served, f"/v1/{kind}", data, picture="true")["picture"]
+        assert base64.b64decode(inlined.removeprefix("data:image/png;base64,")) == answer.content
     shares = {one["name"]: one["share"] for one in _post(served, "/v1/segment", data)["classes"]}
     assert sum(shares.values()) == pytest.approx(1, abs=1e-4)
 

@@ -1,5 +1,6 @@
 """What the routes answer, and what they know of a model."""
 
+import base64
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from PIL import Image
 from imgray import pixels
 from imgray.manifest import read_manifest
 from imgray.models import fingerprint_of, load_task
+from imgray.serving.predictor import Answer
 from imgray.serving.search import Described
 from imgray.storage import Folder
 from imgray.training import Task
@@ -62,7 +64,17 @@ def named(model: Served) -> dict[str, str]:
     return {"model": model.name, "fingerprint": model.fingerprint}
 
 
-def summary(task: Task, row: Mapping[str, Any]) -> dict[str, Any]:
+def painting(task: Task, answer: Answer) -> dict[str, Any]:
+    """A painted picture: its size, what is in it, and itself as a data URI if it was asked for."""
+    assert answer.size is not None
+    width, height = answer.size
+    found = {"width": width, "height": height, **_summary(task, answer.row)}
+    if answer.png is not None:
+        found["picture"] = f"data:image/png;base64,{base64.b64encode(answer.png).decode()}"
+    return found
+
+
+def _summary(task: Task, row: Mapping[str, Any]) -> dict[str, Any]:
     """A painted picture in numbers: its classes with their colours, or the row as it is."""
     if not task.classes or task.palette is None:
         return dict(row)

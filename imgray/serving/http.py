@@ -17,7 +17,7 @@ from ray import serve
 
 import imgray
 from imgray.errors import UserError, cause_of
-from imgray.serving.answers import Served, about, named, summary, thumbnail
+from imgray.serving.answers import Served, about, named, painting, thumbnail
 from imgray.serving.calls import call, call_with_picture
 from imgray.serving.guard import (
     ADMIN_KEYS,
@@ -34,6 +34,7 @@ from imgray.serving.requests import (
     ClassifyOptions,
     EmbedOptions,
     PageOptions,
+    PaintOptions,
     PictureOptions,
     SearchOptions,
     SizeOptions,
@@ -231,12 +232,12 @@ class Service:
             classes = [{"name": name, "score": round(score, 6)} for name, score in words]
             return JSONResponse({**named(model), "classes": classes})
 
-    @app.post("/v1/segment", openapi_extra=documented(PictureOptions, PNG))
+    @app.post("/v1/segment", openapi_extra=documented(PaintOptions, PNG))
     async def segment(self, request: Request) -> Response:
         """The class of every pixel: shares as JSON, the mask as PNG (`Accept: image/png`)."""
         return await self._painted(request, "segment")
 
-    @app.post("/v1/edges", openapi_extra=documented(PictureOptions, PNG))
+    @app.post("/v1/edges", openapi_extra=documented(PaintOptions, PNG))
     async def edges(self, request: Request) -> Response:
         """The probability of an edge at every pixel: as PNG 0 to 255 (`Accept: image/png`)."""
         return await self._painted(request, "edges")
@@ -244,13 +245,12 @@ class Service:
     async def _painted(self, request: Request, kind: str) -> Response:
         async with self._heard(request, "request"):
             png = PNG in request.headers.get("accept", "")
-            options, pictures = await read(request, PictureOptions, self.limits.body_bytes)
-            model, answer = await self._predicted(kind, options, pictures, painted=png)
+            options, pictures = await read(request, PaintOptions, self.limits.body_bytes)
+            painted = png or options.picture
+            model, answer = await self._predicted(kind, options, pictures, painted)
             if png:
                 return Response(answer.png, media_type=PNG)
-            width, height = answer.size
-            size = {"width": width, "height": height}
-            return JSONResponse({**named(model), **size, **summary(model.task, answer.row)})
+            return JSONResponse({**named(model), **painting(model.task, answer)})
 
     async def _predicted(
         self, kind: str, options: PictureOptions, pictures: list[bytes], painted: bool

@@ -44,6 +44,12 @@ class PictureOptions(BaseModel):
     model: str | None = Field(default=None, description="name of the model (default: the first)")
 
 
+class PaintOptions(PictureOptions):
+    """Options of a request for a model that paints."""
+
+    picture: bool = Field(default=False, description="also the PNG, in the JSON as a data URI")
+
+
 class ClassifyOptions(PictureOptions):
     """Options of a classification."""
 

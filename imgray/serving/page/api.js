@@ -28,8 +28,8 @@ export async function blob(path, options) {
 }
 
 /** What a route is asked about an image: `{id}` of the collection or `{file}`, with its options. */
-export function about(image, options, signal, accept = "application/json") {
-  const headers = { Accept: accept };
+export function about(image, options, signal) {
+  const headers = { Accept: "application/json" };
   if (image.id !== undefined) {
     headers["Content-Type"] = "application/json";
     return ["", { method: "POST", headers, signal, body: JSON.stringify({ id: image.id, ...options }) }];

@@ -3,7 +3,7 @@
 Both are named in the address (#tab=search&id=...), so that Back, reloading and links work. Files
 have a name there for as long as the page is open. */
 
-import { Refused, about, blob, json, useKey } from "./api.js";
+import { Refused, about, json, useKey } from "./api.js";
 import { bars, edged, el, linkTo, photo, ranking, segmented, shortened, thumbnail } from "./views.js";
 
 const $ = (selector) => document.querySelector(selector);
@@ -36,20 +36,19 @@ const TASKS = {
     return [bars(answer), named(answer)];
   },
   async segment(signal) {
-    const [answer, mask] = await painted("segment", signal);
-    return [segmented(answer, mask, state.image), named(answer)];
+    const answer = await painted("segment", signal);
+    return [segmented(answer, state.image), named(answer)];
   },
   async edges(signal) {
-    const [answer, map] = await painted("edges", signal);
-    const strength = answer.strength === undefined ? [] : [`mean strength ${answer.strength.toFixed(3)}`];
-    return [edged(answer, map, state.image), [...named(answer), ...strength]];
+    const answer = await painted("edges", signal);
+    const share = `edges on ${(100 * answer.edge_share).toFixed(1)}\u00a0% of the pixels`;
+    return [edged(answer, state.image), [...named(answer), share]];
   },
 };
 
 async function painted(route, signal) {
-  const [query, request] = about(state.image, model(), signal);
-  const [, picture] = about(state.image, model(), signal, "image/png");
-  return Promise.all([json(route + query, request), blob(route + query, picture)]);
+  const [query, request] = about(state.image, { picture: true, ...model() }, signal);
+  return json(route + query, request);
 }
 
 /** The chosen model, where there is more than one. */

@@ -107,13 +107,13 @@ export function bars(answer) {
 }
 
 /** A photograph beside its mask laid over it, and the legend. */
-export function segmented(answer, mask, image) {
+export function segmented(answer, image) {
   const row = ({ name, share, color }) => {
     const swatch = el("i", { className: "swatch" });
     swatch.style.backgroundColor = color;
     return el("li", {}, swatch, el("span", {}, name), el("b", {}, `${(100 * share).toFixed(1)}\u00a0%`));
   };
-  const over = fill(el("img", { alt: "", className: "mask" }), mask);
+  const over = el("img", { alt: "", className: "mask", src: answer.picture });
   const after = figure("Segmentation", answer, photo(image, 1024, "Photograph"), over);
   return [
     el("div", { className: "pair" }, original(answer, image), after),
@@ -122,8 +122,8 @@ export function segmented(answer, mask, image) {
 }
 
 /** A photograph beside its edge map. */
-export function edged(answer, map, image) {
-  const after = figure("Edge map", answer, fill(el("img", { alt: "Edge map" }), map));
+export function edged(answer, image) {
+  const after = figure("Edge map", answer, el("img", { alt: "Edge map", src: answer.picture }));
   return [el("div", { className: "pair" }, original(answer, image), after)];
 }
 
