@@ -152,7 +152,7 @@ def test_pictures_are_coloured_and_verified(
     painted = encoded(Image.new("L", (40, 30), 1), "PNG")
     (tmp_path / "0.png").write_bytes(encoded(halves(), "PNG"))
     row = {"id": "0.png", "picture": "pictures/0.png.png", "sha256": sha256(painted)}
-    output, manifest = _artifact(tmp_path, [row])
+    output, manifest = _artifact(tmp_path, [{"classes": ["one"], "shares": [1.0], **row}])
     output.write("pictures/0.png.png", painted)
     places = tmp_path / "sheet.png", Folder(str(tmp_path)), output, manifest
     draw_predictions(*places, _task(name, **settings))

@@ -117,9 +117,8 @@ def test_training_commands_run_as_printed(tmp_path: Path) -> None:
 
 
 def test_make_serve_serves_the_demos_index() -> None:
-    shown = subprocess.run(
-        ["make", "-n", "serve", "MODELS=a=b"], cwd=ROOT, capture_output=True, text=True
-    )
+    command = ["make", "--no-print-directory", "-n", "serve", "MODELS=a=b"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     *_, trains, serves = shown.stdout.splitlines()
     assert trains.endswith("jobs/demo.py --models"), shown.stderr
     *_, flags = serves.partition("jobs/serve.py ")

@@ -304,3 +304,20 @@ def _damaged(uri: str, folder: Path) -> str:
             (folder / path.relative_to(uri)).parent.mkdir(parents=True, exist_ok=True)
             (folder / path.relative_to(uri)).write_bytes(data)
     return str(folder)
+
+
+def test_an_image_that_the_collection_lost_is_no_fault_of_the_service(
+    served: str, artifacts: Artifacts, pictures: dict[str, bytes]
+) -> None:
+    id = next(id for id in pictures if id.startswith("a/"))
+    path = artifacts.images / id
+    path.rename(path.with_suffix(".lost"))
+    try:
+        for answer in (
+            requests.get(f"{served}/v1/images/{id}", timeout=30),
+            requests.post(f"{served}/v1/search", json={"id": id}, timeout=30),
+        ):
+            assert (answer.status_code, answer.json()["error"]["field"]) == (503, "id")
+            assert str(artifacts.images) not in answer.text
+    finally:
+        path.with_suffix(".lost").rename(path)

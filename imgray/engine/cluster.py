@@ -49,7 +49,7 @@ def cluster() -> Iterator[None]:
     try:
         yield
     finally:
-        with _deaf():
+        with _deaf(), quiet():
             ray.shutdown()
 
 

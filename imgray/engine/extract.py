@@ -151,6 +151,7 @@ def _extract(config: ExtractConfig, identity: dict[str, Any], output: Folder) ->
         made_from={config.images: outcome.files[0].sha256, **identity.get("models", {})},
         counts=outcome.model_dump(exclude={"files"}),
         about={
+            "images": Folder(config.images).absolute,
             "extractor": extractor.config.model_dump(mode="json"),
             "features": {name: info.model_dump() for name, info in columns.items()},
         },

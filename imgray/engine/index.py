@@ -362,7 +362,7 @@ def _extractor(made_from: Manifest, columns: dict[str, FeatureInfo]) -> Extracto
 
 def _about(made_from: Manifest, columns: dict[str, FeatureInfo]) -> dict[str, Any]:
     return {
-        "images": made_from.config["images"],
+        "images": made_from.about["images"],
         "extractor": _extractor(made_from, columns).model_dump(mode="json"),
         "features": {name: info.model_dump() for name, info in columns.items()},
     }

@@ -17,6 +17,7 @@ from imgray.errors import UserError
 from imgray.serving.app import build
 from imgray.serving.guard import API_KEYS, Keys
 from imgray.serving.settings import ServiceSettings
+from imgray.storage import Folder
 
 
 class ServeConfig(JobConfig):
@@ -55,7 +56,7 @@ def run(config: ServeConfig) -> ServeResult:
     """Serve; SIGINT and SIGTERM let the requests in work finish, and end it."""
     settings = ServiceSettings(
         open=_may_be_open(config),
-        index=config.index,
+        index=Folder(config.index).absolute if config.index else None,
         models=dict(_pair(item) for item in config.model),
         keys_file=config.keys_file,
         admin_keys_file=config.admin_keys_file,
@@ -78,7 +79,7 @@ def _pair(item: str) -> tuple[str, str]:
     name, equals, uri = item.partition("=")
     if not (equals and uri and name.replace("-", "").replace("_", "").isalnum()):
         raise UserError(f"--model {item}: expected NAME=URI, NAME of letters, digits, - and _")
-    return name, uri
+    return name, Folder(uri).absolute
 
 
 def _may_be_open(config: ServeConfig) -> bool:

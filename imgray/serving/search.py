@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imgray.engine.report import Report
+from imgray.errors import UserError
 from imgray.features import FeatureInfo, columns_of
 from imgray.manifest import Manifest, read_file
 from imgray.retrieval.deepindex import Hits, merge
@@ -25,6 +27,7 @@ from imgray.serving.versions import Holder, Version
 from imgray.storage import Folder
 
 REPORT = "report.json"
+log = logging.getLogger("ray.serve")
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,12 @@ class Searcher:
         held = await asyncio.gather(*(self._holds(group, index, id) for group in self.groups))
         if not any(held):
             raise Refusal(404, "the index has no such image", "id")
-        return await asyncio.to_thread(index.collection.read, id)
+        try:
+            return await asyncio.to_thread(index.collection.read, id)
+        except UserError as error:
+            log.error("%s", error)
+            text = "the collection does not give this image; the service's log says why"
+            raise Refusal(503, text, "id") from None
 
     async def _holds(self, group: Any, index: Described, id: str) -> bool:
         return bool(await call(group.holds, index.version, id, retries=self.limits.retries))
