@@ -82,7 +82,8 @@ def write_features(uri: str, vectors: Vectors, **changes: Any) -> Manifest:
         "nets": {net: _net(net, vectors) for net in nets},
         "grids": grids, "crop_regions": False, "max_pixels": 10**6,
     }  # fmt: skip
-    about = {"extractor": extractor, "features": {n: i.model_dump() for n, i in columns.items()}}
+    described = {n: i.model_dump() for n, i in columns.items()}
+    about = {"images": "/nowhere", "extractor": extractor, "features": described}
     manifest = Manifest(
         kind="features", config={"images": "nowhere"}, about=about, files=files,
         counts={"listed": images, "done": images, "rejected": 0},
