@@ -38,7 +38,7 @@ import psutil  # noqa: E402
 import torch  # noqa: E402
 from ray import serve  # noqa: E402
 
-from imgray.engine.cluster import cluster  # noqa: E402
+from imgray.engine.cluster import cluster, quiet  # noqa: E402
 from imgray.engine.search import SearchEngine  # noqa: E402
 from imgray.models import load_model  # noqa: E402
 from imgray.serving.app import build  # noqa: E402
@@ -275,7 +275,8 @@ async def main() -> None:
             await {"layers": layers, "burst": burst, "kills": kills, "soak": soak}[GIVEN.what](
                 image, session
             )
-        serve.shutdown()
+        with quiet():
+            serve.shutdown()
 
 
 if __name__ == "__main__":
