@@ -21,7 +21,7 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 FLAGS = (
     "--no-sandbox --disable-gpu --no-first-run --disable-sync"

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from service import start
 
+pytestmark = pytest.mark.timeout(1500)
 ROOT = Path(__file__).parents[1]
 SERVED = shlex.split(
     "--index out/photographs/index-2"
