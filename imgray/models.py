@@ -12,15 +12,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
+
 from imgray import plots
 from imgray.backbones import Backbone, Precision, layer_paths
 from imgray.checkpoints import load_state, pack, unpack
 from imgray.config import validate
 from imgray.errors import UserError
-from imgray.loop import CURVES, CURVES_PNG, Line, States, as_lines, load_nets
+from imgray.loop import (
+    CURVES,
+    CURVES_PNG,
+    Line,
+    States,
+    as_lines,
+    load_nets,
+    precision,
+    to_device,
+)
 from imgray.manifest import FileEntry, Manifest, entry_of, read_file, read_manifest, sha256
 from imgray.storage import Folder
-from imgray.training import Learner, Recipe, Task, task_of
+from imgray.training import Arrays, Learner, Prediction, Recipe, Task, task_of
 from imgray.weights import Request, build
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -34,6 +46,18 @@ class Model:
     task: Task
     learner: Learner
     fingerprint: str
+
+    def to(self, device: str) -> None:
+        """Move all networks to a device."""
+        for net in self.learner.modules.values():
+            net.to(device)
+
+    @torch.inference_mode()
+    def predict(self, batch: Sequence[Arrays], device: str) -> list[Prediction]:
+        """Predictions for images of `Task.prepare` that have one shape, on the networks' device."""
+        arrays = {name: np.stack([one[name] for one in batch]) for name in batch[0]}
+        with precision(self.recipe, device):
+            return self.learner.predict(to_device(arrays, device))
 
 
 def save_model(

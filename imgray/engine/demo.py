@@ -23,11 +23,11 @@ from imgray.engine.evaluate import Truth
 from imgray.engine.extract import ExtractConfig, extract
 from imgray.engine.index import IndexConfig, build_index
 from imgray.engine.progress import say
-from imgray.engine.report import Report
+from imgray.engine.report import read_report
 from imgray.engine.rows import Source
 from imgray.engine.search import SearchEngine
 from imgray.features import Vectors
-from imgray.manifest import read_file, read_manifest
+from imgray.manifest import read_manifest
 from imgray.retrieval import metrics
 from imgray.retrieval.codebook import unit
 from imgray.retrieval.deepindex import Hits
@@ -143,9 +143,7 @@ def _report(root: Path, images: Folder, groups: Mapping[str, str]) -> DemoResult
         started = time.perf_counter()
         hits = [engine.index.search(_row(vectors, n), len(ids))[0] for n in range(len(ids))]
         elapsed = 1000 * (time.perf_counter() - started) / len(ids)
-        report = Report.model_validate_json(
-            read_file(engine.folder, engine.manifest.file("report.json"))
-        )
+        report = read_report(engine.folder, engine.manifest)
         answers = dict(zip(ids, hits, strict=True))
         scores = _scores({id: h.ids for id, h in answers.items()}, groups) or {
             "recall@10": report.recall["recall@10"]

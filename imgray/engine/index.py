@@ -23,7 +23,7 @@ from safetensors.numpy import save as save_safetensors
 from imgray.config import JobConfig
 from imgray.engine.cluster import cluster
 from imgray.engine.progress import Progress, say
-from imgray.engine.report import Report, measure
+from imgray.engine.report import REPORT, measure, read_report
 from imgray.engine.rows import BLOCK, Source
 from imgray.engine.search import CODEBOOKS, FREQUENCY, TASK_RETRIES
 from imgray.errors import UserError
@@ -52,7 +52,6 @@ from imgray.storage import Folder
 
 SHARD_IMAGES = 100_000
 MAX_CODEWORDS = 4096
-REPORT = "report.json"
 FITTED = f"{WORK}/codebooks.json"
 """The note that codebooks are done."""
 
@@ -159,7 +158,7 @@ def build_index(config: IndexConfig) -> IndexResult:
             manifest = _build(config, source, settings, output, made_from, identity)
     else:
         say(f"{output.uri}: already built, nothing to do")
-    report = Report.model_validate_json(read_file(output, manifest.file(REPORT)))
+    report = read_report(output, manifest)
     return IndexResult(
         output=output.uri,
         images=manifest.counts["images"],

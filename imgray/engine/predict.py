@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image
@@ -27,7 +26,6 @@ from imgray.engine.collection import (
 )
 from imgray.engine.progress import say
 from imgray.engine.sheets import draw_predictions
-from imgray.loop import precision, to_device
 from imgray.manifest import Manifest, begin, nothing_left_before, publish, read_manifest, sha256
 from imgray.models import fingerprint_of, load_model, load_task
 from imgray.storage import Folder
@@ -72,8 +70,7 @@ class PredictStep:
     def __init__(self, model: str, output: Folder) -> None:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model, self.output = load_model(model), output
-        for net in self.model.learner.modules.values():
-            net.to(self.device)
+        self.model.to(self.device)
         columns = list(self.model.task.columns)
         picture = [pa.field("picture", pa.string()), pa.field("sha256", pa.string())]
         self.schema = pa.schema([pa.field("id", pa.string()), *columns, *picture])
@@ -85,18 +82,12 @@ class PredictStep:
         together = len(batch) if self.model.task.one_shape else 1
         found: list[Prediction] = []
         for start in range(0, len(batch), together):
-            found += self._predict(batch[start : start + together])
+            found += self.model.predict(batch[start : start + together], self.device)
         rows = [
             {"id": id, **one.row, **self._painted(id, one)}
             for id, one in zip(ids, found, strict=True)
         ]
         return pa.Table.from_pylist(rows, self.schema), []
-
-    @torch.inference_mode()
-    def _predict(self, batch: Sequence[Arrays]) -> list[Prediction]:
-        arrays = {name: np.stack([one[name] for one in batch]) for name in batch[0]}
-        with precision(self.model.recipe, self.device):
-            return self.model.learner.predict(to_device(arrays, self.device))
 
     def _painted(self, id: str, prediction: Prediction) -> dict[str, str | None]:
         """Write the picture of an image, if there is one: its name and digest."""

@@ -13,10 +13,11 @@ from pydantic import BaseModel
 from imgray.engine.rows import BLOCK, Source
 from imgray.engine.search import search_shards
 from imgray.features import Vectors, choose
-from imgray.manifest import Manifest
+from imgray.manifest import Manifest, read_file
 from imgray.retrieval.codebook import unit
 from imgray.storage import Folder
 
+REPORT = "report.json"
 EXACT_ROWS = 20_000
 RECALL_AT = (1, 10, 100)
 DEPTH = max(RECALL_AT)
@@ -36,6 +37,11 @@ class Report(BaseModel):
     postings_touched: float
     seconds: dict[str, float]
     milliseconds_per_query: float
+
+
+def read_report(folder: Folder, manifest: Manifest) -> Report:
+    """The verified report of an index artifact. Raises `UserError`."""
+    return Report.model_validate_json(read_file(folder, manifest.file(REPORT)))
 
 
 def measure(

@@ -32,7 +32,7 @@ from imgray.serving.guard import (
 from imgray.serving.requests import (
     BatchOptions,
     ClassifyOptions,
-    EmbedOptions,
+    ImageOptions,
     PageOptions,
     PaintOptions,
     PictureOptions,
@@ -76,7 +76,7 @@ class Service:
         groups: Sequence[Any] = (),
         predictors: Mapping[str, Any] | None = None,
     ) -> None:
-        self.settings, self.limits = settings, settings.limits
+        self.limits = settings.limits
         self.keys = Keys(settings.keys_file, API_KEYS)
         if not (self.keys or settings.open):
             raise UserError(f"anyone could use this service; set {API_KEYS}, or open: true")
@@ -92,14 +92,14 @@ class Service:
             self.searcher = Searcher(settings, encoder, groups, holder)
 
     @asynccontextmanager
-    async def _heard(self, request: Request, stage: str) -> AsyncIterator[None]:
+    async def _heard(self, request: Request) -> AsyncIterator[None]:
         """Within the keys, the number of requests and the time that are allowed."""
         if self.keys:
             check_key(request, (self.keys, self.admins))
         async with self.admitted():
             try:
                 async with asyncio.timeout(self.limits.seconds):
-                    with timed(stage):
+                    with timed("request"):
                         yield
             except TimeoutError:
                 text = f"not done within {self.limits.seconds:g} s"
@@ -115,7 +115,7 @@ class Service:
     @app.post("/v1/search", openapi_extra=documented(SearchOptions))
     async def search(self, request: Request) -> JSONResponse:
         """The images of the collection most like a picture, best first."""
-        async with self._heard(request, "request"):
+        async with self._heard(request):
             searcher = self._index()
             options, pictures = await read(request, SearchOptions, self.limits.body_bytes)
             index = await searcher.current()
@@ -126,7 +126,7 @@ class Service:
     @app.post("/v1/search/batch", openapi_extra=documented(BatchOptions))
     async def search_batch(self, request: Request) -> JSONResponse:
         """`search` for several pictures: an answer for each, or its error, in their order."""
-        async with self._heard(request, "request"):
+        async with self._heard(request):
             searcher, most = self._index(), self.limits.batch
             options, pictures = await read(request, BatchOptions, self.limits.body_bytes, most)
             if not 0 < len(pictures) + len(options.ids) <= most:
@@ -150,12 +150,12 @@ class Service:
                 raise
             return {"error": {"field": fault.field, "message": fault.message}}
 
-    @app.post("/v1/embed", openapi_extra=documented(EmbedOptions))
+    @app.post("/v1/embed", openapi_extra=documented(ImageOptions))
     async def embed(self, request: Request) -> JSONResponse:
         """The features of a picture, equal to the extracted ones: a row of numbers per region."""
-        async with self._heard(request, "request"):
+        async with self._heard(request):
             searcher = self._index()
-            options, pictures = await read(request, EmbedOptions, self.limits.body_bytes)
+            options, pictures = await read(request, ImageOptions, self.limits.body_bytes)
             index = await searcher.current()
             image = await self._picture(pictures, options.id, index)
             vectors = await searcher.encode(index, image)
@@ -168,7 +168,7 @@ class Service:
     @app.get("/v1/index")
     async def index(self, request: Request) -> JSONResponse:
         """What is indexed, by what, and how well."""
-        async with self._heard(request, "request"):
+        async with self._heard(request):
             return JSONResponse(about(await self._index().current()))
 
     @app.post("/v1/index", openapi_extra=documented(SwapOptions, pictures=False))
@@ -195,7 +195,7 @@ class Service:
     @app.get("/v1/images")
     async def images(self, request: Request) -> JSONResponse:
         """Ids of the collection, in its order."""
-        async with self._heard(request, "request"):
+        async with self._heard(request):
             options = validated(PageOptions, dict(request.query_params))
             searcher = self._index()
             index = await searcher.current()
@@ -206,7 +206,7 @@ class Service:
     @app.get("/v1/images/{id:path}", response_class=Response)
     async def image(self, request: Request, id: str) -> Response:
         """An indexed image as JPEG, at a bounded size."""
-        async with self._heard(request, "request"):
+        async with self._heard(request):
             options = validated(SizeOptions, dict(request.query_params))
             searcher = self._index()
             data = await searcher.picture(await searcher.current(), id)
@@ -219,13 +219,13 @@ class Service:
     @app.get("/v1/models")
     async def served(self, request: Request) -> JSONResponse:
         """The models that are served."""
-        async with self._heard(request, "request"):
+        async with self._heard(request):
             return JSONResponse({"models": [model.describe() for model in self.models.values()]})
 
     @app.post("/v1/classify", openapi_extra=documented(ClassifyOptions))
     async def classify(self, request: Request) -> JSONResponse:
         """The most probable classes of a picture."""
-        async with self._heard(request, "request"):
+        async with self._heard(request):
             options, pictures = await read(request, ClassifyOptions, self.limits.body_bytes)
             model, answer = await self._predicted("classify", options, pictures, painted=False)
             words = model.task.words(answer.row)[: options.top]
@@ -243,7 +243,7 @@ class Service:
         return await self._painted(request, "edges")
 
     async def _painted(self, request: Request, kind: str) -> Response:
-        async with self._heard(request, "request"):
+        async with self._heard(request):
             png = PNG in request.headers.get("accept", "")
             options, pictures = await read(request, PaintOptions, self.limits.body_bytes)
             painted = png or options.picture

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from ray import serve
 
-from imgray.loop import precision, to_device
 from imgray.models import load_model
 from imgray.pixels import Rejected, check
 from imgray.serving.settings import Batching
@@ -42,8 +41,7 @@ class Predictor:
     def __init__(self, uri: str, batching: Batching, pixels: int) -> None:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model, self.pixels = load_model(uri), pixels
-        for net in self.model.learner.modules.values():
-            net.to(self.device)
+        self.model.to(self.device)
         batching.apply(self._run)
 
     async def predict(self, image: bytes, painted: bool) -> Answer | Rejected:
@@ -79,16 +77,13 @@ class Predictor:
         batch_sizes.observe(len(items))
         return await asyncio.to_thread(self._forward, items)
 
-    @torch.inference_mode()
     def _forward(self, items: Sequence[Arrays]) -> list[Prediction]:
         """One pass per shape."""
         answers: dict[int, Prediction] = {}
         shapes = [tuple(value.shape for value in item.values()) for item in items]
         for shape in dict.fromkeys(shapes):
             places = [place for place, one in enumerate(shapes) if one == shape]
-            arrays = {n: np.stack([items[p][n] for p in places]) for n in items[0]}
-            with precision(self.model.recipe, self.device):
-                found = self.model.learner.predict(to_device(arrays, self.device))
+            found = self.model.predict([items[place] for place in places], self.device)
             answers |= zip(places, found, strict=True)
         return [answers[place] for place in range(len(items))]
 

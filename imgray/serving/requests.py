@@ -35,12 +35,17 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Id = Annotated[str, Field(min_length=1, max_length=LONGEST_ID)]
 
 
-class PictureOptions(BaseModel):
-    """Options of a request for a model."""
+class ImageOptions(BaseModel):
+    """Options of a request about one picture."""
 
     model_config = ConfigDict(extra="forbid")
 
     id: Id | None = Field(default=None, description="an indexed image instead of a picture")
+
+
+class PictureOptions(ImageOptions):
+    """Options of a request for a model."""
+
     model: str | None = Field(default=None, description="name of the model (default: the first)")
 
 
@@ -70,10 +75,8 @@ class Ranking(BaseModel):
     )
 
 
-class SearchOptions(Ranking):
+class SearchOptions(Ranking, ImageOptions):
     """Options of a search with one picture."""
-
-    id: Id | None = Field(default=None, description="an indexed image instead of a picture")
 
 
 class BatchOptions(Ranking):
@@ -82,14 +85,6 @@ class BatchOptions(Ranking):
     ids: Annotated[list[Id], BeforeValidator(_parsed)] = Field(
         default=[], description="indexed images instead of pictures"
     )
-
-
-class EmbedOptions(BaseModel):
-    """Options of an embedding."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    id: Id | None = Field(default=None, description="an indexed image instead of a picture")
 
 
 class PageOptions(BaseModel):

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imgray.engine.report import Report
+from imgray.engine.report import Report, read_report
 from imgray.errors import UserError
 from imgray.features import FeatureInfo, columns_of
-from imgray.manifest import Manifest, read_file
+from imgray.manifest import Manifest
 from imgray.retrieval.deepindex import Hits, merge
 from imgray.serving.calls import call, call_with_picture
 from imgray.serving.guard import RETRY_AFTER, Refusal
@@ -26,7 +26,6 @@ from imgray.serving.stages import timed
 from imgray.serving.versions import Holder, Version
 from imgray.storage import Folder
 
-REPORT = "report.json"
 log = logging.getLogger("ray.serve")
 
 
@@ -42,8 +41,7 @@ class Described:
     @classmethod
     def of(cls, version: Version) -> Described:
         folder, manifest = version.open()
-        data = read_file(folder, manifest.file(REPORT))
-        return cls(version, manifest, Report.model_validate_json(data), columns_of(manifest))
+        return cls(version, manifest, read_report(folder, manifest), columns_of(manifest))
 
     @cached_property
     def collection(self) -> Folder:
