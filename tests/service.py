@@ -109,6 +109,13 @@ def start(*flags: str, **environment: str) -> Service:
     return service
 
 
+def ask_much(url: str, picture: bytes) -> tuple[float, int]:
+    """Ask for a batch that takes a while: when it was answered, and the status."""
+    files = [("image", picture)] * 32
+    status = requests.post(f"{url}/v1/search/batch", files=files, timeout=60).status_code
+    return time.monotonic(), status
+
+
 def ready(service: Service) -> bool:
     """Whether every part of a service answers."""
     try:

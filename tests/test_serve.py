@@ -150,7 +150,7 @@ def test_models_answer_as_predict_does(
         assert (mask != expected.picture).mean() < 0.01
         described = _post(served, f"/v1/{kind}", data)
         assert (described["height"], described["width"]) == mask.shape
-        assert "picture" not in described
+        assert described["picture"] is None
         inlined = _post(served, f"/v1/{kind}", data, picture="true")["picture"]
         assert base64.b64decode(inlined.removeprefix("data:image/png;base64,")) == answer.content
     shares = {one["name"]: one["share"] for one in _post(served, "/v1/segment", data)["classes"]}
@@ -178,7 +178,7 @@ def test_the_collection_is_listed_in_pages(served: str, pictures: dict[str, byte
 def test_the_service_describes_itself(served: str, artifacts: Artifacts) -> None:
     index = requests.get(f"{served}/v1/index", timeout=30).json()
     assert (index["images"], index["shards"]) == (40, 2)
-    assert 0 <= index["recall"]["recall@10"] <= 1
+    assert 0 <= index["report"]["recall"]["recall@10"] <= 1
     models = requests.get(f"{served}/v1/models", timeout=30).json()["models"]
     assert {model["name"]: model["kind"] for model in models} == {k: k for k in artifacts.models}
     for model in models:

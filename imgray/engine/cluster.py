@@ -36,6 +36,7 @@ def cluster() -> Iterator[None]:
         return
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("ray.data").setLevel(os.environ["RAY_DATA_LOG_LEVEL"])  # may be imported
     address = os.environ.get("RAY_ADDRESS")
     try:
         with quiet():

@@ -18,13 +18,8 @@ from imgray.config import JobConfig
 from imgray.engine.cluster import cluster, cores
 from imgray.engine.progress import say
 from imgray.engine.rows import Source
-from imgray.engine.search import (
-    TASK_RETRIES,
-    check_fingerprints,
-    encode,
-    read_image,
-    search_shards,
-)
+from imgray.engine.search import check_fingerprints, encode, read_image
+from imgray.engine.shards import TASK_RETRIES, search_shards
 from imgray.errors import UserError
 from imgray.features import Vectors, columns_of, load_extractor
 from imgray.manifest import NAME, Manifest, read_file, read_manifest

@@ -14,7 +14,7 @@ from imgray.datasets import open_dataset
 from imgray.engine.cluster import cluster, cores
 from imgray.engine.evaluate import Scores
 from imgray.engine.progress import Progress
-from imgray.engine.search import TASK_RETRIES
+from imgray.engine.shards import TASK_RETRIES
 from imgray.loop import Loader, add_up, in_threads, precision
 from imgray.manifest import read_manifest
 from imgray.models import load_model, load_task

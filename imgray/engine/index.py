@@ -25,7 +25,7 @@ from imgray.engine.cluster import cluster
 from imgray.engine.progress import Progress, say
 from imgray.engine.report import REPORT, measure, read_report
 from imgray.engine.rows import BLOCK, Source
-from imgray.engine.search import CODEBOOKS, FREQUENCY, TASK_RETRIES
+from imgray.engine.shards import CODEBOOKS, FREQUENCY, TASK_RETRIES
 from imgray.errors import UserError
 from imgray.features import (
     ExtractorConfig,

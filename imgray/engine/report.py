@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from imgray.engine.rows import BLOCK, Source
-from imgray.engine.search import search_shards
+from imgray.engine.shards import search_shards
 from imgray.features import Vectors, choose
 from imgray.manifest import Manifest, read_file
 from imgray.retrieval.codebook import unit

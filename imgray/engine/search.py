@@ -2,61 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import ray
 from pydantic import BaseModel, Field
-from safetensors.numpy import load as load_safetensors
 
 from imgray.config import JobConfig
 from imgray.engine import sheets
+from imgray.engine.shards import open_shards
 from imgray.errors import UserError
 from imgray.features import Extractor, FeatureInfo, Prepared, Vectors, columns_of, load_extractor
-from imgray.manifest import Manifest, local_file, read_file, read_manifest
+from imgray.manifest import Manifest, read_manifest
 from imgray.pixels import Rejected
-from imgray.retrieval.codebook import Codebooks
-from imgray.retrieval.deepindex import DeepIndex, Hits, Shard, merge
+from imgray.retrieval.deepindex import Hits
 from imgray.storage import Folder
 
 QUERIES_AT_ONCE = 16
-TASK_RETRIES = 5
-CODEBOOKS, FREQUENCY = "codebooks.safetensors", "frequency.safetensors"
-
-
-def open_shards(
-    folder: Folder, manifest: Manifest, only: Collection[int] | None = None
-) -> DeepIndex:
-    """Load an index, or some shards of it, every file verified against the manifest before use."""
-    codebooks = Codebooks.from_bytes(read_file(folder, manifest.file(CODEBOOKS)))
-    stored = load_safetensors(read_file(folder, manifest.file(FREQUENCY)))
-    frequency = np.zeros(codebooks.settings.lists, np.int64)
-    frequency[stored["lists"]] = stored["counts"]
-    shards, offset = [], 0
-    for number, entry in enumerate(manifest.named("shard-", ".faiss")):
-        if only is not None and number not in only:
-            offset += entry.rows
-            continue
-        table = manifest.file(entry.name.replace(".faiss", ".parquet"))
-        shards.append(Shard(local_file(folder, entry), local_file(folder, table), offset))
-        offset += entry.rows
-    return DeepIndex(codebooks, frequency, manifest.counts["images"], shards)
-
-
-def search_shards(folder: Folder, manifest: Manifest, vectors: Vectors, top: int) -> list[Hits]:
-    """Search every shard in a Ray task of its own, and merge: what one process would answer."""
-    task = ray.remote(num_cpus=1, max_retries=TASK_RETRIES)(_search_shard)
-    queries = ray.put(vectors)
-    shards = range(manifest.counts["shards"])
-    parts = ray.get([task.remote(folder, manifest, n, queries, top) for n in shards])
-    return [merge(answers, top) for answers in zip(*parts, strict=True)]
-
-
-def _search_shard(
-    folder: Folder, manifest: Manifest, number: int, vectors: Vectors, top: int
-) -> list[Hits]:
-    return open_shards(folder, manifest, [number]).search(vectors, top)
 
 
 def encode(extractor: Extractor, images: Mapping[str, bytes]) -> Vectors:

@@ -9,12 +9,22 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from imgray.errors import cause_of
 from imgray.pixels import Rejected
-from imgray.serving import stages
 from imgray.serving.guard import RETRY_AFTER, Refusal, overloaded
+from imgray.serving.stages import metrics
 
 
-async def call(method: Any, *arguments: Any, retries: int = 0) -> Any:
-    """The answer of a deployment's method, which must be safe to repeat. Raises `Refusal`."""
+async def call(method: Any, *arguments: Any, retries: int = 0, blame: str | None = None) -> Any:
+    """The answer of a deployment's method, which must be safe to repeat.
+
+    Args:
+        method: of a handle.
+        arguments: of the method.
+        retries: new attempts when a replica dies at work.
+        blame: the field of the request whose fault a `UserError` is; otherwise it is the service's.
+
+    Raises:
+        Refusal: there is no answer.
+    """
     for attempt in range(retries + 1):
         try:
             return await method.remote(*arguments)
@@ -28,6 +38,8 @@ async def call(method: Any, *arguments: Any, retries: int = 0) -> Any:
             cause = cause_of(error)
             if cause is None:
                 raise
+            if blame is not None:
+                raise Refusal(422, str(cause), blame) from None
             raise Refusal(503, str(cause), None, RETRY_AFTER) from None
     raise AssertionError("unreachable")
 
@@ -36,6 +48,6 @@ async def call_with_picture(method: Any, *arguments: Any, retries: int = 0) -> A
     """`call`; a picture that cannot be decoded is the client's fault."""
     answer = await call(method, *arguments, retries=retries)
     if isinstance(answer, Rejected):
-        stages.rejected.inc(1, {"reason": "picture"})
+        metrics().rejected.inc(1, {"reason": "picture"})
         raise Refusal(422, str(answer), "image")
     return answer

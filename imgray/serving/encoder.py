@@ -15,7 +15,7 @@ from imgray.engine.search import check_fingerprints
 from imgray.features import Extractor, Prepared, load_extractor
 from imgray.pixels import Rejected
 from imgray.serving.settings import Batching
-from imgray.serving.stages import batch_sizes, replica_name, timed
+from imgray.serving.stages import metrics, replica_name, timed
 from imgray.serving.versions import Holder, Version
 
 Half = NDArray[np.float16]
@@ -66,7 +66,7 @@ class Encoder:
 
     @serve.batch
     async def _run(self, items: list[tuple[Extractor, Prepared]]) -> list[dict[str, Half]]:
-        batch_sizes.observe(len(items))
+        metrics().batch_size.observe(len(items))
         return await asyncio.to_thread(_forward, items)
 
 

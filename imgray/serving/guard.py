@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -9,17 +10,20 @@ import os
 import uuid
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from imgray.errors import UserError
-from imgray.serving import stages
+from imgray.serving.stages import metrics
 
 API_KEYS, ADMIN_KEYS = "IMGRAY_API_KEYS", "IMGRAY_ADMIN_KEYS"
 RETRY_AFTER = {"Retry-After": "1"}
@@ -43,13 +47,39 @@ class Refusal(Exception):
 
 def overloaded(reason: str) -> Refusal:
     """503: come again."""
-    stages.rejected.inc(1, {"reason": reason})
+    metrics().rejected.inc(1, {"reason": reason})
     return Refusal(503, f"too much to do ({reason}); come again", headers=RETRY_AFTER)
 
 
-def error(status: int, message: str, field: str | None, headers: Any = None) -> JSONResponse:
+class Fault(BaseModel):
+    """What is wrong."""
+
+    field: str | None = Field(description="the part of the request that is at fault")
+    message: str
+
+
+class ErrorAnswer(BaseModel):
     """An error as every route gives it."""
-    return JSONResponse({"error": {"field": field, "message": message}}, status, headers)
+
+    error: Fault
+
+
+def faulty(message: str, field: str | None) -> ErrorAnswer:
+    """An error, to be answered."""
+    return ErrorAnswer(error=Fault(field=field, message=message))
+
+
+def error(status: int, message: str, field: str | None, headers: Any = None) -> JSONResponse:
+    """An error with its status."""
+    return JSONResponse(faulty(message, field).model_dump(), status, headers)
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI of the errors that a route may answer with."""
+    return {
+        status: {"model": ErrorAnswer, "description": HTTPStatus(status).phrase}
+        for status in statuses
+    }
 
 
 def answer_errors(app: FastAPI) -> None:
@@ -62,7 +92,8 @@ def answer_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, fault: HTTPException) -> JSONResponse:
         message = f"{request.method} {request.url.path}: {fault.detail}"
-        return error(fault.status_code, message, None, fault.headers)
+        headers = {"Allow": _methods(request)} if fault.status_code == 405 else fault.headers
+        return error(fault.status_code, message, None, headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, fault: RequestValidationError) -> JSONResponse:
@@ -74,6 +105,12 @@ def answer_errors(app: FastAPI) -> None:
         number = uuid.uuid4().hex[:12]
         log.error("error %s", number, exc_info=fault)
         return error(500, f"internal error {number}; the service's log says more", None)
+
+
+def _methods(request: Request) -> str:
+    """What may be done with a path: by all of its routes, where Starlette names the first's."""
+    routes = [r for r in request.app.routes if r.matches(request.scope)[0] is not Match.NONE]
+    return ", ".join(sorted({name for r in routes for name in getattr(r, "methods", None) or ()}))
 
 
 class Keys:
@@ -115,28 +152,51 @@ def check_key(request: Request, levels: Iterable[Keys]) -> None:
     """Refuse a request whose key none of the levels knows."""
     key = key_of(request)
     if not any([level.know(key) for level in levels]):
-        stages.rejected.inc(1, {"reason": "key"})
+        metrics().rejected.inc(1, {"reason": "key"})
         message = "wrong API key" if key else "an API key is needed: Authorization: Bearer KEY"
         raise Refusal(401, message, "Authorization", {"WWW-Authenticate": "Bearer"})
 
 
+def with_keys(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI of an application, where a key may be needed."""
+    schema = FastAPI.openapi(app)
+    schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    schema["security"] = [{"key": []}, {}]
+    return schema
+
+
 class Admission:
-    """So many requests in work at once, and no more."""
+    """So many requests in work at once, and no more; none any more once it is closed."""
 
     def __init__(self, most: int) -> None:
-        self.most, self.count = most, 0
+        self.most, self.count, self.closed = most, 0, False
+        self.idle = asyncio.Event()
+        self.idle.set()
 
     @asynccontextmanager
     async def __call__(self) -> AsyncIterator[None]:
+        if self.closed:
+            raise overloaded("stopping")
         if self.count >= self.most:
             raise overloaded("requests")
-        self.count += 1
-        stages.pending.set(self.count)
+        self._set(self.count + 1)
         try:
             yield
         finally:
-            self.count -= 1
-            stages.pending.set(self.count)
+            self._set(self.count - 1)
+
+    async def close(self) -> None:
+        """Admit no more, and wait until those in work are done."""
+        self.closed = True
+        await self.idle.wait()
+
+    def _set(self, count: int) -> None:
+        self.count = count
+        metrics().pending.set(count)
+        if count:
+            self.idle.clear()
+        else:
+            self.idle.set()
 
 
 async def whole(request: Request, most: int) -> Request:
@@ -157,7 +217,7 @@ async def whole(request: Request, most: int) -> Request:
 
 
 def _too_long(most: int) -> Refusal:
-    stages.rejected.inc(1, {"reason": "size"})
+    metrics().rejected.inc(1, {"reason": "size"})
     return Refusal(413, f"the body is longer than {most:,} bytes", "body")
 
 
@@ -172,7 +232,7 @@ class Counted:
             if message["type"] == "http.response.start":
                 route = getattr(scope.get("route"), "path", "unknown")
                 status = str(message["status"])
-                stages.requests.inc(1, {"endpoint": route, "status": status})
+                metrics().requests.inc(1, {"endpoint": route, "status": status})
                 message["headers"] = [*message["headers"], (b"x-content-type-options", b"nosniff")]
             await send(message)
 

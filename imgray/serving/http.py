@@ -7,27 +7,48 @@ another kind gets a method here, beside `edges`.
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi import Request, Response
+from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
+from fastapi_offline import FastAPIOffline
 from ray import serve
 
 import imgray
-from imgray.errors import UserError, cause_of
-from imgray.serving.answers import Served, about, named, painting, thumbnail
+from imgray.errors import UserError
+from imgray.serving.answers import (
+    BatchAnswer,
+    ClassifyAnswer,
+    EdgesAnswer,
+    EmbedAnswer,
+    HealthAnswer,
+    IdsAnswer,
+    IndexAnswer,
+    ModelsAnswer,
+    Painted,
+    ReadyAnswer,
+    SegmentAnswer,
+    Served,
+    SwapAnswer,
+    thumbnail,
+)
 from imgray.serving.calls import call, call_with_picture
 from imgray.serving.guard import (
     ADMIN_KEYS,
     API_KEYS,
     Admission,
     Counted,
+    ErrorAnswer,
     Keys,
     Refusal,
     answer_errors,
     check_key,
+    errors,
+    faulty,
+    with_keys,
 )
 from imgray.serving.requests import (
     BatchOptions,
@@ -40,10 +61,11 @@ from imgray.serving.requests import (
     SizeOptions,
     SwapOptions,
     documented,
+    in_query,
     read,
     validated,
 )
-from imgray.serving.search import Described, Searcher
+from imgray.serving.search import Described, SearchAnswer, Searcher
 from imgray.serving.settings import ServiceSettings
 from imgray.serving.stages import replica_name, timed
 from imgray.serving.versions import Holder
@@ -52,10 +74,19 @@ PAGE = Path(__file__).parent / "page"
 POLICY = "default-src 'self'; img-src 'self' blob: data:"
 PNG = "image/png"
 
-app = FastAPI(title="imgray", version=imgray.__version__)
+BODY = errors(400, 413)
+"""What may be wrong with a body, beside what may go wrong with every request."""
+
+app = FastAPIOffline(
+    title="imgray",
+    version=imgray.__version__,
+    redoc_url=None,
+    responses=errors(401, 404, 422, 500, 503, 504),
+)
 app.add_middleware(Counted)
 app.mount("/page", StaticFiles(directory=PAGE), "page")
 answer_errors(app)
+app.openapi = partial(with_keys, app)  # type: ignore[method-assign]  # FastAPI's own way
 
 
 @serve.ingress(app)
@@ -82,6 +113,7 @@ class Service:
             raise UserError(f"anyone could use this service; set {API_KEYS}, or open: true")
         self.admins = Keys(settings.admin_keys_file, ADMIN_KEYS)
         self.admitted = Admission(settings.limits.pending)
+        self.at_once = 2 * settings.batching.size
         found = [asyncio.to_thread(Served.of, *item) for item in settings.models.items()]
         self.models = {model.name: model for model in await asyncio.gather(*found)}
         self.predictors, self.registry = dict(predictors or {}), registry
@@ -112,8 +144,8 @@ class Service:
 
     # --- the index ---------------------------------------------------------------------------
 
-    @app.post("/v1/search", openapi_extra=documented(SearchOptions))
-    async def search(self, request: Request) -> JSONResponse:
+    @app.post("/v1/search", responses=BODY, openapi_extra=documented(SearchOptions))
+    async def search(self, request: Request) -> SearchAnswer:
         """The images of the collection most like a picture, best first."""
         async with self._heard(request):
             searcher = self._index()
@@ -121,10 +153,10 @@ class Service:
             index = await searcher.current()
             searcher.check(index, options)
             image = await self._picture(pictures, options.id, index)
-            return JSONResponse(await searcher.search(index, image, options))
+            return await searcher.search(index, image, options)
 
-    @app.post("/v1/search/batch", openapi_extra=documented(BatchOptions))
-    async def search_batch(self, request: Request) -> JSONResponse:
+    @app.post("/v1/search/batch", responses=BODY, openapi_extra=documented(BatchOptions))
+    async def search_batch(self, request: Request) -> BatchAnswer:
         """`search` for several pictures: an answer for each, or its error, in their order."""
         async with self._heard(request):
             searcher, most = self._index(), self.limits.batch
@@ -133,46 +165,52 @@ class Service:
                 raise Refusal(422, f"send 1 to {most} pictures or ids", "image")
             index = await searcher.current()
             searcher.check(index, options)
-            asked = [self._one_of_batch(index, image, None, options) for image in pictures]
-            asked += [self._one_of_batch(index, None, id, options) for id in options.ids]
+            some = asyncio.Semaphore(self.at_once)
+            asked = [self._one_of_batch(some, index, image, None, options) for image in pictures]
+            asked += [self._one_of_batch(some, index, None, id, options) for id in options.ids]
             answers = await asyncio.gather(*asked)
-            return JSONResponse({"version": index.version.digest, "answers": answers})
+            return BatchAnswer(version=index.version.digest, answers=answers)
 
     async def _one_of_batch(
-        self, index: Described, image: bytes | None, id: str | None, options: BatchOptions
-    ) -> dict[str, Any]:
+        self,
+        some: asyncio.Semaphore,
+        index: Described,
+        image: bytes | None,
+        id: str | None,
+        options: BatchOptions,
+    ) -> SearchAnswer | ErrorAnswer:
         searcher = self._index()
-        try:
-            picture = image if id is None else await searcher.picture(index, id)
-            return await searcher.search(index, picture or b"", options)
-        except Refusal as fault:
-            if fault.status >= 500:
-                raise
-            return {"error": {"field": fault.field, "message": fault.message}}
+        async with some:
+            try:
+                picture = image if id is None else await searcher.picture(index, id)
+                return await searcher.search(index, picture or b"", options)
+            except Refusal as fault:
+                if fault.status >= 500:
+                    raise
+                return faulty(fault.message, fault.field)
 
-    @app.post("/v1/embed", openapi_extra=documented(ImageOptions))
-    async def embed(self, request: Request) -> JSONResponse:
+    @app.post("/v1/embed", responses=BODY, openapi_extra=documented(ImageOptions))
+    async def embed(self, request: Request) -> EmbedAnswer:
         """The features of a picture, equal to the extracted ones: a row of numbers per region."""
         async with self._heard(request):
             searcher = self._index()
             options, pictures = await read(request, ImageOptions, self.limits.body_bytes)
             index = await searcher.current()
             image = await self._picture(pictures, options.id, index)
-            vectors = await searcher.encode(index, image)
-            features = {
-                name: {**index.columns[name].model_dump(), "vectors": vectors[name].tolist()}
-                for name in index.columns
-            }
-            return JSONResponse({"version": index.version.digest, "features": features})
+            return EmbedAnswer.of(index, await searcher.encode(index, image))
 
     @app.get("/v1/index")
-    async def index(self, request: Request) -> JSONResponse:
+    async def index(self, request: Request) -> IndexAnswer:
         """What is indexed, by what, and how well."""
         async with self._heard(request):
-            return JSONResponse(about(await self._index().current()))
+            return IndexAnswer.of(await self._index().current())
 
-    @app.post("/v1/index", openapi_extra=documented(SwapOptions, pictures=False))
-    async def swap(self, request: Request) -> JSONResponse:
+    @app.post(
+        "/v1/index",
+        responses=BODY | errors(403),
+        openapi_extra=documented(SwapOptions, pictures=False),
+    )
+    async def swap(self, request: Request) -> SwapAnswer:
         """Move to another index, once every replica has opened and verified it (admin key)."""
         if not self.admins:
             raise Refusal(403, f"this service has no admin key; see {ADMIN_KEYS}")
@@ -180,20 +218,17 @@ class Service:
         searcher = self._index()
         options, _ = await read(request, SwapOptions, self.limits.body_bytes)
         before = await searcher.current()
+        version = await call(self.registry.move, options.index, options.seconds, blame="index")
         try:
-            version = await self.registry.move.remote(options.index, options.seconds)
-        except Exception as fault:
-            cause = cause_of(fault)
-            if cause is None:
-                raise
-            raise Refusal(422, str(cause), "index") from None
-        while searcher.holder.current != version:
-            await asyncio.sleep(0.05)
-        after = await searcher.current()
-        return JSONResponse({"before": before.version.digest, **about(after)})
+            async with asyncio.timeout(self.limits.seconds):
+                while searcher.holder.current != version:
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise Refusal(504, "the registry has moved, but this replica does not know") from None
+        return SwapAnswer.of(await searcher.current(), before=before.version.digest)
 
-    @app.get("/v1/images")
-    async def images(self, request: Request) -> JSONResponse:
+    @app.get("/v1/images", openapi_extra=in_query(PageOptions))
+    async def images(self, request: Request) -> IdsAnswer:
         """Ids of the collection, in its order."""
         async with self._heard(request):
             options = validated(PageOptions, dict(request.query_params))
@@ -201,9 +236,14 @@ class Service:
             index = await searcher.current()
             ids = await searcher.ids(index, options.offset, options.limit)
             total = index.manifest.counts["images"]
-            return JSONResponse({"version": index.version.digest, "images": total, "ids": ids})
+            return IdsAnswer(version=index.version.digest, images=total, ids=ids)
 
-    @app.get("/v1/images/{id:path}", response_class=Response)
+    @app.get(
+        "/v1/images/{id:path}",
+        response_class=Response,
+        responses={200: {"content": {"image/jpeg": {}}}},
+        openapi_extra=in_query(SizeOptions),
+    )
     async def image(self, request: Request, id: str) -> Response:
         """An indexed image as JPEG, at a bounded size."""
         async with self._heard(request):
@@ -217,32 +257,42 @@ class Service:
     # --- the models --------------------------------------------------------------------------
 
     @app.get("/v1/models")
-    async def served(self, request: Request) -> JSONResponse:
+    async def served(self, request: Request) -> ModelsAnswer:
         """The models that are served."""
         async with self._heard(request):
-            return JSONResponse({"models": [model.describe() for model in self.models.values()]})
+            return ModelsAnswer(models=[model.describe() for model in self.models.values()])
 
-    @app.post("/v1/classify", openapi_extra=documented(ClassifyOptions))
-    async def classify(self, request: Request) -> JSONResponse:
+    @app.post("/v1/classify", responses=BODY, openapi_extra=documented(ClassifyOptions))
+    async def classify(self, request: Request) -> ClassifyAnswer:
         """The most probable classes of a picture."""
         async with self._heard(request):
             options, pictures = await read(request, ClassifyOptions, self.limits.body_bytes)
             model, answer = await self._predicted("classify", options, pictures, painted=False)
-            words = model.task.words(answer.row)[: options.top]
-            classes = [{"name": name, "score": round(score, 6)} for name, score in words]
-            return JSONResponse({**named(model), "classes": classes})
+            return ClassifyAnswer.of(model, answer, options.top)
 
-    @app.post("/v1/segment", openapi_extra=documented(PaintOptions, PNG))
-    async def segment(self, request: Request) -> Response:
+    @app.post(
+        "/v1/segment",
+        response_model=SegmentAnswer,
+        responses=BODY,
+        openapi_extra=documented(PaintOptions, PNG),
+    )
+    async def segment(self, request: Request) -> Response | Painted:
         """The class of every pixel: shares as JSON, the mask as PNG (`Accept: image/png`)."""
-        return await self._painted(request, "segment")
+        return await self._painted(request, "segment", SegmentAnswer)
 
-    @app.post("/v1/edges", openapi_extra=documented(PaintOptions, PNG))
-    async def edges(self, request: Request) -> Response:
+    @app.post(
+        "/v1/edges",
+        response_model=EdgesAnswer,
+        responses=BODY,
+        openapi_extra=documented(PaintOptions, PNG),
+    )
+    async def edges(self, request: Request) -> Response | Painted:
         """The probability of an edge at every pixel: as PNG 0 to 255 (`Accept: image/png`)."""
-        return await self._painted(request, "edges")
+        return await self._painted(request, "edges", EdgesAnswer)
 
-    async def _painted(self, request: Request, kind: str) -> Response:
+    async def _painted(
+        self, request: Request, kind: str, answered: type[Painted]
+    ) -> Response | Painted:
         async with self._heard(request):
             png = PNG in request.headers.get("accept", "")
             options, pictures = await read(request, PaintOptions, self.limits.body_bytes)
@@ -250,7 +300,7 @@ class Service:
             model, answer = await self._predicted(kind, options, pictures, painted)
             if png:
                 return Response(answer.png, media_type=PNG)
-            return JSONResponse({**named(model), **painting(model.task, answer)})
+            return answered.of(model, answer)
 
     async def _predicted(
         self, kind: str, options: PictureOptions, pictures: list[bytes], painted: bool
@@ -265,9 +315,9 @@ class Service:
         fit = {n: model for n, model in self.models.items() if model.task.kind == kind}
         if name is not None and name not in fit:
             known = ", ".join(fit) or "none"
-            raise Refusal(422, f"no model of this name can {kind}; there are: {known}", "model")
+            raise Refusal(422, f"no such model for {kind}; there are: {known}", "model")
         if not fit:
-            raise Refusal(404, f"this service has no model that can {kind}")
+            raise Refusal(404, f"this service has no model for {kind}")
         return fit[name] if name else next(iter(fit.values()))
 
     async def _picture(
@@ -282,15 +332,19 @@ class Service:
             raise Refusal(422, "this service has no index", "id")
         return await self._index().picture(index, id)
 
+    async def drain(self) -> None:
+        """Refuse new requests, and return when those in work are answered: before the end."""
+        await self.admitted.close()
+
     # --- health and the page -----------------------------------------------------------------
 
     @app.get("/healthz")
-    async def healthz(self) -> JSONResponse:
+    async def healthz(self) -> HealthAnswer:
         """This replica lives."""
-        return JSONResponse({"status": "ok"})
+        return HealthAnswer()
 
-    @app.get("/readyz")
-    async def readyz(self) -> JSONResponse:
+    @app.get("/readyz", responses={503: {"model": ReadyAnswer}})
+    async def readyz(self, response: Response) -> ReadyAnswer:
         """Every deployment that answers depend on answers."""
         parts = dict(self.predictors)
         if self.searcher:
@@ -298,7 +352,8 @@ class Service:
             parts |= {"encoder": self.searcher.encoder} | {f"shards-{n}": g for n, g in groups}
         found = await asyncio.gather(*(self._ready(part) for part in parts.values()))
         waiting = [name for name, ready in zip(parts, found, strict=True) if not ready]
-        return JSONResponse({"ready": not waiting, "waiting": waiting}, 503 if waiting else 200)
+        response.status_code = 503 if waiting else 200
+        return ReadyAnswer(ready=not waiting, waiting=waiting)
 
     async def _ready(self, part: Any) -> bool:
         try:

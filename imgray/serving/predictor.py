@@ -16,7 +16,7 @@ from ray import serve
 from imgray.models import load_model
 from imgray.pixels import Rejected, check
 from imgray.serving.settings import Batching
-from imgray.serving.stages import batch_sizes, timed
+from imgray.serving.stages import metrics, timed
 from imgray.training import Arrays, Prediction
 
 
@@ -74,7 +74,7 @@ class Predictor:
 
     @serve.batch
     async def _run(self, items: list[Arrays]) -> list[Prediction]:
-        batch_sizes.observe(len(items))
+        metrics().batch_size.observe(len(items))
         return await asyncio.to_thread(self._forward, items)
 
     def _forward(self, items: Sequence[Arrays]) -> list[Prediction]:

@@ -6,6 +6,7 @@ Options come in the query string, as fields of a form, or as the keys of a JSON 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
@@ -125,6 +126,13 @@ class Sent:
     fields: dict[str, Any] = field(default_factory=dict)
     pictures: list[bytes] = field(default_factory=list)
 
+    def add(self, pairs: Iterable[tuple[str, Any]]) -> None:
+        """Take fields. Raises `Refusal` for one that is there already."""
+        for name, value in pairs:
+            if name in self.fields:
+                raise Refusal(422, "given twice", name)
+            self.fields[name] = value
+
 
 async def read(
     request: Request, model: type[Options], longest: int, most: int = 1
@@ -135,12 +143,13 @@ async def read(
         Refusal: it is not as the model says.
     """
     request = await whole(request, longest)
-    sent = Sent(dict(request.query_params))
+    sent = Sent()
+    sent.add(request.query_params.multi_items())
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         await _read_form(request, sent, most)
     elif kind == "application/json":
-        sent.fields |= _object(await request.body())
+        sent.add(_object(await request.body()).items())
     else:
         body = await request.body()
         sent.pictures = [body] if body else []
@@ -154,7 +163,7 @@ async def _read_form(request: Request, sent: Sent, most: int) -> None:
         raise Refusal(400, str(fault.detail), "body") from None
     for name, value in form.multi_items():
         if not isinstance(value, UploadFile):
-            sent.fields[name] = value
+            sent.add([(name, value)])
         elif name == PICTURES:
             sent.pictures.append(await value.read())
         else:
@@ -188,21 +197,25 @@ def documented(model: type[BaseModel], *types: str, pictures: bool = True) -> di
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
     binary = {"type": "string", "format": "binary"}
     content: dict[str, Any] = {"application/json": {"schema": schema}}
-    parameters = []
+    found: dict[str, Any] = {"requestBody": {"content": content}}
     if pictures:
         form = {**schema, "properties": {PICTURES: binary, **schema["properties"]}}
         content |= {"application/octet-stream": {"schema": binary}}
         content |= {"multipart/form-data": {"schema": form}}
-        parameters = [
-            {"name": name, "in": "query", "required": False, "schema": _in_query(one)}
-            for name, one in schema["properties"].items()
-        ]
-    found: dict[str, Any] = {"requestBody": {"content": content}, "parameters": parameters}
+        found |= in_query(model)
     if types:
         found["responses"] = {"200": {"content": {kind: {"schema": binary} for kind in types}}}
     return found
 
 
-def _in_query(schema: dict[str, Any]) -> dict[str, Any]:
-    """Objects and lists come as JSON."""
-    return {"type": "string"} if schema.get("type") in ("object", "array") else schema
+def in_query(model: type[BaseModel]) -> dict[str, Any]:
+    """OpenAPI of options in the query string; objects and lists come as JSON."""
+    schemas = model.model_json_schema()["properties"]
+    for name, one in schemas.items():
+        if one.get("type") in ("object", "array"):
+            schemas[name] = {"type": "string", "description": f"{one.get('description')}, as JSON"}
+    parameters = [
+        {"name": name, "in": "query", "required": False, "schema": one}
+        for name, one in schemas.items()
+    ]
+    return {"parameters": parameters}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import threading
 from types import FrameType
+from typing import Any
 
 from pydantic import BaseModel, Field
 from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.handle import DeploymentHandle
 
 from imgray.config import JobConfig
 from imgray.engine.cluster import cluster, quiet
@@ -18,6 +22,8 @@ from imgray.serving.app import build
 from imgray.serving.guard import API_KEYS, Keys
 from imgray.serving.settings import ServiceSettings
 from imgray.storage import Folder
+
+NAME = "imgray"
 
 
 class ServeConfig(JobConfig):
@@ -66,12 +72,12 @@ def run(config: ServeConfig) -> ServeResult:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with cluster():
         serve.start(http_options={"host": config.host, "port": config.port})
-        serve.run(application, name="imgray")
+        service = serve.run(application, name=NAME)
         say(f"serve: {address} (Ctrl-C stops it)")
         _until_told()
         say("serve: finishing the requests in work")
         with quiet():
-            serve.shutdown()
+            _end(service, settings.limits.seconds)
     return ServeResult(address=address)
 
 
@@ -90,6 +96,14 @@ def _may_be_open(config: ServeConfig) -> bool:
             f"--host {config.host}: anyone could use it; set {API_KEYS} or --keys-file first"
         )
     return local
+
+
+def _end(service: DeploymentHandle[Any], seconds: float) -> None:
+    """Let the requests in work finish before anything that answers them ends."""
+    with contextlib.suppress(TimeoutError, RayActorError):
+        service.drain.remote().result(timeout_s=seconds)
+    serve.delete(NAME)
+    serve.shutdown()
 
 
 def _until_told() -> None:

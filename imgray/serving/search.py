@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field
 
 from imgray.engine.report import Report, read_report
 from imgray.errors import UserError
@@ -27,6 +28,29 @@ from imgray.serving.versions import Holder, Version
 from imgray.storage import Folder
 
 log = logging.getLogger("ray.serve")
+
+
+class Result(BaseModel):
+    """An image of the collection, and how alike it is."""
+
+    id: str
+    score: float
+
+
+class Shards(BaseModel):
+    """Which shards of the index an answer is from."""
+
+    total: int
+    answered: int
+    missing: list[int] = Field(description="numbers of the shards that did not answer")
+
+
+class SearchAnswer(BaseModel):
+    """The images most like a picture, best first."""
+
+    version: str = Field(description="of the index")
+    results: list[Result]
+    shards: Shards
 
 
 @dataclass(frozen=True)
@@ -79,7 +103,7 @@ class Searcher:
         )
         return vectors
 
-    async def search(self, index: Described, image: bytes, options: Ranking) -> dict[str, Any]:
+    async def search(self, index: Described, image: bytes, options: Ranking) -> SearchAnswer:
         """The answer to a picture. Raises `Refusal`."""
         self.check(index, options)
         vectors = await self.encode(index, image)
@@ -89,15 +113,12 @@ class Searcher:
         missing = self._missing(index, answers)
         hits = merge([hits for hits in answers if isinstance(hits, Hits)], options.top)
         pairs = zip(hits.ids, hits.scores.tolist(), strict=True)
-        return {
-            "version": index.version.digest,
-            "results": [{"id": id, "score": round(score, 6)} for id, score in pairs],
-            "shards": {
-                "total": index.shards,
-                "answered": index.shards - len(missing),
-                "missing": missing,
-            },
-        }
+        answered = index.shards - len(missing)
+        return SearchAnswer(
+            version=index.version.digest,
+            results=[Result(id=id, score=round(score, 6)) for id, score in pairs],
+            shards=Shards(total=index.shards, answered=answered, missing=missing),
+        )
 
     def check(self, index: Described, options: Ranking) -> None:
         """Refuse weights that this version cannot use."""

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from imgray.engine.search import open_shards
+from imgray.engine.shards import open_shards
 from imgray.retrieval.deepindex import DeepIndex, Hits
 from imgray.serving.stages import replica_name, timed
 from imgray.serving.versions import Holder, Version

@@ -1,32 +1,45 @@
-"""Prometheus metrics of the service, which Ray exports on every node."""
+"""Prometheus metrics of the service, which Ray exports on every node as `ray_imgray_*`."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 from ray import serve
-from ray.serve import metrics
+from ray.serve.metrics import Counter, Gauge, Histogram
 
 SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30]
+SIZES = [1, 2, 4, 8, 16, 32, 64, 128]
 
-requests = metrics.Counter(
-    "imgray_requests",
-    "Requests answered, by route and status.",
-    ("endpoint", "status"),  # type: ignore[arg-type]  # Ray takes any number of tags
-)
-rejected = metrics.Counter("imgray_rejected", "Requests refused unheard, by reason.", ("reason",))
-pending = metrics.Gauge("imgray_pending", "Requests in work in this HTTP replica.")
-batch_sizes = metrics.Histogram(
-    "imgray_batch_size", "Pictures per forward pass.", [1, 2, 4, 8, 16, 32, 64, 128]
-)
-_stages = metrics.Histogram(
-    "imgray_stage_seconds",
-    "Time in each stage of a request, waiting for a batch or a replica included.",
-    SECONDS,
-    ("stage",),
-)
+
+class Metrics:
+    """All of them. Made in a replica, so that Serve adds its name and its deployment's."""
+
+    def __init__(self) -> None:
+        self.requests = Counter(
+            "imgray_requests",
+            "Requests answered, by route and status.",
+            ("endpoint", "status"),  # type: ignore[arg-type]  # Ray takes any number of tags
+        )
+        self.rejected = Counter(
+            "imgray_rejected", "Requests refused unheard, by reason.", ("reason",)
+        )
+        self.pending = Gauge("imgray_pending", "Requests in work in this HTTP replica.")
+        self.batch_size = Histogram("imgray_batch_size", "Pictures per forward pass.", SIZES)
+        self.stage_seconds = Histogram(
+            "imgray_stage_seconds",
+            "Time in each stage of a request, waiting for a batch or a replica included.",
+            SECONDS,
+            ("stage",),
+        )
+
+
+@cache
+def metrics() -> Metrics:
+    """The metrics of this process."""
+    return Metrics()
 
 
 @contextmanager
@@ -36,7 +49,7 @@ def timed(stage: str) -> Iterator[None]:
     try:
         yield
     finally:
-        _stages.observe(time.perf_counter() - began, {"stage": stage})
+        metrics().stage_seconds.observe(time.perf_counter() - began, {"stage": stage})
 
 
 def replica_name() -> str:

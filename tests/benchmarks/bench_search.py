@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from imgray.engine.search import open_shards
+from imgray.engine.shards import open_shards
 from imgray.features import Vectors, columns_of, from_table
 from imgray.manifest import NAME, read_file, read_manifest
 from imgray.retrieval.codebook import unit

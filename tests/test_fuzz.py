@@ -1,0 +1,105 @@
+"""The service under what no client should send: no 5xx, and the same replicas afterwards."""
+
+import io
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, settings
+from PIL import Image
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+from service import ADMIN, Service
+
+from imgray.pixels import FORMATS
+from imgray.samples import photographs
+from imgray.serving.http import app
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+API = schemathesis.openapi.from_dict(app.openapi())
+PATHS = ("search", "embed", "classify", "segment", "edges", "search/batch")
+
+
+@pytest.fixture(scope="module")
+def fuzzed(running: Service) -> Iterator[str]:
+    """The address of a service that must come out of this module as it went in."""
+    before = running.replicas()
+    yield running.url
+    assert running.replicas() == before
+
+
+@API.parametrize()
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+def test_every_route_keeps_to_its_schema(case: schemathesis.Case, fuzzed: str) -> None:
+    """Statuses, headers and bodies are as `/docs` says; a picture of random bytes is refused."""
+    case.call_and_validate(
+        base_url=fuzzed,
+        headers={"X-API-Key": ADMIN},
+        excluded_checks=[positive_data_acceptance],
+        timeout=60,
+    )
+
+
+def _encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _hostile() -> Iterator[tuple[str, bytes]]:
+    """Pictures by what is wrong with them, the same ones every time."""
+    photo = next(iter(photographs().values())).resize((96, 64))
+    for kind in FORMATS:
+        whole = _encoded(photo, kind)
+        for length in range(0, len(whole), len(whole) // 8):
+            yield f"{kind} cut at {length}", whole[:length]
+        yield f"{kind} with a tail", whole + b"<?php ?>" * 1000
+        for seed in range(25):
+            random = np.random.default_rng(seed)
+            data = np.frombuffer(whole, np.uint8).copy()
+            places = random.integers(0, len(data), random.integers(1, 30))
+            data[places] = random.integers(0, 256, len(places))
+            yield f"{kind} with bytes changed, seed {seed}", data.tobytes()
+    for mode in ("1", "L", "LA", "P", "RGBA", "I;16", "CMYK", "YCbCr"):
+        kind = "JPEG" if mode in ("CMYK", "YCbCr") else "PNG"
+        yield f"{kind} of mode {mode}", _encoded(photo.convert("L").convert(mode), kind)
+    yield from ((kind, _encoded(photo, kind)) for kind in ("ICO", "PPM", "TGA"))
+    yield "SVG", b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>'
+    yield "one pixel", _encoded(photo.resize((1, 1)), "PNG")
+    yield "one row", _encoded(photo.resize((4000, 1)), "PNG")
+    yield "one column", _encoded(photo.resize((1, 4000)), "JPEG")
+    exif = Image.Exif()
+    exif[0x0112] = 99
+    yield "an orientation that is none", _encoded(photo, "JPEG", exif=exif)
+    frames = [photo.rotate(90 * n) for n in range(4)]
+    yield "animated", _encoded(photo, "WEBP", save_all=True, append_images=frames)
+
+
+def test_hostile_pictures_are_answered_or_refused(fuzzed: str) -> None:
+    refused = set()
+    with requests.Session() as session:
+        for number, (name, data) in enumerate(_hostile()):
+            for path in (PATHS[number % len(PATHS)], "search"):
+                files = {"image": ("x", data)}
+                answer = session.post(f"{fuzzed}/v1/{path}", files=files, timeout=60)
+                assert answer.status_code in (200, 422), (name, path, answer.text)
+                if answer.status_code == 422:
+                    assert answer.json()["error"]["field"] == "image", (name, path, answer.text)
+                    refused.add(name)
+    assert all(f"{kind} cut at 0" in refused for kind in FORMATS)
+    assert {"ICO", "PPM", "TGA", "SVG"} <= refused
+    assert not {"PNG of mode LA", "JPEG of mode CMYK", "one pixel", "animated"} & refused
+
+
+def test_the_schema_is_the_one_that_is_served(fuzzed: str) -> None:
+    assert requests.get(f"{fuzzed}/openapi.json", timeout=30).json() == json.loads(
+        json.dumps(app.openapi())
+    )
