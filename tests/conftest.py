@@ -11,14 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from running import Job, Start, free_port, run
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-S3_PORT = _free_port()
+S3_PORT = free_port()
 S3_KEY, S3_SECRET = "imgray-tests", "imgray-tests-secret"
 
 # Before Ray is imported, so that its workers inherit all of it. No test can reach a real S3.
@@ -46,7 +41,6 @@ import service  # noqa: E402
 import timm  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
-from running import Job, Start, run  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 from imgray import samples  # noqa: E402

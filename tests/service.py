@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
-from running import ROOT
+from running import ROOT, free_port
 from trained import train, write
 
 from imgray.engine.extract import ExtractConfig, extract
@@ -86,9 +85,7 @@ class Service:
 
 def start(*flags: str, **environment: str) -> Service:
     """Start on a free port, and wait until it answers."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, "jobs/serve.py", "--port", str(port), *flags],
         cwd=ROOT,

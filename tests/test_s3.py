@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import S3, TinyNet, _free_port
+from conftest import S3, TinyNet
+from running import free_port
 
 from imgray.config import run_job
 from imgray.engine.evaluate import EvaluateConfig, evaluate
@@ -164,7 +165,7 @@ def test_a_missing_prefix_has_no_images(
 def test_an_unreachable_endpoint_is_named(
     aws: Callable[..., None], tiny_net: TinyNet, capsys: Any
 ) -> None:
-    aws(AWS_ENDPOINT_URL=f"http://127.0.0.1:{_free_port()}")
+    aws(AWS_ENDPOINT_URL=f"http://127.0.0.1:{free_port()}")
     line = _refusal(_flags("s3://images/x", "s3://results/out", tiny_net), capsys)
     assert "s3://results/out" in line
     assert "check AWS_ENDPOINT_URL, AWS_DEFAULT_REGION and the network" in line

@@ -1,121 +1,24 @@
 """Jobs submitted to a cluster's job server, as a user of a shared cluster runs them."""
 
 import json
-import os
-import shutil
-import socket
-import subprocess
-import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
+import head
 import pytest
 from conftest import TinyNet
+from head import Cluster
 
 from imgray.manifest import read_file, read_manifest
 from imgray.storage import Folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-ROOT = Path(__file__).parents[1]
-BIN = Path(sys.executable).parent
-TOKEN = "0123456789abcdef" * 4
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """A head node of our own whose job server asks for a token."""
-
-    address: str
-    env: dict[str, str]
-
-    def submit(self, *command: str, **env: str) -> subprocess.Popen[str]:
-        """Start `ray job submit` of `python COMMAND` with the repository as its working folder."""
-        submit = [BIN / "ray", "job", "submit", "--address", self.address]
-        return subprocess.Popen(
-            [*submit, "--working-dir", ".", "--", "python", *command],
-            cwd=ROOT,
-            env=self.env | env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def run(self, *command: str, **env: str) -> tuple[int, str]:
-        """Exit code of a submission, and all that it printed."""
-        process = self.submit(*command, **env)
-        text, _ = process.communicate(timeout=300)
-        return process.returncode, text
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [int(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    flags = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
-    ports = dict(zip(flags, _free_ports(len(flags)), strict=True))
-    folder = tempfile.mkdtemp(prefix="ray-")
-    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
-    env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "PATH": path}
-    head = subprocess.Popen(
-        [BIN / "ray", "start", "--head", "--block", "--num-cpus", "4", "--temp-dir", folder]
-        + ["--object-store-memory", str(200 * 2**20), "--include-dashboard", "true"]
-        + ["--dashboard-host", "127.0.0.1", "--node-ip-address", "127.0.0.1"]
-        + [f"--{flag}={port}" for flag, port in ports.items()],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        found = Cluster(f"http://127.0.0.1:{ports['dashboard-port']}", env)
-        _await_server(found, head)
+    with head.start() as found:
         yield found
-    finally:
-        tree = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
-        head.terminate()
-        head.communicate(timeout=60)
-        for process in psutil.wait_procs(tree, timeout=10)[1]:
-            process.kill()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _await_server(cluster: Cluster, head: subprocess.Popen[str], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if head.poll() is not None:
-            pytest.fail(f"the head ended: {head.communicate()[0]}")
-        if _ask(cluster, TOKEN) == 200:
-            return
-        time.sleep(0.5)
-    pytest.fail(f"the job server does not answer after {seconds} s")
-
-
-def _ask(cluster: Cluster, token: str | None) -> int:
-    """The HTTP status with which the job server answers; 0 for none."""
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    request = urllib.request.Request(f"{cluster.address}/api/jobs/", headers=headers)
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        return error.code
-    except OSError:
-        return 0
 
 
 def _extract(photos: Path, output: Path, net: TinyNet) -> list[str]:
@@ -175,7 +78,7 @@ def _content(output: Path) -> dict[str, bytes]:
 def test_a_submission_without_the_token_is_refused(
     cluster: Cluster, photos: Path, tiny_net: TinyNet, tmp_path: Path, token: str, status: int
 ) -> None:
-    assert _ask(cluster, token) == status
+    assert cluster.ask("api/jobs/", token) == status
     env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {}
     stripped = {k: v for k, v in cluster.env.items() if not k.startswith("RAY_AUTH_")}
     other = Cluster(cluster.address, stripped | env | {"HOME": str(tmp_path)})

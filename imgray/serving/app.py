@@ -1,10 +1,10 @@
 """The Serve application: `serve run imgray.serving.app:build index=URI`, or `cluster/serve.yaml`.
 
+Serve reads the annotations of `build` to validate its arguments: they must not be strings.
+
 Deployments by name: `service` answers HTTP; `registry` says which index is current; `encoder` has
 the index's networks; `shards-N` search; `model-NAME` runs a trained model.
 """
-
-from __future__ import annotations
 
 from typing import Any
 

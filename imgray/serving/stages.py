@@ -11,7 +11,7 @@ from ray import serve
 from ray.serve.metrics import Counter, Gauge, Histogram
 
 SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30]
-SIZES = [1, 2, 4, 8, 16, 32, 64, 128]
+SIZES = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]
 
 
 class Metrics:
