@@ -25,6 +25,9 @@ MOST_GROUPS = 4
 QUEUE = 64
 """Calls that wait for a deployment, per replica that asks; one more is refused."""
 ONGOING = 32
+CPUS = 0.1
+"""Of a replica: on one machine all share what there is."""
+HEALTH_SECONDS = 2
 
 
 def build(args: ServiceSettings) -> Application:
@@ -37,7 +40,7 @@ def build(args: ServiceSettings) -> Application:
         raise UserError("nothing to serve: give an index, models, or both")
     index = _index(args, args.index) if args.index else {}
     predictors = {name: _predictor(args, name, uri) for name, uri in args.models.items()}
-    service = _deployment(Service, "service", cpus=0.1, ongoing=2 * args.limits.pending)
+    service = _deployment(args, Service, "service", ongoing=2 * args.limits.pending)
     return service.bind(args, predictors=predictors, **index)
 
 
@@ -45,30 +48,35 @@ def _index(args: ServiceSettings, uri: str) -> dict[str, Any]:
     place = Folder(uri)
     shards = read_manifest(place, "index").counts["shards"]
     groups = args.shard_groups or min(shards, MOST_GROUPS)
-    held = _deployment(Registry, "registry", cpus=0, ongoing=100_000)
-    registry = held.options(user_config={"index": place.absolute}).bind()
-    encoder = _deployment(Encoder, "encoder", cpus=0.5)
+    registry = _deployment(args, Registry, "registry", ongoing=100_000).options(
+        num_replicas=1, user_config={"index": place.absolute}
+    )
+    held = registry.bind()
+    encoder = _deployment(args, Encoder, "encoder")
     return {
-        "registry": registry,
-        "encoder": encoder.bind(registry, args.batching, args.limits.pixels),
+        "registry": held,
+        "encoder": encoder.bind(held, args.batching, args.limits.pixels),
         "groups": [
-            _deployment(ShardGroup, f"shards-{group}", cpus=0.2).bind(registry, group, groups)
+            _deployment(args, ShardGroup, f"shards-{group}").bind(held, group, groups)
             for group in range(groups)
         ],
     }
 
 
 def _predictor(args: ServiceSettings, name: str, uri: str) -> Application:
-    deployment = _deployment(Predictor, f"model-{name}", cpus=0.5)
+    deployment = _deployment(args, Predictor, f"model-{name}")
     return deployment.bind(Folder(uri).absolute, args.batching, args.limits.pixels)
 
 
-def _deployment(kind: type[Any], name: str, cpus: float, ongoing: int = ONGOING) -> Any:
+def _deployment(args: ServiceSettings, kind: type[Any], name: str, ongoing: int = ONGOING) -> Any:
+    """A deployment: a dead replica is soon noticed, one that ends finishes its requests."""
     deployment: Any = serve.deployment(kind)
     return deployment.options(
         name=name,
+        num_replicas=args.replicas,
         max_ongoing_requests=ongoing,
         max_queued_requests=-1 if ongoing > ONGOING else QUEUE,
-        ray_actor_options={"num_cpus": cpus},
-        graceful_shutdown_timeout_s=20,
+        ray_actor_options={"num_cpus": CPUS},
+        health_check_period_s=HEALTH_SECONDS,
+        graceful_shutdown_timeout_s=args.limits.seconds,
     )

@@ -11,7 +11,6 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 from ray import serve
-from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
 from imgray.config import JobConfig
@@ -36,6 +35,9 @@ class ServeConfig(JobConfig):
         default=[],
         description="trained models, by the name that requests call them: NAME=URI",
         json_schema_extra={"metavar": "NAME=URI"},
+    )
+    replicas: int = Field(
+        default=1, ge=1, description="of every part: with 2, one may die unnoticed"
     )
     host: str = Field(
         default="127.0.0.1", description="address to listen on; 0.0.0.0 needs API keys"
@@ -64,6 +66,7 @@ def run(config: ServeConfig) -> ServeResult:
         open=_may_be_open(config),
         index=Folder(config.index).absolute if config.index else None,
         models=dict(_pair(item) for item in config.model),
+        replicas=config.replicas,
         keys_file=config.keys_file,
         admin_keys_file=config.admin_keys_file,
     )
@@ -100,8 +103,8 @@ def _may_be_open(config: ServeConfig) -> bool:
 
 def _end(service: DeploymentHandle[Any], seconds: float) -> None:
     """Let the requests in work finish before anything that answers them ends."""
-    with contextlib.suppress(TimeoutError, RayActorError):
-        service.drain.remote().result(timeout_s=seconds)
+    with contextlib.suppress(TimeoutError):
+        service.broadcast("drain").results(timeout_s=seconds, return_exceptions=True)
     serve.delete(NAME)
     serve.shutdown()
 

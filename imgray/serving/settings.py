@@ -12,8 +12,14 @@ class Batching(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    size: int = Field(default=8, ge=1, description="images per forward pass at most; 1: no batches")
-    wait_ms: float = Field(default=2.0, ge=0, description="how long a batch waits to be filled")
+    size: int = Field(
+        default=16, ge=1, description="images per forward pass at most; 1: no batches"
+    )
+    wait_ms: float = Field(
+        default=0.0,
+        ge=0,
+        description="how long a batch waits to be filled; 0: it takes what is there",
+    )
 
     def apply(self, batched: Any) -> None:
         """Set up a method under `serve.batch`."""
@@ -44,6 +50,7 @@ class ServiceSettings(BaseModel):
 
     index: str | None = Field(default=None, description="URI of an index artifact")
     models: dict[str, str] = Field(default={}, description="URI of a model artifact by name")
+    replicas: int = Field(default=1, ge=1, description="of every part, where nothing else is said")
     shard_groups: int | None = Field(
         default=None, ge=1, description="deployments that the index shards are spread over"
     )

@@ -1,11 +1,11 @@
-"""The service under load: latency and rate by layer, a burst, replicas killed, a soak.
+"""The service under load: latency and rate by layer, refusals, a burst, replicas killed, a soak.
 
-    python tests/benchmarks/bench_serve.py layers|burst|kills|soak --index URI --classify URI
-        [--high-throughput] [--seconds S]
+    python tests/benchmarks/bench_serve.py layers|refusals|burst|kills|soak
+        --index URI --classify URI [--high-throughput] [--seconds S] [--replicas N]
 
 The client runs on the same machine. `layers` puts side by side, in one run, a plain process that
 calls the networks and the index, the calls of deployments by handle, and HTTP; `classify` also with
-batching off. Every figure is of one picture per request.
+batching off, and `healthz`, which is Serve's own share. Every figure is of one picture per request.
 
 Cost at ten times the images of the index: the same, but for the search itself (bench_search.py).
 """
@@ -23,11 +23,12 @@ from typing import Any
 import common
 
 OPTIONS = argparse.ArgumentParser(description=__doc__)
-OPTIONS.add_argument("what", choices=("layers", "burst", "kills", "soak"))
+OPTIONS.add_argument("what", choices=("layers", "refusals", "burst", "kills", "soak"))
 OPTIONS.add_argument("--index", required=True, help="URI of an index artifact")
 OPTIONS.add_argument("--classify", required=True, help="URI of a classifier's model artifact")
 OPTIONS.add_argument("--high-throughput", action="store_true", help="Serve's own mode, by HAProxy")
 OPTIONS.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
+OPTIONS.add_argument("--replicas", type=int, default=1, help="of every part")
 GIVEN = OPTIONS.parse_args()
 if GIVEN.high_throughput:  # read by Serve when it is imported
     os.environ |= {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
@@ -54,7 +55,14 @@ Ask = Callable[[], Awaitable[int]]
 def settings(**changes: Any) -> ServiceSettings:
     """What is served: open, on this machine alone."""
     models = {"classify": GIVEN.classify}
-    return ServiceSettings(open=True, index=GIVEN.index, models=models, shard_groups=2, **changes)
+    return ServiceSettings(
+        open=True,
+        index=GIVEN.index,
+        models=models,
+        shard_groups=2,
+        replicas=GIVEN.replicas,
+        **changes,
+    )
 
 
 def deploy(given: ServiceSettings) -> None:
@@ -128,7 +136,12 @@ async def layers(image: bytes, session: aiohttp.ClientSession) -> None:
         await model.predict.remote(image, False)
         return 200
 
-    kinds = {"handle classify": by_handle}
+    async def health() -> int:
+        async with session.get(f"{URL}/healthz") as answer:
+            await answer.read()
+            return answer.status
+
+    kinds = {"handle classify": by_handle, "HTTP healthz": health}
     kinds |= {f"HTTP {path}": post(session, path, image) for path in ("classify", "search")}
     for name, ask in kinds.items():
         for connections in CONNECTIONS:
@@ -149,18 +162,42 @@ async def measured(name: str, ask: Ask, connections: int) -> list[str]:
     return line(name, connections, times, GIVEN.seconds)
 
 
-def post(session: aiohttp.ClientSession, path: str, image: bytes) -> Ask:
+def post(
+    session: aiohttp.ClientSession, path: str, image: bytes, headers: dict[str, str] | None = None
+) -> Ask:
     """A request over HTTP: its status, or 0 for no answer."""
 
     async def ask() -> int:
         try:
-            async with session.post(f"{URL}/v1/{path}", data=image) as answer:
+            async with session.post(f"{URL}/v1/{path}", data=image, headers=headers) as answer:
                 await answer.read()
                 return answer.status
         except (aiohttp.ClientError, TimeoutError):
             return 0
 
     return ask
+
+
+async def refusals(image: bytes, session: aiohttp.ClientSession) -> None:
+    """Milliseconds until what cannot be right is refused, one request after the other."""
+    bad: dict[str, tuple[str, bytes, dict[str, str]]] = {
+        "nothing": ("search", b"", {}),
+        "no picture": ("search", b"no picture", {}),
+        "half a picture's header": ("search", image[:30], {}),
+        "21 MB": ("search", bytes(21 * 2**20), {}),
+        "bad JSON": ("search", b"{", {"Content-Type": "application/json"}),
+        "top of 10**9": ("search?top=1000000000", image, {}),
+        "NaN weights": ('search?weights={"a":NaN}', image, {}),
+        "an unknown field": ("classify?tops=1", image, {}),
+        "an unknown model": ("classify?model=x", image, {}),
+        "no such route": ("nothing", image, {}),
+    }
+    rows = []
+    for name, (path, data, headers) in bad.items():
+        times, statuses = await hammer(post(session, path, data, headers), 1, GIVEN.seconds)
+        p50, p99 = 1000 * np.percentile(times, [50, 99])
+        rows.append([name, str(dict(statuses)), f"{p50:.1f}", f"{p99:.1f}"])
+    common.table(["what is sent", "statuses", "p50 ms", "p99 ms"], rows)
 
 
 async def burst(image: bytes, session: aiohttp.ClientSession) -> None:
@@ -216,7 +253,7 @@ async def kills(image: bytes, session: aiohttp.ClientSession) -> None:
         asking = []
         began = time.perf_counter()
         killed = 0.0
-        for number in range(int(10 * 6 * GIVEN.seconds)):
+        for number in range(int(10 * GIVEN.seconds)):
             asking.append(asyncio.create_task(one()))
             if number == 50:
                 replicas()[name].kill()
@@ -228,8 +265,21 @@ async def kills(image: bytes, session: aiohttp.ClientSession) -> None:
         healed = max(bad) - killed if bad else 0.0
         share = [f"{100 * n / len(answers):.2f} %" for n in (len(bad), twice)]
         rows.append([name, str(len(answers)), *share, f"{healed:.1f}"])
+        print(rows[-1], flush=True)
+        await recovered()
     head = ["killed", "requests", "failed", "failed, one retry", "last failure after, s"]
     common.table(head, rows)
+
+
+def parts() -> list[Any]:
+    """What Serve says of each deployment."""
+    return list(serve.status().applications["imgray"].deployments.values())
+
+
+async def recovered() -> None:
+    """Wait until every replica runs again."""
+    while any(part.status != "HEALTHY" for part in parts()):
+        await asyncio.sleep(1)
 
 
 async def soak(image: bytes, session: aiohttp.ClientSession) -> None:
@@ -272,9 +322,8 @@ async def main() -> None:
         timeout = aiohttp.ClientTimeout(total=60)
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
-            await {"layers": layers, "burst": burst, "kills": kills, "soak": soak}[GIVEN.what](
-                image, session
-            )
+            work = (layers, refusals, burst, kills, soak)
+            await next(one for one in work if one.__name__ == GIVEN.what)(image, session)
         with quiet():
             serve.shutdown()
 
