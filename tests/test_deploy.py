@@ -1,9 +1,13 @@
 """The production configuration on a running cluster: `serve deploy cluster/serve.yaml`, for real.
 
-Only names of buckets, ports, CPUs, GPUs and the pace of autoscaling are other than in the file.
+Buckets, ports, CPUs, GPUs, the pace of autoscaling and the number of replicas with networks are not
+those of the file.
 """
 
+import contextlib
+import os
 import re
+import signal
 import subprocess
 import threading
 import time
@@ -52,8 +56,10 @@ def _configured(bucket: str, port: int) -> dict[str, Any]:
         deployment["ray_actor_options"] = {"num_cpus": 0.05}
         if "autoscaling_config" in deployment:
             deployment["autoscaling_config"] = {**deployment["autoscaling_config"], **PACE}
+            if deployment["name"] != "service":
+                deployment["autoscaling_config"] |= {"min_replicas": 1, "max_replicas": 2}
         if deployment["name"] == "encoder":
-            deployment["autoscaling_config"] |= {"target_ongoing_requests": 2, "max_replicas": 2}
+            deployment["autoscaling_config"] |= {"target_ongoing_requests": 2}
     return config
 
 
@@ -85,10 +91,10 @@ class Deployed:
             pytest.fail(str(details))
         return bool(details["status"] == "RUNNING")
 
-    def running(self, name: str) -> int:
-        """Replicas of a deployment that run."""
+    def running(self, name: str) -> list[int]:
+        """Process ids of a deployment's replicas that run."""
         replicas = self.details()["deployments"][name]["replicas"]
-        return sum(replica["state"] == "RUNNING" for replica in replicas)
+        return [replica["pid"] for replica in replicas if replica["state"] == "RUNNING"]
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +128,8 @@ class Load:
 
     statuses: Counter[int] = field(default_factory=Counter)
     versions: Counter[str] = field(default_factory=Counter)
+    missing: int = 0
+    again: int = 0
 
     @contextmanager
     def of(self, clients: int, url: str, picture: bytes) -> Iterator[None]:
@@ -131,9 +139,11 @@ class Load:
         def ask() -> None:
             with requests.Session() as session:
                 while not done.is_set():
-                    answer = session.post(f"{url}/v1/search", picture, headers=KEY, timeout=60)
+                    answer = self._asked(session, url, picture)
                     self.statuses[answer.status_code] += 1
-                    self.versions[answer.json().get("version")] += 1
+                    found = answer.json()
+                    self.versions[found.get("version")] += 1
+                    self.missing += len(found.get("shards", {}).get("missing", ()))
 
         with ThreadPoolExecutor(clients) as pool:
             asking = [pool.submit(ask) for _ in range(clients)]
@@ -143,6 +153,16 @@ class Load:
                 done.set()
         for one in asking:
             one.result()
+
+    def _asked(self, session: requests.Session, url: str, picture: bytes) -> requests.Response:
+        """The answer, of a second attempt if the first was none or an error."""
+        for attempt in range(2):
+            with contextlib.suppress(requests.ConnectionError):
+                answer = session.post(f"{url}/v1/search", picture, headers=KEY, timeout=60)
+                if answer.status_code == 200 or attempt:
+                    return answer
+            self.again += 1
+        pytest.fail("no answer, twice")
 
 
 @pytest.fixture(scope="module")
@@ -160,13 +180,29 @@ def test_it_answers_those_who_have_a_key(deployed: Deployed, picture: bytes) -> 
 
 
 def test_replicas_come_with_the_load_and_go_after_it(deployed: Deployed, picture: bytes) -> None:
-    assert deployed.running("encoder") == 1
+    assert len(deployed.running("encoder")) == 1
     load = Load()
     with load.of(8, deployed.url, picture):
-        _await(lambda: deployed.running("encoder") == 2, 120)
+        _await(lambda: len(deployed.running("encoder")) == 2, 120)
     with load.of(1, deployed.url, picture):
-        _await(lambda: deployed.running("encoder") == 1, 120)
+        _await(lambda: len(deployed.running("encoder")) == 1, 120)
     assert set(load.statuses) == {200}
+    assert load.again == 0
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("name", ["service", "shards-0", "registry"])
+def test_a_killed_replica_is_not_missed(deployed: Deployed, picture: bytes, name: str) -> None:
+    """By clients that ask a second time, and by the answers: no shard is missing."""
+    before = deployed.running(name)
+    load = Load()
+    with load.of(2, deployed.url, picture):
+        time.sleep(1)
+        os.kill(before[0], signal.SIGKILL)
+        _await(lambda: len(set(deployed.running(name)) - {before[0]}) == len(before), 60)
+        time.sleep(1)
+    assert set(load.statuses) == {200}
+    assert load.missing == 0
 
 
 def test_another_index_in_the_configuration_swaps_under_load(
@@ -184,6 +220,7 @@ def test_another_index_in_the_configuration_swaps_under_load(
             deployed.deploy()
             _await(lambda uri=uri: _version(deployed) == digests[uri], 60)
     assert set(load.statuses) == {200}
+    assert load.again == 0
     assert load.versions.keys() == set(digests.values())
 
 

@@ -24,6 +24,10 @@ def _client(keys: Keys) -> TestClient:
         options, pictures = await read(request, SearchOptions, LONGEST, most=2)
         return {**options.model_dump(), "bytes": [len(one) for one in pictures]}
 
+    @app.get("/")
+    async def shown() -> None:
+        return None
+
     @app.post("/fails")
     async def fails() -> None:
         raise RuntimeError("a secret of the house")
@@ -119,3 +123,40 @@ def test_admission_counts_those_in_work() -> None:
     refusals = [end for end in ends if isinstance(end, Refusal)]
     assert (ends[:2], len(refusals), left) == ([None, None], 3, 0)
     assert {(one.status, one.headers["Retry-After"]) for one in refusals} == {(503, "1")}
+
+
+def test_closed_admission_refuses_and_waits_for_those_in_work() -> None:
+    async def close() -> tuple[bool, int, bool]:
+        admitted, inside = Admission(9), asyncio.Event()
+
+        async def one() -> None:
+            async with admitted():
+                await inside.wait()
+
+        working = asyncio.create_task(one())
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(admitted.close())
+        await asyncio.sleep(0.05)
+        early = closing.done()
+        with pytest.raises(Refusal) as refused:
+            await one()
+        inside.set()
+        await asyncio.gather(working, closing)
+        return early, refused.value.status, closing.done()
+
+    assert asyncio.run(close()) == (False, 503, True)
+    asyncio.run(Admission(1).close())
+
+
+def test_a_wrong_method_is_told_those_of_every_route(client: TestClient) -> None:
+    answer = client.delete("/")
+    assert answer.status_code == 405
+    assert answer.headers["Allow"] == "GET, POST"
+    assert client.post("/nothing").status_code == 404
+
+
+@pytest.mark.parametrize("query", ["top=3&top=4", "top=3"])
+def test_an_option_given_twice_is_refused(client: TestClient, query: str) -> None:
+    content = {"json": {"top": 5}} if query == "top=3" else {"content": b"x"}
+    answer = client.post(f"/?{query}", headers={"X-API-Key": "one"}, **content)
+    assert (answer.status_code, answer.json()["error"]["field"]) == (422, "top")

@@ -41,13 +41,11 @@ from imgray.serving.guard import (
     API_KEYS,
     Admission,
     Counted,
-    ErrorAnswer,
     Keys,
     Refusal,
     answer_errors,
     check_key,
     errors,
-    faulty,
     with_keys,
 )
 from imgray.serving.requests import (
@@ -113,7 +111,6 @@ class Service:
             raise UserError(f"anyone could use this service; set {API_KEYS}, or open: true")
         self.admins = Keys(settings.admin_keys_file, ADMIN_KEYS)
         self.admitted = Admission(settings.limits.pending)
-        self.at_once = 2 * settings.batching.size
         found = [asyncio.to_thread(Served.of, *item) for item in settings.models.items()]
         self.models = {model.name: model for model in await asyncio.gather(*found)}
         self.predictors, self.registry = dict(predictors or {}), registry
@@ -165,29 +162,8 @@ class Service:
                 raise Refusal(422, f"send 1 to {most} pictures or ids", "image")
             index = await searcher.current()
             searcher.check(index, options)
-            some = asyncio.Semaphore(self.at_once)
-            asked = [self._one_of_batch(some, index, image, None, options) for image in pictures]
-            asked += [self._one_of_batch(some, index, None, id, options) for id in options.ids]
-            answers = await asyncio.gather(*asked)
+            answers = await searcher.search_all(index, pictures, options)
             return BatchAnswer(version=index.version.digest, answers=answers)
-
-    async def _one_of_batch(
-        self,
-        some: asyncio.Semaphore,
-        index: Described,
-        image: bytes | None,
-        id: str | None,
-        options: BatchOptions,
-    ) -> SearchAnswer | ErrorAnswer:
-        searcher = self._index()
-        async with some:
-            try:
-                picture = image if id is None else await searcher.picture(index, id)
-                return await searcher.search(index, picture or b"", options)
-            except Refusal as fault:
-                if fault.status >= 500:
-                    raise
-                return faulty(fault.message, fault.field)
 
     @app.post("/v1/embed", responses=BODY, openapi_extra=documented(ImageOptions))
     async def embed(self, request: Request) -> EmbedAnswer:

@@ -19,8 +19,8 @@ from imgray.features import FeatureInfo, columns_of
 from imgray.manifest import Manifest
 from imgray.retrieval.deepindex import Hits, merge
 from imgray.serving.calls import call, call_with_picture
-from imgray.serving.guard import RETRY_AFTER, Refusal
-from imgray.serving.requests import Ranking
+from imgray.serving.guard import RETRY_AFTER, ErrorAnswer, Refusal, faulty
+from imgray.serving.requests import BatchOptions, Ranking
 from imgray.serving.settings import ServiceSettings
 from imgray.serving.shards import Question, shards_of
 from imgray.serving.stages import timed
@@ -104,8 +104,7 @@ class Searcher:
         return vectors
 
     async def search(self, index: Described, image: bytes, options: Ranking) -> SearchAnswer:
-        """The answer to a picture. Raises `Refusal`."""
-        self.check(index, options)
+        """The answer to a picture, for options that `check` lets pass. Raises `Refusal`."""
         vectors = await self.encode(index, image)
         question = Question(vectors, options.top, options.weights, options.prefix)
         with timed("shards"):
@@ -119,6 +118,29 @@ class Searcher:
             results=[Result(id=id, score=round(score, 6)) for id, score in pairs],
             shards=Shards(total=index.shards, answered=answered, missing=missing),
         )
+
+    async def search_all(
+        self, index: Described, pictures: Sequence[bytes], options: BatchOptions
+    ) -> list[SearchAnswer | ErrorAnswer]:
+        """An answer for each picture, then for each id, or what was wrong with it; some at a time.
+
+        Raises:
+            Refusal: the fault is not a picture's.
+        """
+        some = asyncio.Semaphore(2 * self.settings.batching.size)
+
+        async def one(image: bytes | None, id: str = "") -> SearchAnswer | ErrorAnswer:
+            async with some:
+                try:
+                    picture = await self.picture(index, id) if image is None else image
+                    return await self.search(index, picture, options)
+                except Refusal as fault:
+                    if fault.status >= 500:
+                        raise
+                    return faulty(fault.message, fault.field)
+
+        asked = [*(one(image) for image in pictures), *(one(None, id) for id in options.ids)]
+        return await asyncio.gather(*asked)
 
     def check(self, index: Described, options: Ranking) -> None:
         """Refuse weights that this version cannot use."""

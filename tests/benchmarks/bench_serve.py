@@ -256,7 +256,8 @@ async def kills(image: bytes, session: aiohttp.ClientSession) -> None:
         for number in range(int(10 * GIVEN.seconds)):
             asking.append(asyncio.create_task(one()))
             if number == 50:
-                replicas()[name].kill()
+                victim = replicas()[name]
+                victim.kill()
                 killed = time.perf_counter()
             await asyncio.sleep(max(0.0, began + (number + 1) / 10 - time.perf_counter()))
         await asyncio.gather(*asking)
@@ -267,6 +268,7 @@ async def kills(image: bytes, session: aiohttp.ClientSession) -> None:
         rows.append([name, str(len(answers)), *share, f"{healed:.1f}"])
         print(rows[-1], flush=True)
         await recovered()
+        assert not victim.is_running()
     head = ["killed", "requests", "failed", "failed, one retry", "last failure after, s"]
     common.table(head, rows)
 
