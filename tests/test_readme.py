@@ -43,6 +43,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "jobs").symlink_to(ROOT / "jobs")
     done = run("python jobs/demo.py --models --json", folder)
     assert done.returncode == 0, done.stderr
+    assert "ray" not in done.stderr.lower(), "Ray speaks on the terminal"
     (folder / "demo.json").write_text(done.stdout)
     return folder
 

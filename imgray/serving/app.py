@@ -34,7 +34,8 @@ def build(args: ServiceSettings) -> Application:
     """The application that serves an index, trained models, or both.
 
     Options of a deployment, such as replicas, GPUs and autoscaling, are set by its name in the
-    Serve configuration; these are what one machine needs.
+    Serve configuration; these are what one machine needs. Raises `UserError` for a URI where no
+    such artifact is.
     """
     if not (args.index or args.models):
         raise UserError("nothing to serve: give an index, models, or both")
@@ -64,8 +65,10 @@ def _index(args: ServiceSettings, uri: str) -> dict[str, Any]:
 
 
 def _predictor(args: ServiceSettings, name: str, uri: str) -> Application:
+    place = Folder(uri)
+    read_manifest(place, "model")
     deployment = _deployment(args, Predictor, f"model-{name}")
-    return deployment.bind(Folder(uri).absolute, args.batching, args.limits.pixels)
+    return deployment.bind(place.absolute, args.batching, args.limits.pixels)
 
 
 def _deployment(args: ServiceSettings, kind: type[Any], name: str, ongoing: int = ONGOING) -> Any:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import re
 import signal
+import socket
 import threading
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
 from pydantic import BaseModel, Field
 from ray import serve
+from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import DeploymentStatusOverview
 
 from imgray.config import JobConfig
 from imgray.engine.cluster import cluster, quiet
 from imgray.engine.progress import say
 from imgray.errors import UserError
 from imgray.serving.app import build
-from imgray.serving.guard import API_KEYS, Keys
+from imgray.serving.guard import ADMIN_KEYS, API_KEYS, Keys
 from imgray.serving.settings import ServiceSettings
 from imgray.storage import Folder
 
@@ -71,17 +77,59 @@ def run(config: ServeConfig) -> ServeResult:
         admin_keys_file=config.admin_keys_file,
     )
     application = build(settings)
+    local = not os.environ.get("RAY_ADDRESS")
+    if local:
+        _check_free(config.host, config.port)
     address = f"http://{config.host}:{config.port}"
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with cluster():
-        serve.start(http_options={"host": config.host, "port": config.port})
-        service = serve.run(application, name=NAME)
+        service = _start(application, config)
         say(f"serve: {address} (Ctrl-C stops it)")
         _until_told()
         say("serve: finishing the requests in work")
         with quiet():
-            _end(service, settings.limits.seconds)
+            _drain(service, settings.limits.seconds)
+            serve.delete(NAME)
+            if local:
+                serve.shutdown()
     return ServeResult(address=address)
+
+
+def _check_free(host: str, port: int) -> None:
+    """Refuse an address that cannot be listened on, before anything starts. Raises `UserError`."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            text = f"--host {host} --port {port}: {error.strerror or error}; name another"
+            raise UserError(text) from None
+
+
+def _start(application: Application, config: ServeConfig) -> DeploymentHandle[Any]:
+    """Start every part. Raises `UserError` with the reason of the first that cannot."""
+    try:
+        serve.start(http_options={"host": config.host, "port": config.port})
+        return serve.run(application, name=NAME)
+    except RuntimeError as error:
+        text = str(error)
+        for name, part in _parts().items():
+            if part.message:
+                text = f"{name}: {_reason(part.message)}"
+                break
+        serve.delete(NAME)
+        raise UserError(f"the service does not start: {text}") from None
+
+
+def _parts() -> Mapping[str, DeploymentStatusOverview]:
+    status = serve.status().applications.get(NAME)
+    return status.deployments if status else {}
+
+
+def _reason(message: str) -> str:
+    """What a replica died of: the user's error in its traceback, or the last line."""
+    found = re.findall(r"UserError: (.*?)(?:\\n|\n|'?$)", message)
+    return found[-1] if found else message.strip().splitlines()[-1]
 
 
 def _pair(item: str) -> tuple[str, str]:
@@ -92,21 +140,21 @@ def _pair(item: str) -> tuple[str, str]:
 
 
 def _may_be_open(config: ServeConfig) -> bool:
-    """Anyone may ask on this machine; others need a key."""
+    """Anyone may ask on this machine; others need a key. Raises `UserError`."""
+    keys = Keys(config.keys_file, API_KEYS)
+    Keys(config.admin_keys_file, ADMIN_KEYS)
     local = config.host in ("127.0.0.1", "localhost", "::1")
-    if not (local or Keys(config.keys_file, API_KEYS)):
+    if not (local or keys):
         raise UserError(
             f"--host {config.host}: anyone could use it; set {API_KEYS} or --keys-file first"
         )
     return local
 
 
-def _end(service: DeploymentHandle[Any], seconds: float) -> None:
+def _drain(service: DeploymentHandle[Any], seconds: float) -> None:
     """Let the requests in work finish before anything that answers them ends."""
     with contextlib.suppress(TimeoutError):
         service.broadcast("drain").results(timeout_s=seconds, return_exceptions=True)
-    serve.delete(NAME)
-    serve.shutdown()
 
 
 def _until_told() -> None:

@@ -287,6 +287,7 @@ async def recovered() -> None:
 async def soak(image: bytes, session: aiohttp.ClientSession) -> None:
     """Half the rate that saturates: memory and file descriptors of every process over time."""
     ask = post(session, "search", image)
+    await hammer(ask, 32, 30)  # batches of every size, each of which has its own buffers
     rate = len((await hammer(ask, 8, 10))[0]) / 10 / 2
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
     samples: dict[int, list[tuple[float, float, int]]] = {p.pid: [] for p in processes}
@@ -308,12 +309,15 @@ async def soak(image: bytes, session: aiohttp.ClientSession) -> None:
     rows = []
     for process in processes:
         at, use, files = np.array(samples[process.pid]).T
-        slope = np.polyfit(at, use, 1)[0] * 60
+        late = at > at[-1] / 2
+        slopes = [np.polyfit(at[some], use[some], 1)[0] * 60 for some in (at > 0, late)]
         title = " ".join(process.cmdline())[:50]
-        rows.append([title, f"{use[0]:.0f}", f"{use[-1]:.0f}", f"{slope:.2f}"])
+        rows.append([title, f"{use[0]:.0f}", f"{use[-1]:.0f}", *(f"{s:.2f}" for s in slopes)])
         rows[-1] += [f"{files[0]:.0f}", f"{files[-1]:.0f}"]
     print(f"{rate:.1f} requests/s, statuses {dict(statuses)}")
-    common.table(["process", "MiB", "MiB at the end", "MiB/minute", "files", "at the end"], rows)
+    common.table(
+        ["process", "MiB", "at the end", "MiB/minute", "second half", "files", "at the end"], rows
+    )
 
 
 async def main() -> None:
