@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +73,18 @@ class Service:
         titles = {process.pid: " ".join(process.cmdline()) for process in tree}
         found = {pid: text.split(":") for pid, text in titles.items() if "ServeReplica" in text}
         return {parts[-1].partition(".")[0].strip(): pid for pid, parts in found.items()}
+
+    def stop_at_work(self, picture: bytes) -> None:
+        """Stop while batches are in work: they are answered, and the exit code is 0."""
+        with ThreadPoolExecutor(6) as pool:
+            asked = [pool.submit(ask_much, self.url, picture) for _ in range(6)]
+            time.sleep(1.0)
+            told = time.monotonic()
+            code, error = self.stop()
+            ends, statuses = zip(*(one.result() for one in asked), strict=True)
+        assert code == 0, error
+        assert set(statuses) == {200}, statuses
+        assert max(ends) > told, "no request was in work"
 
     def stop(self) -> tuple[int, str]:
         """Exit code, and what stood on standard error."""

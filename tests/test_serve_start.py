@@ -1,4 +1,4 @@
-"""What `jobs/serve.py` says when it cannot start: one line, where possible before Ray starts."""
+"""How `jobs/serve.py` starts: what it says when it cannot, and Serve's high-throughput mode."""
 
 import shutil
 import socket
@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
+import service
 from ray import serve
 from service import Artifacts
 
+from imgray.engine.search import SearchEngine
 from imgray.errors import UserError
 from imgray.serving.run import ServeConfig, run
 
@@ -76,3 +79,17 @@ def test_a_damaged_model_is_named(artifacts: Artifacts, tmp_path: Path) -> None:
     finally:
         serve.shutdown()
     assert "\\n" not in str(e.value)
+
+
+def test_the_high_throughput_mode_answers_the_same_and_stops_in_peace(
+    artifacts: Artifacts,
+) -> None:
+    mode = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+    picture = min(artifacts.images.rglob("*.jpg")).read_bytes()
+    fast = service.start("--index", artifacts.indexes[0], **mode)
+    found = requests.post(f"{fast.url}/v1/search", picture, timeout=60).json()
+    expected = SearchEngine(artifacts.indexes[0]).search_images({"query": picture}, 10)[0]
+    assert [row["id"] for row in found["results"]] == expected.ids
+    missing = requests.get(f"{fast.url}/v1/images/none.jpg", timeout=60)
+    assert (missing.status_code, missing.json()["error"]["field"]) == (404, "id")
+    fast.stop_at_work(picture)

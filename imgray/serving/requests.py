@@ -211,11 +211,10 @@ def documented(model: type[BaseModel], *types: str, pictures: bool = True) -> di
 def in_query(model: type[BaseModel]) -> dict[str, Any]:
     """OpenAPI of options in the query string; objects and lists come as JSON."""
     schemas = model.model_json_schema()["properties"]
+    parameters = []
     for name, one in schemas.items():
+        described = {"name": name, "in": "query", "description": one.pop("description", "")}
         if one.get("type") in ("object", "array"):
-            schemas[name] = {"type": "string", "description": f"{one.get('description')}, as JSON"}
-    parameters = [
-        {"name": name, "in": "query", "required": False, "schema": one}
-        for name, one in schemas.items()
-    ]
+            one, described["description"] = {"type": "string"}, f"{described['description']} (JSON)"
+        parameters.append({**described, "required": False, "schema": one})
     return {"parameters": parameters}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -11,12 +12,10 @@ import socket
 import threading
 from collections.abc import Mapping
 from types import FrameType
-from typing import Any
 
 from pydantic import BaseModel, Field
 from ray import serve
 from ray.serve import Application
-from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import DeploymentStatusOverview
 
 from imgray.config import JobConfig
@@ -83,15 +82,12 @@ def run(config: ServeConfig) -> ServeResult:
     address = f"http://{config.host}:{config.port}"
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with cluster():
-        service = _start(application, config)
+        _start(application, config)
         say(f"serve: {address} (Ctrl-C stops it)")
         _until_told()
         say("serve: finishing the requests in work")
         with quiet():
-            _drain(service, settings.limits.seconds)
-            serve.delete(NAME)
-            if local:
-                serve.shutdown()
+            asyncio.run(_end(settings.limits.seconds, local))
     return ServeResult(address=address)
 
 
@@ -106,11 +102,11 @@ def _check_free(host: str, port: int) -> None:
             raise UserError(text) from None
 
 
-def _start(application: Application, config: ServeConfig) -> DeploymentHandle[Any]:
+def _start(application: Application, config: ServeConfig) -> None:
     """Start every part. Raises `UserError` with the reason of the first that cannot."""
     try:
         serve.start(http_options={"host": config.host, "port": config.port})
-        return serve.run(application, name=NAME)
+        serve.run(application, name=NAME)
     except RuntimeError as error:
         text = str(error)
         for name, part in _parts().items():
@@ -151,10 +147,17 @@ def _may_be_open(config: ServeConfig) -> bool:
     return local
 
 
-def _drain(service: DeploymentHandle[Any], seconds: float) -> None:
-    """Let the requests in work finish before anything that answers them ends."""
+async def _end(seconds: float, all_of_serve: bool) -> None:
+    """Let the requests in work finish before anything that answers them ends.
+
+    In one event loop, to which a handle belongs in Serve's high-throughput mode.
+    """
     with contextlib.suppress(TimeoutError):
-        service.broadcast("drain").results(timeout_s=seconds, return_exceptions=True)
+        told = serve.get_app_handle(NAME).broadcast("drain")
+        await told.results_async(timeout_s=seconds, return_exceptions=True)
+    serve.delete(NAME)
+    if all_of_serve:
+        await serve.shutdown_async()
 
 
 def _until_told() -> None:

@@ -127,7 +127,7 @@ class Searcher:
         Raises:
             Refusal: the fault is not a picture's.
         """
-        some = asyncio.Semaphore(2 * self.settings.batching.size)
+        some = asyncio.Semaphore(max(1, self.settings.batching.size // 2))
 
         async def one(image: bytes | None, id: str = "") -> SearchAnswer | ErrorAnswer:
             async with some:
