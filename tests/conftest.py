@@ -43,6 +43,7 @@ from PIL import Image  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 from imgray import samples  # noqa: E402
+from imgray.storage import Folder  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -126,6 +127,15 @@ class S3:
         """The URI of a place below the endpoint, its bucket made if need be."""
         s3fs.S3FileSystem().makedirs(name.partition("/")[0], exist_ok=True)
         return f"s3://{name}"
+
+
+def upload(source: Path, target: Folder, count: int | None = None) -> list[str]:
+    """Copy the files of a folder, or the first `count` of them: their names."""
+    paths = sorted(path for path in source.rglob("*") if path.is_file())[:count]
+    names = [path.relative_to(source).as_posix() for path in paths]
+    for path, name in zip(paths, names, strict=True):
+        target.write(name, path.read_bytes())
+    return names
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ import head
 import pytest
 import requests
 import yaml
-from conftest import S3
+from conftest import S3, upload
 from head import BIN, Cluster
 from running import ROOT, free_port
 from service import ADMIN, Artifacts
@@ -40,12 +40,6 @@ PACE = {
     "look_back_period_s": 2,
 }
 MODELS = {"scenes": "classify", "streets": "segment", "edges": "edges"}
-
-
-def _upload(source: Path, target: str) -> None:
-    folder = Folder(target)
-    for path in sorted(path for path in source.rglob("*") if path.is_file()):
-        folder.write(path.relative_to(source).as_posix(), path.read_bytes())
 
 
 def _configured(bucket: str, port: int) -> dict[str, Any]:
@@ -103,9 +97,9 @@ def deployed(
 ) -> Iterator[Deployed]:
     bucket = _s3_server.uri("production").removeprefix("s3://")
     for number, uri in enumerate(artifacts.indexes):
-        _upload(Path(uri), f"s3://{bucket}/index" + "-next" * number)
+        upload(Path(uri), Folder(f"s3://{bucket}/index" + "-next" * number))
     for name, kind in zip(("cfn", "fcfn", "rds"), MODELS.values(), strict=True):
-        _upload(Path(artifacts.models[kind]), f"s3://{bucket}/models/{name}")
+        upload(Path(artifacts.models[kind]), Folder(f"s3://{bucket}/models/{name}"))
     port = free_port()
     file = tmp_path_factory.mktemp("deploy") / "serve.yaml"
     with head.start(IMGRAY_API_KEYS="a-key,another", IMGRAY_ADMIN_KEYS=ADMIN) as cluster:

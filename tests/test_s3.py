@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import S3, TinyNet
+from conftest import S3, TinyNet, upload
 from running import free_port
 
 from imgray.config import run_job
@@ -30,20 +30,12 @@ def _flags(images: str, output: str, net: TinyNet, *more: str) -> list[str]:
     return ["--images", images, "--output", output, *net.flags, *shards, *more]
 
 
-def _upload(source: Path, target: Folder, count: int) -> list[str]:
-    paths = sorted(p for p in source.rglob("*") if p.is_file())[:count]
-    names = [p.relative_to(source).as_posix() for p in paths]
-    for path, name in zip(paths, names, strict=True):
-        target.write(name, path.read_bytes())
-    return names
-
-
 @pytest.mark.slow
 def test_an_extraction_from_s3_to_s3(
     ray_cluster: None, s3: S3, photos: Path, tiny_net: TinyNet, capsys: Any
 ) -> None:
     images = Folder(s3.uri("images/photos [a]/2026"))
-    names = _upload(photos, images, 20)
+    names = upload(photos, images, 20)
     images.write("broken.jpg", b"no image")
     output = Folder(s3.uri("results/features [1]"))
     flags = _flags(images.uri, output.uri, tiny_net, "--max-rejected", "0.1")
@@ -93,7 +85,7 @@ def test_index_search_and_evaluation_on_s3(
 ) -> None:
     monkeypatch.setenv("IMGRAY_CACHE", str(tmp_path / "cache"))
     images = Folder(s3.uri("collection/images"))
-    names = _upload(photos, images, 34)
+    names = upload(photos, images, 34)
     images.write("truth.csv", "\n".join(["id,group", *(f"{n},{n[:3]}" for n in names)]).encode())
     features, index = s3.uri("artifacts/features"), s3.uri("artifacts/index")
     assert run_job(ExtractConfig, extract, _flags(images.uri, features, tiny_net)) == 0

@@ -24,6 +24,11 @@ QUIET = {
 """Ray's own logs stay in its session folder; a job shows its progress and its errors."""
 
 
+def named_cluster() -> str | None:
+    """The cluster that jobs join, if the environment names one."""
+    return os.environ.get("RAY_ADDRESS") or None
+
+
 @contextmanager
 def cluster() -> Iterator[None]:
     """Be connected to Ray within the block.
@@ -36,8 +41,9 @@ def cluster() -> Iterator[None]:
         return
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("ray.data").setLevel(os.environ["RAY_DATA_LOG_LEVEL"])  # may be imported
-    address = os.environ.get("RAY_ADDRESS")
+    # Ray Data reads its variable at import, which may have been before.
+    logging.getLogger("ray.data").setLevel(os.environ["RAY_DATA_LOG_LEVEL"])
+    address = named_cluster()
     try:
         with quiet():
             if address:
@@ -117,7 +123,8 @@ def plan_pool(workers: int | None, cpus: int, gpus: float | None) -> Pool:
     if gpus is None:
         gpus = 1.0 if have.get("GPU", 0) >= 1 else 0.0
     if workers is None:
-        local = not os.environ.get("RAY_ADDRESS")
-        slots = min(have.get("CPU", 1.0), cores()) if local else have.get("CPU", 1.0)
+        slots = have.get("CPU", 1.0)
+        if not named_cluster():
+            slots = min(slots, cores())
         workers = int(have.get("GPU", 0) / gpus) if gpus else int(slots / cpus)
     return Pool(max(1, workers), cpus, gpus)

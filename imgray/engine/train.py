@@ -20,7 +20,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from imgray.checkpoints import Keeper
 from imgray.config import JobConfig, read_yaml, validate
-from imgray.engine.cluster import cluster
+from imgray.engine.cluster import cluster, named_cluster
 from imgray.engine.feed import Feed
 from imgray.engine.progress import say
 from imgray.engine.watch import Losses, follow, start_watch
@@ -232,7 +232,7 @@ def _scaling(config: TrainConfig) -> ScalingConfig:
         gpus = 1.0 if have.get("GPU", 0) >= 1 else 0.0
     resources = {"CPU": float(config.cpus_per_worker)} | ({"GPU": gpus} if gpus else {})
     lacking = {k: n for k, n in resources.items() if have.get(k, 0.0) < least * n}
-    if lacking and (not os.environ.get("RAY_ADDRESS") or not config.patience):
+    if lacking and (not named_cluster() or not config.patience):
         name, each = lacking.popitem()
         raise UserError(
             f"--workers {config.workers}: {least} workers of {each:g} {name} each, but the cluster "

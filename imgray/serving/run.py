@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import re
 import signal
 import socket
@@ -19,7 +18,7 @@ from ray.serve import Application
 from ray.serve.schema import DeploymentStatusOverview
 
 from imgray.config import JobConfig
-from imgray.engine.cluster import cluster, quiet
+from imgray.engine.cluster import cluster, named_cluster, quiet
 from imgray.engine.progress import say
 from imgray.errors import UserError
 from imgray.serving.app import build
@@ -76,7 +75,7 @@ def run(config: ServeConfig) -> ServeResult:
         admin_keys_file=config.admin_keys_file,
     )
     application = build(settings)
-    local = not os.environ.get("RAY_ADDRESS")
+    local = not named_cluster()
     if local:
         _check_free(config.host, config.port)
     address = f"http://{config.host}:{config.port}"
