@@ -10,10 +10,10 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import sha256
 from imgray.backbones import misfits
 from imgray.errors import UserError
-from imgray.manifest import sha256
-from imgray.storage import Folder
 
 KEPT = 2
 

@@ -27,9 +27,9 @@ import pyarrow.parquet as pq
 import scipy.io
 from numpy.typing import NDArray
 
+from imgray.artifacts.folder import Folder, Skipped
 from imgray.errors import UserError
 from imgray.pixels import SUFFIXES
-from imgray.storage import Folder, Skipped
 
 Form = Literal["folders", "parquet", "masks", "edges"]
 WHOLE = "."

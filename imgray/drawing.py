@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from imgray.artifacts.folder import Folder
 from imgray.errors import UserError
 from imgray.pixels import Rejected, decode
-from imgray.storage import Folder
 
 MAX_PIXELS = 200_000_000
 

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from imgray import pixels
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import Manifest, entry_of, read_file
 from imgray.backbones import Backbone, BackboneConfig, regions_of
 from imgray.errors import UserError
-from imgray.manifest import Manifest, entry_of, read_file
-from imgray.storage import Folder
 from imgray.weights import dump, restore
 
 PYRAMID = (1, 2, 3)

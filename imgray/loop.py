@@ -24,9 +24,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from imgray import plots
+from imgray.artifacts.folder import Folder
 from imgray.checkpoints import Keeper, load_state
 from imgray.errors import UserError
-from imgray.storage import Folder
 from imgray.training import Arrays, Batch, Examples, Learner, Recipe
 
 THREADS, AHEAD = 4, 3

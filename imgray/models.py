@@ -16,6 +16,15 @@ import numpy as np
 import torch
 
 from imgray import plots
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import (
+    FileEntry,
+    Manifest,
+    entry_of,
+    read_file,
+    read_manifest,
+    sha256,
+)
 from imgray.backbones import Backbone, Precision, layer_paths
 from imgray.checkpoints import load_state, pack, unpack
 from imgray.config import validate
@@ -30,8 +39,6 @@ from imgray.loop import (
     precision,
     to_device,
 )
-from imgray.manifest import FileEntry, Manifest, entry_of, read_file, read_manifest, sha256
-from imgray.storage import Folder
 from imgray.training import Arrays, Learner, Prediction, Recipe, Task, task_of
 from imgray.weights import Request, build
 

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from imgray.storage import Folder
+from imgray.artifacts.folder import Folder
 
 INK, GREY, PALE, FIRST, SECOND = "#111827", "#6b7280", "#d1d5db", "#2563eb", "#c2410c"
 DPI = 120

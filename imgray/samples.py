@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
+from imgray.artifacts.folder import Folder
 from imgray.errors import UserError
-from imgray.storage import Folder
 
 _FILES: dict[str, tuple[str, str]] = {
     "astronaut": ("skimage", "data/astronaut.png"),

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from imgray import pixels
+from imgray.artifacts.folder import Folder
 from imgray.backbones import BackboneConfig, Precision
 from imgray.config import class_named, validate
 from imgray.datasets import Dataset, Form, Record, open_dataset, open_share
 from imgray.errors import UserError
-from imgray.storage import Folder
 
 Arrays = dict[str, NDArray[Any]]
 Batch = dict[str, Tensor]

@@ -15,9 +15,9 @@ import requests
 from running import ROOT, free_port
 from trained import train, write
 
+from imgray.artifacts.folder import Folder
 from imgray.engine.extract import ExtractConfig, extract
 from imgray.engine.index import IndexConfig, build_index
-from imgray.storage import Folder
 
 ADMIN = "an-admin-key"
 KINDS = {"classify": "folders", "segment": "masks", "edges": "edges"}

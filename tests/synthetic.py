@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from imgray import features
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import Manifest, begin, entry_of, publish
 from imgray.features import FeatureInfo, Prepared, Vectors
-from imgray.manifest import Manifest, begin, entry_of, publish
 from imgray.retrieval.codebook import CodebookSettings, unit
-from imgray.storage import Folder
 
 PART_ROWS, GROUP_ROWS = 100, 40
 

@@ -24,11 +24,11 @@ from poison import write_poison
 from running import ROOT, Job, Start
 
 from imgray import samples
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import read_file, read_manifest
 from imgray.engine.cluster import Pool
 from imgray.engine.collection import Rejections, process_collection
 from imgray.errors import UserError
-from imgray.manifest import read_file, read_manifest
-from imgray.storage import Folder
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1500)]
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from imgray.artifacts.folder import Folder
 from imgray.checkpoints import KEPT, Keeper, load_state, pack, unpack
 from imgray.errors import UserError
-from imgray.storage import Folder
 
 
 def _same(one: object, other: object) -> bool:

@@ -28,8 +28,8 @@ from head import BIN, Cluster
 from running import ROOT, free_port
 from service import ADMIN, Artifacts
 
-from imgray.manifest import read_manifest
-from imgray.storage import Folder
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import read_manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 KEY = {"Authorization": "Bearer a-key"}

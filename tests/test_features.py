@@ -9,12 +9,12 @@ from PIL import Image
 from poison import encoded, exif_of, scene, stored
 
 from imgray import features, samples
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import Manifest
 from imgray.backbones import Backbone
 from imgray.errors import UserError
 from imgray.features import Extractor, ExtractorConfig, FeatureInfo, from_table, to_table
-from imgray.manifest import Manifest
 from imgray.pixels import Rejected
-from imgray.storage import Folder
 from imgray.weights import Request, load
 
 PYRAMID = (1, 2, 3)

@@ -15,14 +15,14 @@ from synthetic import clustered, names, write_features
 
 import imgray.engine.index as engine
 import imgray.engine.rows as rows_module
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import Manifest, read_manifest
 from imgray.config import run_job
 from imgray.engine.index import IndexConfig, IndexResult, build_index
 from imgray.engine.shards import open_shards, search_shards
 from imgray.errors import UserError
 from imgray.features import Vectors
-from imgray.manifest import Manifest, read_manifest
 from imgray.retrieval.deepindex import Hits
-from imgray.storage import Folder
 
 DIMS = {"one.mid": 32, "two.high": 48, "two.mid": 16}
 IMAGES = 330

@@ -11,11 +11,11 @@ import pytest
 import torch
 from tinytask import TinyTask, tiny_recipe, write_points
 
+from imgray.artifacts.folder import Folder
 from imgray.checkpoints import Keeper
 from imgray.datasets import open_dataset
 from imgray.errors import UserError
 from imgray.loop import CURVES, Loader, Place, Run, in_threads
-from imgray.storage import Folder
 from imgray.training import Examples, Recipe, Schedule, task_of
 
 

@@ -5,10 +5,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from imgray import manifest as m
+from imgray.artifacts import manifest as m
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import (
+    Manifest,
+    begin,
+    entry_of,
+    local_file,
+    publish,
+    read_file,
+    read_manifest,
+)
 from imgray.errors import UserError
-from imgray.manifest import Manifest, begin, entry_of, local_file, publish, read_file, read_manifest
-from imgray.storage import Folder
 
 CONFIG = {"net": "tiny", "size": 64, "note": "größe"}
 

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from imgray import samples
+from imgray.artifacts.folder import Folder
 from imgray.datasets import open_dataset
 from imgray.engine.train import read_recipe
 from imgray.mosaics import CELLS, MATERIALS, mosaic, write_mosaics
-from imgray.storage import Folder
 from imgray.training import task_of
 
 ROOT = Path(__file__).parents[1]

@@ -12,13 +12,13 @@ from PIL import Image
 from poison import encoded, halves
 
 from imgray import drawing, plots
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import Manifest, entry_of, sha256
 from imgray.config import class_named
 from imgray.drawing import DISTINCT, distinct
 from imgray.engine.sheets import draw_predictions
 from imgray.errors import UserError
-from imgray.manifest import Manifest, entry_of, sha256
 from imgray.panels import BETWEEN, COLUMNS, HEIGHT, WIDTH, Panel, panel_origin, panel_sheet
-from imgray.storage import Folder
 from imgray.training import Task
 
 WORDS = [("seven", 0.75), ("one", 0.25), ("zero", 0.0)]

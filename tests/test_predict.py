@@ -12,14 +12,14 @@ from PIL import Image
 from poison import encoded
 from trained import RECIPES, picture, train, write
 
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import read_file, read_manifest, sha256
 from imgray.datasets import open_dataset
 from imgray.engine.evaluate_model import EvaluateModelConfig, evaluate_model
 from imgray.engine.predict import PredictConfig, predict
 from imgray.engine.train import check, open_examples
 from imgray.errors import UserError
-from imgray.manifest import read_file, read_manifest, sha256
 from imgray.models import load_model
-from imgray.storage import Folder
 from imgray.training import Recipe, task_of
 
 

@@ -12,14 +12,14 @@ import pytest
 from conftest import S3, TinyNet, upload
 from running import free_port
 
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import read_file, read_manifest
 from imgray.config import run_job
 from imgray.engine.evaluate import EvaluateConfig, evaluate
 from imgray.engine.extract import ExtractConfig, extract
 from imgray.engine.index import IndexConfig, build_index
 from imgray.engine.search import SearchConfig, search
 from imgray.features import columns_of, from_table, load_extractor
-from imgray.manifest import read_file, read_manifest
-from imgray.storage import Folder
 
 LIMIT_S = 30
 """A bound on how long a user waits for the line that says what is wrong."""

@@ -18,6 +18,8 @@ import pytest
 from conftest import TinyNet
 from PIL import Image
 
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import publish, read_manifest
 from imgray.config import run_job
 from imgray.engine.evaluate import EvaluateConfig, Scores, evaluate
 from imgray.engine.extract import ExtractConfig, extract
@@ -26,9 +28,7 @@ from imgray.engine.rows import Source
 from imgray.engine.search import SearchConfig, SearchEngine, SearchResult, encode, search
 from imgray.errors import UserError
 from imgray.features import FeatureInfo, Vectors, columns_of, load_extractor
-from imgray.manifest import publish, read_manifest
 from imgray.retrieval import metrics
-from imgray.storage import Folder
 
 JOB = Path(__file__).parents[1] / "jobs/search.py"
 

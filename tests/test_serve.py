@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 from service import ADMIN, Artifacts, Service
 
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import read_manifest
 from imgray.engine.search import SearchEngine
 from imgray.features import columns_of, from_table
-from imgray.manifest import read_manifest
 from imgray.models import load_model
-from imgray.storage import Folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ADMINS = {"Authorization": f"Bearer {ADMIN}"}

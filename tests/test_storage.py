@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from imgray.artifacts.folder import Entry, Folder, Skipped
 from imgray.errors import UserError
-from imgray.storage import Entry, Folder, Skipped
 
 ODD_NAMES = [
     "plain.jpg",

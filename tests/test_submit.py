@@ -9,8 +9,8 @@ import pytest
 from conftest import TinyNet
 from head import Cluster
 
-from imgray.manifest import read_file, read_manifest
-from imgray.storage import Folder
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import read_file, read_manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -12,13 +12,13 @@ from conftest import S3
 from tinytask import tiny_recipe, write_points
 
 import imgray.engine.train as engine
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import NAME, WORK
 from imgray.engine.train import TrainConfig, train
 from imgray.engine.watch import Watch
 from imgray.errors import UserError
 from imgray.loop import CURVES, Run
-from imgray.manifest import NAME, WORK
 from imgray.models import load_model
-from imgray.storage import Folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -25,10 +25,10 @@ from running import Job, Start, run
 from slowtask import Note, read_notes
 from tinytask import tiny_recipe, write_points
 
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import NAME, WORK, read_manifest
 from imgray.loop import CURVES
-from imgray.manifest import NAME, WORK, read_manifest
 from imgray.models import load_model
-from imgray.storage import Folder
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -17,6 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 from trained import RECIPES, train, write
 
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import read_file, read_manifest
 from imgray.backbones import BackboneConfig, fingerprint
 from imgray.config import run_job
 from imgray.engine.evaluate import EvaluateConfig, evaluate
@@ -25,9 +27,7 @@ from imgray.engine.index import IndexConfig, build_index
 from imgray.engine.search import SearchEngine
 from imgray.errors import UserError
 from imgray.features import Extractor, columns_of, from_table
-from imgray.manifest import read_file, read_manifest
 from imgray.models import fingerprint_of, load_backbone, load_model
-from imgray.storage import Folder
 from imgray.weights import Request, build, dump, load, parse_extractors, restore
 
 SIZE = 32

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import Manifest, publish
 from imgray.errors import UserError
-from imgray.manifest import Manifest, publish
 from imgray.serving import versions
 from imgray.serving.versions import Holder, Registry, Version, find
-from imgray.storage import Folder
 
 
 class Handle:

@@ -7,11 +7,11 @@ import numpy as np
 from PIL import Image
 from poison import encoded, halves
 
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import Manifest, publish, scratch
 from imgray.engine.train import check, open_examples
 from imgray.loop import Run
-from imgray.manifest import Manifest, publish, scratch
 from imgray.models import save_model
-from imgray.storage import Folder
 from imgray.training import Recipe
 
 SIZE = 32

@@ -26,13 +26,13 @@ from ray.exceptions import ActorDiedError
 from ray.util.annotations import RayDeprecationWarning
 
 from imgray import pixels
+from imgray.artifacts.folder import Entry, Folder, Skipped
+from imgray.artifacts.manifest import WORK, FileEntry, Manifest, entry_of, entry_of_file, scratch
 from imgray.config import JobConfig
 from imgray.engine.cluster import Pool, plan_pool
 from imgray.engine.progress import Progress, say
 from imgray.errors import TooManyRejected, UserError
-from imgray.manifest import WORK, FileEntry, Manifest, entry_of, entry_of_file, scratch
 from imgray.pixels import MAX_BYTES, Rejected
-from imgray.storage import Entry, Folder, Skipped
 
 LISTING = "listing.parquet"
 LISTED = f"{WORK}/listing.json"

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import read_manifest
 from imgray.config import JobConfig
 from imgray.engine import sheets
 from imgray.engine.cluster import cluster
@@ -27,12 +29,10 @@ from imgray.engine.report import read_report
 from imgray.engine.rows import Source
 from imgray.engine.search import SearchEngine
 from imgray.features import Vectors
-from imgray.manifest import read_manifest
 from imgray.retrieval import metrics
 from imgray.retrieval.codebook import unit
 from imgray.retrieval.deepindex import Hits
 from imgray.samples import write_views
-from imgray.storage import Folder
 
 FEATURES = ("mobilenet_v2.high", "tf_efficientnet_lite0.high")
 INDEXES = {

@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import ray
 from pydantic import BaseModel, Field, RootModel
 
+from imgray.artifacts.folder import Folder, Skipped
+from imgray.artifacts.manifest import NAME, Manifest, read_file, read_manifest
 from imgray.config import JobConfig
 from imgray.engine.cluster import cluster, cores
 from imgray.engine.progress import say
@@ -22,10 +24,8 @@ from imgray.engine.search import check_fingerprints, encode, read_image
 from imgray.engine.shards import TASK_RETRIES, search_shards
 from imgray.errors import UserError
 from imgray.features import Vectors, columns_of, load_extractor
-from imgray.manifest import NAME, Manifest, read_file, read_manifest
 from imgray.pixels import SUFFIXES
 from imgray.retrieval import metrics
-from imgray.storage import Folder, Skipped
 
 CHUNK = 64
 

@@ -9,6 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import read_manifest
 from imgray.config import JobConfig
 from imgray.datasets import open_dataset
 from imgray.engine.cluster import cluster, cores
@@ -16,9 +18,7 @@ from imgray.engine.evaluate import Scores
 from imgray.engine.progress import Progress
 from imgray.engine.shards import TASK_RETRIES
 from imgray.loop import Loader, add_up, in_threads, precision
-from imgray.manifest import read_manifest
 from imgray.models import load_model, load_task
-from imgray.storage import Folder
 from imgray.training import Examples, Recipe, Task
 
 

@@ -11,6 +11,8 @@ import torch
 from pydantic import BaseModel, Field
 
 from imgray import pixels
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import Manifest, begin, nothing_left_before, publish, read_manifest
 from imgray.backbones import Precision
 from imgray.engine.cluster import cluster
 from imgray.engine.collection import (
@@ -34,9 +36,7 @@ from imgray.features import (
     to_table,
     weights_file,
 )
-from imgray.manifest import Manifest, begin, nothing_left_before, publish, read_manifest
 from imgray.models import fingerprint_of, load_backbone
-from imgray.storage import Folder
 from imgray.weights import load, parse_extractors, restore
 
 

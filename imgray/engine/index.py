@@ -20,6 +20,20 @@ from pydantic import BaseModel, Field
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import (
+    WORK,
+    FileEntry,
+    Manifest,
+    begin,
+    entry_of,
+    entry_of_file,
+    nothing_left_before,
+    publish,
+    read_file,
+    read_manifest,
+    scratch,
+)
 from imgray.config import JobConfig
 from imgray.engine.cluster import cluster
 from imgray.engine.progress import Progress, say
@@ -33,22 +47,8 @@ from imgray.features import (
     choose,
     weights_file,
 )
-from imgray.manifest import (
-    WORK,
-    FileEntry,
-    Manifest,
-    begin,
-    entry_of,
-    entry_of_file,
-    nothing_left_before,
-    publish,
-    read_file,
-    read_manifest,
-    scratch,
-)
 from imgray.retrieval.codebook import Code, Codebooks, CodebookSettings, fit
 from imgray.retrieval.deepindex import ShardBuilder
-from imgray.storage import Folder
 
 SHARD_IMAGES = 100_000
 MAX_CODEWORDS = 4096

@@ -16,6 +16,15 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, Field
 
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import (
+    Manifest,
+    begin,
+    nothing_left_before,
+    publish,
+    read_manifest,
+    sha256,
+)
 from imgray.engine.cluster import cluster
 from imgray.engine.collection import (
     LISTED,
@@ -26,9 +35,7 @@ from imgray.engine.collection import (
 )
 from imgray.engine.progress import say
 from imgray.engine.sheets import draw_predictions
-from imgray.manifest import Manifest, begin, nothing_left_before, publish, read_manifest, sha256
 from imgray.models import fingerprint_of, load_model, load_task
-from imgray.storage import Folder
 from imgray.training import Arrays, Prediction, Task
 
 

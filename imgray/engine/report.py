@@ -10,12 +10,12 @@ import ray
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import Manifest, read_file
 from imgray.engine.rows import BLOCK, Source
 from imgray.engine.shards import search_shards
 from imgray.features import Vectors, choose
-from imgray.manifest import Manifest, read_file
 from imgray.retrieval.codebook import unit
-from imgray.storage import Folder
 
 REPORT = "report.json"
 EXACT_ROWS = 20_000

@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import FileEntry, Manifest, read_file
 from imgray.features import (
     ExtractorConfig,
     FeatureInfo,
@@ -19,8 +21,6 @@ from imgray.features import (
     columns_of,
     from_table,
 )
-from imgray.manifest import FileEntry, Manifest, read_file
-from imgray.storage import Folder
 
 BLOCK = 16
 """Images encoded at once. Shards are cut at multiples of it, so that an image's code does not

@@ -9,10 +9,10 @@ import numpy as np
 import ray
 from safetensors.numpy import load as load_safetensors
 
-from imgray.manifest import Manifest, local_file, read_file
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import Manifest, local_file, read_file
 from imgray.retrieval.codebook import Codebooks
 from imgray.retrieval.deepindex import DeepIndex, Hits, Shard, merge
-from imgray.storage import Folder
 
 if TYPE_CHECKING:
     from imgray.features import Vectors

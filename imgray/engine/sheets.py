@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import Manifest, read_file, sha256
 from imgray.errors import UserError
-from imgray.manifest import Manifest, read_file, sha256
 from imgray.panels import Panel, panel_sheet
 from imgray.pictures import Result, Row, contact_sheet
 from imgray.retrieval.deepindex import Hits
-from imgray.storage import Folder
 from imgray.training import Task
 
 SHOWN = 8

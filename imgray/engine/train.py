@@ -18,6 +18,15 @@ from pydantic import BaseModel, Field, model_validator
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import (
+    WORK,
+    Manifest,
+    begin,
+    nothing_left_before,
+    publish,
+    read_manifest,
+)
 from imgray.checkpoints import Keeper
 from imgray.config import JobConfig, read_yaml, validate
 from imgray.engine.cluster import cluster, named_cluster
@@ -26,9 +35,7 @@ from imgray.engine.progress import say
 from imgray.engine.watch import Losses, follow, start_watch
 from imgray.errors import UserError, cause_of
 from imgray.loop import Place, Run, States
-from imgray.manifest import WORK, Manifest, begin, nothing_left_before, publish, read_manifest
 from imgray.models import fingerprint_of, load_states, save_model
-from imgray.storage import Folder
 from imgray.training import Examples, Recipe, task_of
 
 CHECKPOINTS = f"{WORK}/checkpoints"

@@ -11,14 +11,14 @@ from PIL import Image
 from pydantic import BaseModel, Field
 
 from imgray import pixels
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import read_manifest
 from imgray.engine.report import Report
 from imgray.features import FeatureInfo
-from imgray.manifest import read_manifest
 from imgray.models import fingerprint_of, load_task
 from imgray.serving.guard import ErrorAnswer
 from imgray.serving.predictor import Answer
 from imgray.serving.search import Described, SearchAnswer
-from imgray.storage import Folder
 from imgray.training import Task
 
 

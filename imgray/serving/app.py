@@ -11,15 +11,15 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import read_manifest
 from imgray.errors import UserError
-from imgray.manifest import read_manifest
 from imgray.serving.encoder import Encoder
 from imgray.serving.http import Service
 from imgray.serving.predictor import Predictor
 from imgray.serving.settings import ServiceSettings
 from imgray.serving.shards import ShardGroup
 from imgray.serving.versions import Registry
-from imgray.storage import Folder
 
 MOST_GROUPS = 4
 QUEUE = 64

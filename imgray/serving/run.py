@@ -17,6 +17,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.schema import DeploymentStatusOverview
 
+from imgray.artifacts.folder import Folder
 from imgray.config import JobConfig
 from imgray.engine.cluster import cluster, named_cluster, quiet
 from imgray.engine.progress import say
@@ -24,7 +25,6 @@ from imgray.errors import UserError
 from imgray.serving.app import build
 from imgray.serving.guard import ADMIN_KEYS, API_KEYS, Keys
 from imgray.serving.settings import ServiceSettings
-from imgray.storage import Folder
 
 NAME = "imgray"
 

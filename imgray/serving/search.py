@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import Manifest
 from imgray.engine.report import Report, read_report
 from imgray.errors import UserError
 from imgray.features import FeatureInfo, columns_of
-from imgray.manifest import Manifest
 from imgray.retrieval.deepindex import Hits, merge
 from imgray.serving.calls import call, call_with_picture
 from imgray.serving.guard import RETRY_AFTER, ErrorAnswer, Refusal, faulty
@@ -25,7 +26,6 @@ from imgray.serving.settings import ServiceSettings
 from imgray.serving.shards import Question, shards_of
 from imgray.serving.stages import timed
 from imgray.serving.versions import Holder, Version
-from imgray.storage import Folder
 
 log = logging.getLogger("ray.serve")
 

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import Manifest, read_manifest
 from imgray.errors import UserError
-from imgray.manifest import Manifest, read_manifest
-from imgray.storage import Folder
 
 KEPT = 2
 POLL_SECONDS, BUSY_SECONDS = 5.0, 0.2

@@ -22,6 +22,7 @@ import common
 import numpy as np
 import torch
 
+from imgray.artifacts.folder import Folder
 from imgray.checkpoints import Keeper
 from imgray.classification.edge_metrics import Counts, count, scores
 from imgray.classification.relaxed import canny_maps
@@ -29,7 +30,6 @@ from imgray.datasets import Record, open_dataset
 from imgray.engine.train import open_examples, read_recipe
 from imgray.loop import Loader, Place, Run, States, add_up, in_threads
 from imgray.pixels import decode_sized
-from imgray.storage import Folder
 from imgray.training import Examples
 
 PROCESSES = 2

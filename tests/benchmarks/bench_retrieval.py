@@ -16,13 +16,13 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import read_manifest, scratch
 from imgray.engine.rows import Source
 from imgray.features import Vectors, columns_of
-from imgray.manifest import read_manifest, scratch
 from imgray.retrieval import metrics
 from imgray.retrieval.codebook import CodebookSettings, fit, unit
 from imgray.retrieval.deepindex import DeepIndex, Shard, ShardBuilder
-from imgray.storage import Folder
 
 LEVELS = (1, 4, 9)
 

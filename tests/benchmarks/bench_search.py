@@ -27,12 +27,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import NAME, read_file, read_manifest
 from imgray.engine.shards import open_shards
 from imgray.features import Vectors, columns_of, from_table
-from imgray.manifest import NAME, read_file, read_manifest
 from imgray.retrieval.codebook import unit
 from imgray.retrieval.deepindex import DeepIndex
-from imgray.storage import Folder
 
 TOP, ROUNDS, SINGLE, QUERIES = 10, 5, 200, 1000
 HIGH = "mobilenet_v2.high"

@@ -18,8 +18,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from imgray import __version__
+from imgray.artifacts.folder import Folder
 from imgray.errors import UserError
-from imgray.storage import Folder
 
 FORMAT = 1
 NAME = "manifest.json"

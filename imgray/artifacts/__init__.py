@@ -1,0 +1,1 @@
+"""Artifacts: folders on disk or in S3 whose manifest, written last, digests every file."""
