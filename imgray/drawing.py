@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from imgray.artifacts.folder import Folder
+from imgray.data.pixels import Rejected, decode
 from imgray.errors import UserError
-from imgray.pixels import Rejected, decode
 
 MAX_PIXELS = 200_000_000
 

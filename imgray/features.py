@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from imgray import pixels
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import Manifest, entry_of, read_file
 from imgray.backbones import Backbone, BackboneConfig, regions_of
+from imgray.data import pixels
 from imgray.errors import UserError
 from imgray.weights import dump, restore
 

@@ -20,11 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from imgray import pixels
 from imgray.artifacts.folder import Folder
 from imgray.backbones import BackboneConfig, Precision
 from imgray.config import class_named, validate
-from imgray.datasets import Dataset, Form, Record, open_dataset, open_share
+from imgray.data import pixels
+from imgray.data.datasets import Dataset, Form, Record, open_dataset, open_share
 from imgray.errors import UserError
 
 Arrays = dict[str, NDArray[Any]]

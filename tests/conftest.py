@@ -42,8 +42,8 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
-from imgray import samples  # noqa: E402
 from imgray.artifacts.folder import Folder  # noqa: E402
+from imgray.data import samples  # noqa: E402
 
 torch.set_num_threads(1)
 

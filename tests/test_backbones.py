@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from imgray import pixels, samples, weights
+from imgray import weights
 from imgray.backbones import (
     Backbone,
     BackboneConfig,
@@ -23,6 +23,7 @@ from imgray.backbones import (
     pool,
     regions_of,
 )
+from imgray.data import pixels, samples
 from imgray.errors import UserError
 from imgray.weights import Request, dump, load, parse_extractors, restore
 

@@ -23,9 +23,9 @@ from conftest import TinyNet
 from poison import write_poison
 from running import ROOT, Job, Start
 
-from imgray import samples
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_file, read_manifest
+from imgray.data import samples
 from imgray.engine.cluster import Pool
 from imgray.engine.collection import Rejections, process_collection
 from imgray.errors import UserError

@@ -8,13 +8,14 @@ from conftest import TinyNet
 from PIL import Image
 from poison import encoded, exif_of, scene, stored
 
-from imgray import features, samples
+from imgray import features
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import Manifest
 from imgray.backbones import Backbone
+from imgray.data import samples
+from imgray.data.pixels import Rejected
 from imgray.errors import UserError
 from imgray.features import Extractor, ExtractorConfig, FeatureInfo, from_table, to_table
-from imgray.pixels import Rejected
 from imgray.weights import Request, load
 
 PYRAMID = (1, 2, 3)

@@ -13,8 +13,8 @@ from PIL import Image
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from service import ADMIN, Service
 
-from imgray.pixels import FORMATS
-from imgray.samples import photographs
+from imgray.data.pixels import FORMATS
+from imgray.data.samples import photographs
 from imgray.serving.http import app
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -10,7 +10,7 @@ from conftest import S3
 from tinytask import tiny_recipe, write_points
 
 from imgray.artifacts.folder import Folder
-from imgray.datasets import Dataset, open_dataset
+from imgray.data.datasets import Dataset, open_dataset
 from imgray.engine.train import check, open_examples
 from imgray.errors import UserError
 from imgray.training import DataSettings, Recipe

@@ -13,7 +13,7 @@ from tinytask import TinyTask, tiny_recipe, write_points
 
 from imgray.artifacts.folder import Folder
 from imgray.checkpoints import Keeper
-from imgray.datasets import open_dataset
+from imgray.data.datasets import open_dataset
 from imgray.errors import UserError
 from imgray.loop import CURVES, Loader, Place, Run, in_threads
 from imgray.training import Examples, Recipe, Schedule, task_of

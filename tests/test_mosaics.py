@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imgray import samples
 from imgray.artifacts.folder import Folder
-from imgray.datasets import open_dataset
+from imgray.data import samples
+from imgray.data.datasets import open_dataset
+from imgray.data.mosaics import CELLS, MATERIALS, mosaic, write_mosaics
 from imgray.engine.train import read_recipe
-from imgray.mosaics import CELLS, MATERIALS, mosaic, write_mosaics
 from imgray.training import task_of
 
 ROOT = Path(__file__).parents[1]

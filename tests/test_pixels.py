@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from poison import ORANGE, TURNED, encoded, exif_of, halves, scene, stored, write_poison
 
-from imgray import pixels
-from imgray.pixels import Rejected, decode, decode_sized, resize
+from imgray.data import pixels
+from imgray.data.pixels import Rejected, decode, decode_sized, resize
 
 Kinds = tuple[Path, dict[str, str | None]]
 
@@ -187,7 +187,7 @@ def test_the_pixel_cap_is_exact(limit: int, accepted: bool) -> None:
 def test_huge_images_are_refused_within_bounded_memory(kinds: Kinds) -> None:
     script = """
         import resource, sys
-        from imgray import pixels
+        from imgray.data import pixels
         used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + 64 * 2**20,) * 2)
         for name in sys.argv[1:]:

@@ -14,7 +14,7 @@ from trained import RECIPES, picture, train, write
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_file, read_manifest, sha256
-from imgray.datasets import open_dataset
+from imgray.data.datasets import open_dataset
 from imgray.engine.evaluate_model import EvaluateModelConfig, evaluate_model
 from imgray.engine.predict import PredictConfig, predict
 from imgray.engine.train import check, open_examples

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imgray import samples
+from imgray.data import samples
 from imgray.errors import UserError
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from imgray.datasets import Dataset, Record
+from imgray.data.datasets import Dataset, Record
 from imgray.errors import UserError
 from imgray.training import Arrays, Batch, Learner, Prediction, Settings, Task
 

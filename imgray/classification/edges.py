@@ -30,7 +30,7 @@ from imgray.classification.relaxed import (
 )
 from imgray.classification.ridges import nms
 from imgray.classification.segmentation import mask_of, same_size
-from imgray.datasets import Dataset, Record
+from imgray.data.datasets import Dataset, Record
 from imgray.errors import UserError
 from imgray.training import Arrays, Batch, Learner, Prediction
 

@@ -22,7 +22,7 @@ from imgray.classification.fcfn import Fcfn
 from imgray.classification.groups import sgd
 from imgray.classification.images import confusion
 from imgray.classification.pixelwise import PixelSettings, PixelTask, cut, photograph, trunk_of
-from imgray.datasets import Dataset, Record
+from imgray.data.datasets import Dataset, Record
 from imgray.drawing import distinct
 from imgray.errors import UserError
 from imgray.training import Arrays, Batch, Learner, Prediction

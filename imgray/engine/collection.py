@@ -25,14 +25,14 @@ from pydantic import BaseModel, Field, ValidationError
 from ray.exceptions import ActorDiedError
 from ray.util.annotations import RayDeprecationWarning
 
-from imgray import pixels
 from imgray.artifacts.folder import Entry, Folder, Skipped
 from imgray.artifacts.manifest import WORK, FileEntry, Manifest, entry_of, entry_of_file, scratch
 from imgray.config import JobConfig
+from imgray.data import pixels
+from imgray.data.pixels import MAX_BYTES, Rejected
 from imgray.engine.cluster import Pool, plan_pool
 from imgray.engine.progress import Progress, say
 from imgray.errors import TooManyRejected, UserError
-from imgray.pixels import MAX_BYTES, Rejected
 
 LISTING = "listing.parquet"
 LISTED = f"{WORK}/listing.json"

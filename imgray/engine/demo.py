@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_manifest
 from imgray.config import JobConfig
+from imgray.data.samples import write_views
 from imgray.engine import sheets
 from imgray.engine.cluster import cluster
 from imgray.engine.demo_models import train_models
@@ -32,7 +33,6 @@ from imgray.features import Vectors
 from imgray.retrieval import metrics
 from imgray.retrieval.codebook import unit
 from imgray.retrieval.deepindex import Hits
-from imgray.samples import write_views
 
 FEATURES = ("mobilenet_v2.high", "tf_efficientnet_lite0.high")
 INDEXES = {

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from imgray.data.mosaics import write_mosaics
+from imgray.data.samples import write_digits
 from imgray.engine.cluster import cluster, cores
 from imgray.engine.progress import say
 from imgray.engine.train import TrainConfig, train
-from imgray.mosaics import write_mosaics
-from imgray.samples import write_digits
 
 MODELS = {
     "digits": ("cfn-digits", "digits"),

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, RootModel
 from imgray.artifacts.folder import Folder, Skipped
 from imgray.artifacts.manifest import NAME, Manifest, read_file, read_manifest
 from imgray.config import JobConfig
+from imgray.data.pixels import SUFFIXES
 from imgray.engine.cluster import cluster, cores
 from imgray.engine.progress import say
 from imgray.engine.rows import Source
@@ -24,7 +25,6 @@ from imgray.engine.search import check_fingerprints, encode, read_image
 from imgray.engine.shards import TASK_RETRIES, search_shards
 from imgray.errors import UserError
 from imgray.features import Vectors, columns_of, load_extractor
-from imgray.pixels import SUFFIXES
 from imgray.retrieval import metrics
 
 CHUNK = 64

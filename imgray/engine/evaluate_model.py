@@ -12,7 +12,7 @@ from torch import Tensor
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_manifest
 from imgray.config import JobConfig
-from imgray.datasets import open_dataset
+from imgray.data.datasets import open_dataset
 from imgray.engine.cluster import cluster, cores
 from imgray.engine.evaluate import Scores
 from imgray.engine.progress import Progress

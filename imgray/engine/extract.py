@@ -10,10 +10,10 @@ import pyarrow as pa
 import torch
 from pydantic import BaseModel, Field
 
-from imgray import pixels
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import Manifest, begin, nothing_left_before, publish, read_manifest
 from imgray.backbones import Precision
+from imgray.data import pixels
 from imgray.engine.cluster import cluster
 from imgray.engine.collection import (
     LISTED,

@@ -11,11 +11,11 @@ from pydantic import BaseModel, Field
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import Manifest, read_manifest
 from imgray.config import JobConfig
+from imgray.data.pixels import Rejected
 from imgray.engine import sheets
 from imgray.engine.shards import open_shards
 from imgray.errors import UserError
 from imgray.features import Extractor, FeatureInfo, Prepared, Vectors, columns_of, load_extractor
-from imgray.pixels import Rejected
 from imgray.retrieval.deepindex import Hits
 
 QUERIES_AT_ONCE = 16

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from imgray import pixels
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_manifest
+from imgray.data import pixels
 from imgray.engine.report import Report
 from imgray.features import FeatureInfo
 from imgray.models import fingerprint_of, load_task

@@ -7,8 +7,8 @@ from typing import Any
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
+from imgray.data.pixels import Rejected
 from imgray.errors import cause_of
-from imgray.pixels import Rejected
 from imgray.serving.guard import RETRY_AFTER, Refusal, overloaded
 from imgray.serving.stages import metrics
 

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from ray import serve
 
+from imgray.data.pixels import Rejected
 from imgray.engine.search import check_fingerprints
 from imgray.features import Extractor, Prepared, load_extractor
-from imgray.pixels import Rejected
 from imgray.serving.settings import Batching
 from imgray.serving.stages import metrics, replica_name, timed
 from imgray.serving.versions import Holder, Version

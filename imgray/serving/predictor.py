@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from ray import serve
 
+from imgray.data.pixels import Rejected, check
 from imgray.models import load_model
-from imgray.pixels import Rejected, check
 from imgray.serving.settings import Batching
 from imgray.serving.stages import metrics, timed
 from imgray.training import Arrays, Prediction

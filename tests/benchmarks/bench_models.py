@@ -26,10 +26,10 @@ from imgray.artifacts.folder import Folder
 from imgray.checkpoints import Keeper
 from imgray.classification.edge_metrics import Counts, count, scores
 from imgray.classification.relaxed import canny_maps
-from imgray.datasets import Record, open_dataset
+from imgray.data.datasets import Record, open_dataset
+from imgray.data.pixels import decode_sized
 from imgray.engine.train import open_examples, read_recipe
 from imgray.loop import Loader, Place, Run, States, add_up, in_threads
-from imgray.pixels import decode_sized
 from imgray.training import Examples
 
 PROCESSES = 2

@@ -28,8 +28,8 @@ import scipy.io
 from numpy.typing import NDArray
 
 from imgray.artifacts.folder import Folder, Skipped
+from imgray.data.pixels import SUFFIXES
 from imgray.errors import UserError
-from imgray.pixels import SUFFIXES
 
 Form = Literal["folders", "parquet", "masks", "edges"]
 WHOLE = "."

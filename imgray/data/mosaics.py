@@ -1,7 +1,7 @@
 """Mosaics of real textures with the truth of every pixel: to train a segmenter or an edge detector.
 
 A mosaic is cut into cells, the Voronoi regions of some random points, and every cell shows a piece
-of a photograph of one material. The photographs are those of `imgray.samples`. Training and
+of a photograph of one material. The photographs are those of `imgray.data.samples`. Training and
 validation show other pieces of the same ones, so scores say that a model learns, not how well it
 would do on other photographs.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from imgray import samples
+from imgray.data import samples
 
 MATERIALS = {
     "brick": ("brick",),

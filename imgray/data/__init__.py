@@ -1,0 +1,1 @@
+"""Data: pixels from bytes, labelled data sets, and built-in pictures."""
