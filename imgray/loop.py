@@ -23,9 +23,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from imgray import plots
 from imgray.artifacts.folder import Folder
 from imgray.checkpoints import Keeper, load_state
+from imgray.drawing import plots
 from imgray.errors import UserError
 from imgray.training import Arrays, Batch, Examples, Learner, Recipe
 

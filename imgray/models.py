@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from imgray import plots
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import (
     FileEntry,
@@ -28,6 +27,7 @@ from imgray.artifacts.manifest import (
 from imgray.backbones import Backbone, Precision, layer_paths
 from imgray.checkpoints import load_state, pack, unpack
 from imgray.config import validate
+from imgray.drawing import plots
 from imgray.errors import UserError
 from imgray.loop import (
     CURVES,

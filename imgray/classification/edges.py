@@ -14,7 +14,6 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from imgray import plots
 from imgray.backbones import standardised
 from imgray.classification import edge_metrics
 from imgray.classification.fcfn import Fcfn
@@ -31,6 +30,7 @@ from imgray.classification.relaxed import (
 from imgray.classification.ridges import nms
 from imgray.classification.segmentation import mask_of, same_size
 from imgray.data.datasets import Dataset, Record
+from imgray.drawing import plots
 from imgray.errors import UserError
 from imgray.training import Arrays, Batch, Learner, Prediction
 

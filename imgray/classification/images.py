@@ -15,12 +15,12 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from imgray import plots
 from imgray.backbones import BackboneConfig, standardised
 from imgray.classification.cfn import FusionNet, layers_of
 from imgray.classification.groups import sgd
 from imgray.data import pixels
 from imgray.data.datasets import Dataset, Record
+from imgray.drawing import plots
 from imgray.errors import UserError
 from imgray.training import Arrays, Batch, Learner, Prediction, Settings, Task
 

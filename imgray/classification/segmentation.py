@@ -16,14 +16,14 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from imgray import plots
 from imgray.backbones import standardised
 from imgray.classification.fcfn import Fcfn
 from imgray.classification.groups import sgd
 from imgray.classification.images import confusion
 from imgray.classification.pixelwise import PixelSettings, PixelTask, cut, photograph, trunk_of
 from imgray.data.datasets import Dataset, Record
-from imgray.drawing import distinct
+from imgray.drawing import plots
+from imgray.drawing.canvas import distinct
 from imgray.errors import UserError
 from imgray.training import Arrays, Batch, Learner, Prediction
 

@@ -13,9 +13,9 @@ from PIL import Image
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import Manifest, read_file, sha256
+from imgray.drawing.predictions import Panel, panel_sheet
+from imgray.drawing.results import Result, Row, contact_sheet
 from imgray.errors import UserError
-from imgray.panels import Panel, panel_sheet
-from imgray.pictures import Result, Row, contact_sheet
 from imgray.retrieval.deepindex import Hits
 from imgray.training import Task
 

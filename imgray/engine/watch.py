@@ -11,10 +11,10 @@ import ray
 from ray.train import UserCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from imgray.drawing.plots import PLACES
 from imgray.engine.progress import Progress, say
 from imgray.errors import UserError
 from imgray.loop import Line
-from imgray.plots import PLACES
 
 POLL_SECONDS = 0.5
 

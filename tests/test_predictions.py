@@ -11,14 +11,22 @@ import pytest
 from PIL import Image
 from poison import encoded, halves
 
-from imgray import drawing, plots
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import Manifest, entry_of, sha256
 from imgray.config import class_named
-from imgray.drawing import DISTINCT, distinct
+from imgray.drawing import canvas, plots
+from imgray.drawing.canvas import DISTINCT, distinct
+from imgray.drawing.predictions import (
+    BETWEEN,
+    COLUMNS,
+    HEIGHT,
+    WIDTH,
+    Panel,
+    panel_origin,
+    panel_sheet,
+)
 from imgray.engine.sheets import draw_predictions
 from imgray.errors import UserError
-from imgray.panels import BETWEEN, COLUMNS, HEIGHT, WIDTH, Panel, panel_origin, panel_sheet
 from imgray.training import Task
 
 WORDS = [("seven", 0.75), ("one", 0.25), ("zero", 0.0)]
@@ -87,7 +95,7 @@ def test_the_legend_has_every_colour(tmp_path: Path) -> None:
 def test_an_empty_or_huge_sheet_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="no predictions to draw"):
         _sheet(tmp_path, [])
-    monkeypatch.setattr(drawing, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(canvas, "MAX_PIXELS", 1000)
     with pytest.raises(UserError, match="too large a picture"):
         _sheet(tmp_path, [Panel("a", None)])
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from imgray.drawing import HAIR, INK, PALE, WHITE, blank, font, save, short, tile
+from imgray.drawing.canvas import HAIR, INK, PALE, WHITE, blank, font, save, short, tile
 from imgray.errors import UserError
 
 COLUMNS = 3

@@ -5,9 +5,18 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from imgray import drawing, pictures
+from imgray.drawing import canvas, results
+from imgray.drawing.results import (
+    COLOURS,
+    FRAME,
+    QUERY,
+    TILE,
+    Result,
+    Row,
+    contact_sheet,
+    tile_origin,
+)
 from imgray.errors import UserError
-from imgray.pictures import COLOURS, FRAME, QUERY, TILE, Result, Row, contact_sheet, tile_origin
 
 
 def _encoded(
@@ -63,7 +72,7 @@ def _results(*right: bool | None) -> list[Result]:
 
 def _caption(sheet: Image.Image, row: int, column: int) -> Image.Image:
     x, y = tile_origin(row, column)
-    return sheet.crop((x - 8, y + TILE + 1, x + TILE + 8, y + TILE + pictures.CAPTION))
+    return sheet.crop((x - 8, y + TILE + 1, x + TILE + 8, y + TILE + results.CAPTION))
 
 
 def _has_ink(image: Image.Image) -> bool:
@@ -113,8 +122,8 @@ def test_images_stand_in_rank_order(tmp_path: Path) -> None:
 def test_the_size_follows_rows_and_columns(tmp_path: Path, rows: int, columns: int) -> None:
     sheet = _drawn(tmp_path, [Row(_encoded(), "q", _results(True))] * rows, columns=columns)
     x, y = tile_origin(rows - 1, columns - 1)
-    assert sheet.width == x + TILE + pictures.MARGIN
-    assert y + TILE + pictures.CAPTION < sheet.height < y + TILE + 3 * pictures.CAPTION
+    assert sheet.width == x + TILE + results.MARGIN
+    assert y + TILE + results.CAPTION < sheet.height < y + TILE + 3 * results.CAPTION
     assert sheet.getpixel((0, 0)) == (255, 255, 255)
 
 
@@ -128,11 +137,11 @@ def test_a_title_moves_the_tiles_down(tmp_path: Path) -> None:
     rows = [Row(_encoded(), "q", _results(True))]
     plain = _drawn(tmp_path, rows)
     titled = _drawn(tmp_path, rows, title="A title " * 100)
-    assert titled.height == plain.height + pictures.TITLE
+    assert titled.height == plain.height + results.TITLE
     assert titled.width == plain.width
     assert _frame_is(_tile(titled, 0, 0, titled=True), COLOURS[True])
-    assert _has_ink(titled.crop((0, pictures.MARGIN, titled.width, pictures.MARGIN + 24)))
-    assert not _has_ink(titled.crop((titled.width - pictures.MARGIN + 1, 0, titled.width, 100)))
+    assert _has_ink(titled.crop((0, results.MARGIN, titled.width, results.MARGIN + 24)))
+    assert not _has_ink(titled.crop((titled.width - results.MARGIN + 1, 0, titled.width, 100)))
 
 
 @pytest.mark.parametrize("data", [None, b"", b"no image", _encoded()[:400], b"GIF89a" + bytes(20)])
@@ -146,7 +155,7 @@ def test_an_unreadable_image_is_a_grey_tile_with_words(tmp_path: Path, data: byt
         assert _frame_is(tile, frame)
         grey = np.asarray(tile)[FRAME : TILE - 30, FRAME:-FRAME].astype(int)
         assert np.ptp(grey, axis=2).max() < 30
-        assert tile.getpixel((FRAME + 5, FRAME + 5)) == ImageColor.getrgb(drawing.HAIR)
+        assert tile.getpixel((FRAME + 5, FRAME + 5)) == ImageColor.getrgb(canvas.HAIR)
         words = tile.convert("L").crop((20, TILE // 2 - 12, TILE - 20, TILE // 2 + 12))
         assert np.asarray(words).min() < 140
     assert _frame_is(_tile(sheet, 0, 1), COLOURS[True])
@@ -179,13 +188,13 @@ def test_long_and_strange_ids_stay_under_their_tile(tmp_path: Path) -> None:
 
 
 def test_an_id_is_one_line_of_printable_letters() -> None:
-    assert drawing.short("two\nlines\x00\udcff.jpg", 15, TILE) == "two?lines??.jpg"
+    assert canvas.short("two\nlines\x00\udcff.jpg", 15, TILE) == "two?lines??.jpg"
 
 
 def test_ids_are_shortened_in_the_middle_only_where_needed() -> None:
-    font = drawing.font(15)
-    assert drawing.short("coins-3.jpg", 15, TILE) == "coins-3.jpg"
-    short = drawing.short("2024/holiday/IMG_20240807_113344.jpg", 15, TILE)
+    font = canvas.font(15)
+    assert canvas.short("coins-3.jpg", 15, TILE) == "coins-3.jpg"
+    short = canvas.short("2024/holiday/IMG_20240807_113344.jpg", 15, TILE)
     start, end = short.split("...")
     assert "2024/holiday".startswith(start)
     assert "IMG_20240807_113344.jpg".endswith(end)
@@ -198,7 +207,7 @@ def test_ids_are_shortened_in_the_middle_only_where_needed() -> None:
     [(0.91349, "0.913"), (-1, "-1.000"), (0, "0.000"), (2e-7, "2e-07"), (1.5e9, "1.5e+09")],
 )
 def test_scores_keep_their_digits(score: float, text: str) -> None:
-    assert pictures._score(score) == text
+    assert results._score(score) == text
 
 
 def test_scores_are_captions(tmp_path: Path) -> None:
@@ -230,7 +239,7 @@ def test_a_sheet_of_too_many_pixels_is_refused(
 ) -> None:
     rows = [Row(None, "q", [])]
     sheet = _drawn(tmp_path, rows)
-    monkeypatch.setattr(drawing, "MAX_PIXELS", sheet.width * sheet.height)
+    monkeypatch.setattr(canvas, "MAX_PIXELS", sheet.width * sheet.height)
     _drawn(tmp_path, rows)
     with pytest.raises(UserError, match=r"2 queries x 8 columns"):
         contact_sheet(rows * 2, tmp_path / "sheet.png")

@@ -1,0 +1,1 @@
+"""Drawing: canvas, plots, and sheets of results and predictions."""
