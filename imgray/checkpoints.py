@@ -12,8 +12,8 @@ from torch import Tensor
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import sha256
-from imgray.backbones import misfits
 from imgray.errors import UserError
+from imgray.features.backbones import misfits
 
 KEPT = 2
 

@@ -24,11 +24,12 @@ from imgray.artifacts.manifest import (
     read_manifest,
     sha256,
 )
-from imgray.backbones import Backbone, Precision, layer_paths
 from imgray.checkpoints import load_state, pack, unpack
 from imgray.config import validate
 from imgray.drawing import plots
 from imgray.errors import UserError
+from imgray.features.backbones import Backbone, Precision, layer_paths
+from imgray.features.weights import Request, build
 from imgray.loop import (
     CURVES,
     CURVES_PNG,
@@ -40,7 +41,6 @@ from imgray.loop import (
     to_device,
 )
 from imgray.training import Arrays, Learner, Prediction, Recipe, Task, task_of
-from imgray.weights import Request, build
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from imgray.artifacts.folder import Folder
-from imgray.backbones import BackboneConfig, Precision
 from imgray.config import class_named, validate
 from imgray.data import pixels
 from imgray.data.datasets import Dataset, Form, Record, open_dataset, open_share
 from imgray.errors import UserError
+from imgray.features.backbones import BackboneConfig, Precision
 
 Arrays = dict[str, NDArray[Any]]
 Batch = dict[str, Tensor]

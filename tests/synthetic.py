@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from imgray import features
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import Manifest, begin, entry_of, publish
-from imgray.features import FeatureInfo, Prepared, Vectors
+from imgray.features.columns import FeatureInfo, Vectors
+from imgray.features.columns import schema as schema_of
+from imgray.features.extractor import Prepared, to_table, weights_file
 from imgray.retrieval.codebook import CodebookSettings, unit
 
 PART_ROWS, GROUP_ROWS = 100, 40
@@ -65,14 +66,14 @@ def write_features(uri: str, vectors: Vectors, **changes: Any) -> Manifest:
     files = []
     for net in nets:
         data = f"the weights of {net}".encode()
-        folder.write(features.weights_file(net), data)
-        files.append(entry_of(features.weights_file(net), data))
-    ids, schema = names(images), features.schema(columns)
+        folder.write(weights_file(net), data)
+        files.append(entry_of(weights_file(net), data))
+    ids, schema = names(images), schema_of(columns)
     for part in range(math.ceil(images / PART_ROWS)):
         rows = slice(part * PART_ROWS, (part + 1) * PART_ROWS)
         chosen = ids[rows]
         cut = {name: value[rows] for name, value in vectors.items()}
-        table = features.to_table(chosen, [Prepared(9, 9, {})] * len(chosen), cut, schema)
+        table = to_table(chosen, [Prepared(9, 9, {})] * len(chosen), cut, schema)
         buffer = io.BytesIO()
         pq.write_table(table, buffer, row_group_size=GROUP_ROWS)
         name = f"part-{part:05d}.parquet"

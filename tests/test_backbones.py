@@ -13,8 +13,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from imgray import weights
-from imgray.backbones import (
+from imgray.data import pixels, samples
+from imgray.errors import UserError
+from imgray.features import weights
+from imgray.features.backbones import (
     Backbone,
     BackboneConfig,
     as_map,
@@ -23,9 +25,7 @@ from imgray.backbones import (
     pool,
     regions_of,
 )
-from imgray.data import pixels, samples
-from imgray.errors import UserError
-from imgray.weights import Request, dump, load, parse_extractors, restore
+from imgray.features.weights import Request, dump, load, parse_extractors, restore
 
 PYRAMID = (1, 2, 3)
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from imgray.backbones import layer_paths
 from imgray.classification.cfn import LAYOUTS, FusionNet
 from imgray.classification.fusion import LocalFusion, SharedFusion, SumFusion, fusion_of
 from imgray.classification.groups import parameter_groups
 from imgray.errors import UserError
+from imgray.features.backbones import layer_paths
 
 FUSIONS = ("local", "shared", "sum", "max")
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from synthetic import clustered, settings
 
 from imgray.errors import UserError
-from imgray.features import Vectors
+from imgray.features.columns import Vectors
 from imgray.retrieval.codebook import Codebooks, CodebookSettings, Projection, fit, kmeans, unit
 
 LEVELS = (1, 4, 9)

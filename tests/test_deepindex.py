@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from synthetic import clustered, names, settings
 
 from imgray.errors import UserError
-from imgray.features import Vectors
+from imgray.features.columns import Vectors
 from imgray.retrieval.codebook import Codebooks, fit
 from imgray.retrieval.deepindex import DeepIndex, Hits, Shard, ShardBuilder, merge
 

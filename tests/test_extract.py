@@ -25,7 +25,8 @@ from imgray.artifacts.manifest import Manifest, read_file, read_manifest
 from imgray.config import run_job
 from imgray.engine.extract import ExtractConfig, ExtractResult, extract
 from imgray.errors import UserError
-from imgray.features import columns_of, from_table, load_extractor
+from imgray.features.columns import columns_of, from_table
+from imgray.features.extractor import load_extractor
 
 SHARD = 24
 

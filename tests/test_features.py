@@ -8,15 +8,22 @@ from conftest import TinyNet
 from PIL import Image
 from poison import encoded, exif_of, scene, stored
 
-from imgray import features
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import Manifest
-from imgray.backbones import Backbone
 from imgray.data import samples
 from imgray.data.pixels import Rejected
 from imgray.errors import UserError
-from imgray.features import Extractor, ExtractorConfig, FeatureInfo, from_table, to_table
-from imgray.weights import Request, load
+from imgray.features.backbones import Backbone
+from imgray.features.columns import FeatureInfo, Vectors, choose, from_table
+from imgray.features.columns import schema as schema_of
+from imgray.features.extractor import (
+    Extractor,
+    ExtractorConfig,
+    load_extractor,
+    save_extractor,
+    to_table,
+)
+from imgray.features.weights import Request, load
 
 PYRAMID = (1, 2, 3)
 
@@ -37,7 +44,7 @@ def _photographs(count: int = 3) -> list[Image.Image]:
     return list(samples.photographs().values())[:count]
 
 
-def _run(extractor: Extractor, pictures: list[Image.Image]) -> features.Vectors:
+def _run(extractor: Extractor, pictures: list[Image.Image]) -> Vectors:
     return extractor.run([extractor.prepare(encoded(picture, "PNG")) for picture in pictures])
 
 
@@ -46,7 +53,7 @@ def test_a_table_keeps_names_sizes_and_vectors(backbone: Backbone, tmp_path: Pat
     columns = extractor.describe()
     batch = [extractor.prepare(encoded(picture, "PNG")) for picture in _photographs()]
     vectors = extractor.run(batch)
-    table = to_table(["a", "b/ü", "c"], batch, vectors, features.schema(columns))
+    table = to_table(["a", "b/ü", "c"], batch, vectors, schema_of(columns))
     pq.write_table(table, tmp_path / "t.parquet")
     again = pq.read_table(tmp_path / "t.parquet")
     assert again["id"].to_pylist() == ["a", "b/ü", "c"]
@@ -68,7 +75,7 @@ def test_a_table_keeps_names_sizes_and_vectors(backbone: Backbone, tmp_path: Pat
 def test_the_schema_tells_shapes_and_fingerprints(backbone: Backbone) -> None:
     extractor = _extractor(backbone, PYRAMID)
     columns = extractor.describe()
-    schema = features.schema(columns)
+    schema = schema_of(columns)
     assert schema.names == ["id", "width", "height", "tiny.high", "tiny.mid"]
     for name, info in columns.items():
         assert info.regions == 14
@@ -82,7 +89,7 @@ def test_the_schema_tells_shapes_and_fingerprints(backbone: Backbone) -> None:
 
 def test_an_empty_batch_makes_an_empty_table(backbone: Backbone) -> None:
     columns = _extractor(backbone).describe()
-    table = features.schema(columns).empty_table()
+    table = schema_of(columns).empty_table()
     assert from_table(table, "tiny.high", columns["tiny.high"]).shape == (
         0, 1, columns["tiny.high"].dim,
     )  # fmt: skip
@@ -133,10 +140,10 @@ def test_fingerprints_change_with_the_regions_and_not_with_the_layers(
 
 def test_an_extractor_travels_in_an_artifact(backbone: Backbone, tmp_path: Path) -> None:
     folder, extractor = Folder(str(tmp_path)), _extractor(backbone, PYRAMID)
-    entries = features.save_extractor(extractor, folder)
+    entries = save_extractor(extractor, folder)
     about = {"extractor": extractor.config.model_dump(mode="json")}
     manifest = Manifest(kind="features", config={}, files=entries, about=about)
-    again = features.load_extractor(folder, manifest)
+    again = load_extractor(folder, manifest)
     assert again.names == extractor.names == ["tiny.high", "tiny.mid"]
     for name, vectors in _run(extractor, _photographs()).items():
         np.testing.assert_array_equal(_run(again, _photographs())[name], vectors)
@@ -144,18 +151,18 @@ def test_an_extractor_travels_in_an_artifact(backbone: Backbone, tmp_path: Path)
     data[-1] ^= 1
     folder.write(entries[0].name, bytes(data))
     with pytest.raises(UserError, match="content differs from the manifest"):
-        features.load_extractor(folder, manifest)
+        load_extractor(folder, manifest)
 
 
 def test_features_are_chosen_by_name() -> None:
     info = FeatureInfo(regions=1, dim=4, fingerprint="f")
     columns = {"a.high": info, "a.mid": info, "b.high": info}
-    assert list(features.choose(columns, ["b", "a.mid"])) == ["b.high", "a.mid"]
+    assert list(choose(columns, ["b", "a.mid"])) == ["b.high", "a.mid"]
     for wanted, reason in (
         (["c"], "--feature c: the shards have a.high, a.mid, b.high"),
         (["a.low"], "--feature a.low: the shards have a.high, a.mid, b.high"),
         (["a", "a.high"], "--feature a.high: named twice"),
     ):
         with pytest.raises(UserError) as error:
-            features.choose(columns, wanted)
+            choose(columns, wanted)
         assert str(error.value) == reason

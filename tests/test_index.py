@@ -21,7 +21,7 @@ from imgray.config import run_job
 from imgray.engine.index import IndexConfig, IndexResult, build_index
 from imgray.engine.shards import open_shards, search_shards
 from imgray.errors import UserError
-from imgray.features import Vectors
+from imgray.features.columns import Vectors
 from imgray.retrieval.deepindex import Hits
 
 DIMS = {"one.mid": 32, "two.high": 48, "two.mid": 16}

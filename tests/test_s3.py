@@ -19,7 +19,8 @@ from imgray.engine.evaluate import EvaluateConfig, evaluate
 from imgray.engine.extract import ExtractConfig, extract
 from imgray.engine.index import IndexConfig, build_index
 from imgray.engine.search import SearchConfig, search
-from imgray.features import columns_of, from_table, load_extractor
+from imgray.features.columns import columns_of, from_table
+from imgray.features.extractor import load_extractor
 
 LIMIT_S = 30
 """A bound on how long a user waits for the line that says what is wrong."""

@@ -27,7 +27,8 @@ from imgray.engine.index import IndexConfig, build_index
 from imgray.engine.rows import Source
 from imgray.engine.search import SearchConfig, SearchEngine, SearchResult, encode, search
 from imgray.errors import UserError
-from imgray.features import FeatureInfo, Vectors, columns_of, load_extractor
+from imgray.features.columns import FeatureInfo, Vectors, columns_of
+from imgray.features.extractor import load_extractor
 from imgray.retrieval import metrics
 
 JOB = Path(__file__).parents[1] / "jobs/search.py"

@@ -20,7 +20,7 @@ from service import ADMIN, Artifacts, Service
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_manifest
 from imgray.engine.search import SearchEngine
-from imgray.features import columns_of, from_table
+from imgray.features.columns import columns_of, from_table
 from imgray.models import load_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

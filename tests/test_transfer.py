@@ -19,16 +19,17 @@ from trained import RECIPES, train, write
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_file, read_manifest
-from imgray.backbones import BackboneConfig, fingerprint
 from imgray.config import run_job
 from imgray.engine.evaluate import EvaluateConfig, evaluate
 from imgray.engine.extract import ExtractConfig, build_extractor, extract
 from imgray.engine.index import IndexConfig, build_index
 from imgray.engine.search import SearchEngine
 from imgray.errors import UserError
-from imgray.features import Extractor, columns_of, from_table
+from imgray.features.backbones import BackboneConfig, fingerprint
+from imgray.features.columns import columns_of, from_table
+from imgray.features.extractor import Extractor
+from imgray.features.weights import Request, build, dump, load, parse_extractors, restore
 from imgray.models import fingerprint_of, load_backbone, load_model
-from imgray.weights import Request, build, dump, load, parse_extractors, restore
 
 SIZE = 32
 LAYERS = ["fused", "side1", "side2", "main", "stages.1"]

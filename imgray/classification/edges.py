@@ -14,7 +14,6 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from imgray.backbones import standardised
 from imgray.classification import edge_metrics
 from imgray.classification.fcfn import Fcfn
 from imgray.classification.groups import sgd
@@ -32,6 +31,7 @@ from imgray.classification.segmentation import mask_of, same_size
 from imgray.data.datasets import Dataset, Record
 from imgray.drawing import plots
 from imgray.errors import UserError
+from imgray.features.backbones import standardised
 from imgray.training import Arrays, Batch, Learner, Prediction
 
 

@@ -15,13 +15,13 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from imgray.backbones import BackboneConfig, standardised
 from imgray.classification.cfn import FusionNet, layers_of
 from imgray.classification.groups import sgd
 from imgray.data import pixels
 from imgray.data.datasets import Dataset, Record
 from imgray.drawing import plots
 from imgray.errors import UserError
+from imgray.features.backbones import BackboneConfig, standardised
 from imgray.training import Arrays, Batch, Learner, Prediction, Settings, Task
 
 BEST = 5

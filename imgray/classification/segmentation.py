@@ -16,7 +16,6 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from imgray.backbones import standardised
 from imgray.classification.fcfn import Fcfn
 from imgray.classification.groups import sgd
 from imgray.classification.images import confusion
@@ -25,6 +24,7 @@ from imgray.data.datasets import Dataset, Record
 from imgray.drawing import plots
 from imgray.drawing.canvas import distinct
 from imgray.errors import UserError
+from imgray.features.backbones import standardised
 from imgray.training import Arrays, Batch, Learner, Prediction
 
 IGNORED = 255

@@ -27,8 +27,9 @@ class Trunk(nn.Module):
 
     Args:
         name: a name in `TRUNKS`.
-        net: the network of timm or torchvision with its weights, say of `imgray.weights.load`; its
-            layers are taken over and made trainable. By default its layers with random weights.
+        net: the network of timm or torchvision with its weights, say of
+            `imgray.features.weights.load`; its layers are taken over and made trainable. By
+            default its layers with random weights.
         width: multiplies the channels of a fresh VGG-16, for nets that train on a CPU.
 
     Attributes:

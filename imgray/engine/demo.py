@@ -29,7 +29,7 @@ from imgray.engine.progress import say
 from imgray.engine.report import read_report
 from imgray.engine.rows import Source
 from imgray.engine.search import SearchEngine
-from imgray.features import Vectors
+from imgray.features.columns import Vectors
 from imgray.retrieval import metrics
 from imgray.retrieval.codebook import unit
 from imgray.retrieval.deepindex import Hits

@@ -24,7 +24,8 @@ from imgray.engine.rows import Source
 from imgray.engine.search import check_fingerprints, encode, read_image
 from imgray.engine.shards import TASK_RETRIES, search_shards
 from imgray.errors import UserError
-from imgray.features import Vectors, columns_of, load_extractor
+from imgray.features.columns import Vectors, columns_of
+from imgray.features.extractor import load_extractor
 from imgray.retrieval import metrics
 
 CHUNK = 64

@@ -12,7 +12,6 @@ from pydantic import BaseModel, Field
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import Manifest, begin, nothing_left_before, publish, read_manifest
-from imgray.backbones import Precision
 from imgray.data import pixels
 from imgray.engine.cluster import cluster
 from imgray.engine.collection import (
@@ -23,21 +22,20 @@ from imgray.engine.collection import (
     process_configured,
 )
 from imgray.engine.progress import say
-from imgray.features import (
+from imgray.features.backbones import Precision
+from imgray.features.columns import FeatureInfo, columns_of, schema
+from imgray.features.extractor import (
     PYRAMID,
     Extractor,
     ExtractorConfig,
-    FeatureInfo,
     Prepared,
     Regions,
-    columns_of,
     save_extractor,
-    schema,
     to_table,
     weights_file,
 )
+from imgray.features.weights import load, parse_extractors, restore
 from imgray.models import fingerprint_of, load_backbone
-from imgray.weights import load, parse_extractors, restore
 
 
 class ExtractConfig(CollectionConfig):

@@ -41,12 +41,8 @@ from imgray.engine.report import REPORT, measure, read_report
 from imgray.engine.rows import BLOCK, Source
 from imgray.engine.shards import CODEBOOKS, FREQUENCY, TASK_RETRIES
 from imgray.errors import UserError
-from imgray.features import (
-    ExtractorConfig,
-    FeatureInfo,
-    choose,
-    weights_file,
-)
+from imgray.features.columns import FeatureInfo, choose
+from imgray.features.extractor import ExtractorConfig, weights_file
 from imgray.retrieval.codebook import Code, Codebooks, CodebookSettings, fit
 from imgray.retrieval.deepindex import ShardBuilder
 

@@ -14,7 +14,7 @@ from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import Manifest, read_file
 from imgray.engine.rows import BLOCK, Source
 from imgray.engine.shards import search_shards
-from imgray.features import Vectors, choose
+from imgray.features.columns import Vectors, choose
 from imgray.retrieval.codebook import unit
 
 REPORT = "report.json"

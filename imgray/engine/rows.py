@@ -13,14 +13,8 @@ from pydantic import BaseModel
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import FileEntry, Manifest, read_file
-from imgray.features import (
-    ExtractorConfig,
-    FeatureInfo,
-    Vectors,
-    choose,
-    columns_of,
-    from_table,
-)
+from imgray.features.columns import FeatureInfo, Vectors, choose, columns_of, from_table
+from imgray.features.extractor import ExtractorConfig
 
 BLOCK = 16
 """Images encoded at once. Shards are cut at multiples of it, so that an image's code does not

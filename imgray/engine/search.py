@@ -15,7 +15,8 @@ from imgray.data.pixels import Rejected
 from imgray.engine import sheets
 from imgray.engine.shards import open_shards
 from imgray.errors import UserError
-from imgray.features import Extractor, FeatureInfo, Prepared, Vectors, columns_of, load_extractor
+from imgray.features.columns import FeatureInfo, Vectors, columns_of
+from imgray.features.extractor import Extractor, Prepared, load_extractor
 from imgray.retrieval.deepindex import Hits
 
 QUERIES_AT_ONCE = 16

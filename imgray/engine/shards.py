@@ -15,7 +15,7 @@ from imgray.retrieval.codebook import Codebooks
 from imgray.retrieval.deepindex import DeepIndex, Hits, Shard, merge
 
 if TYPE_CHECKING:
-    from imgray.features import Vectors
+    from imgray.features.columns import Vectors
 
 TASK_RETRIES = 5
 CODEBOOKS, FREQUENCY = "codebooks.safetensors", "frequency.safetensors"

@@ -14,7 +14,7 @@ from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_manifest
 from imgray.data import pixels
 from imgray.engine.report import Report
-from imgray.features import FeatureInfo
+from imgray.features.columns import FeatureInfo
 from imgray.models import fingerprint_of, load_task
 from imgray.serving.guard import ErrorAnswer
 from imgray.serving.predictor import Answer

@@ -17,7 +17,7 @@ from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import Manifest
 from imgray.engine.report import Report, read_report
 from imgray.errors import UserError
-from imgray.features import FeatureInfo, columns_of
+from imgray.features.columns import FeatureInfo, columns_of
 from imgray.retrieval.deepindex import Hits, merge
 from imgray.serving.calls import call, call_with_picture
 from imgray.serving.guard import RETRY_AFTER, ErrorAnswer, Refusal, faulty

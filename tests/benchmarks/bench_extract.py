@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from imgray.weights import load, parse_extractors
+from imgray.features.weights import load, parse_extractors
 
 SHARD, BATCH, PROCESSES = 64, 8, 2
 

@@ -19,7 +19,7 @@ import numpy as np
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_manifest, scratch
 from imgray.engine.rows import Source
-from imgray.features import Vectors, columns_of
+from imgray.features.columns import Vectors, columns_of
 from imgray.retrieval import metrics
 from imgray.retrieval.codebook import CodebookSettings, fit, unit
 from imgray.retrieval.deepindex import DeepIndex, Shard, ShardBuilder

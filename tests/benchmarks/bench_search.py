@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import NAME, read_file, read_manifest
 from imgray.engine.shards import open_shards
-from imgray.features import Vectors, columns_of, from_table
+from imgray.features.columns import Vectors, columns_of, from_table
 from imgray.retrieval.codebook import unit
 from imgray.retrieval.deepindex import DeepIndex
 

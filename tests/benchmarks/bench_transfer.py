@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 import common
 from bench_retrieval import Line, exact, read, report, search, settings
 
-from imgray.features import Vectors
+from imgray.features.columns import Vectors
 
 CFN, OTHER = "cfn.high", "mobilenet_v2.high"
 

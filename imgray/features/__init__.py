@@ -1,0 +1,1 @@
+"""Features: networks as extractors, their weights, and the features of an image."""
