@@ -11,7 +11,7 @@ import torch.distributed as dist
 from tinytask import TinyLearner, TinySettings, TinyTask
 from torch import Tensor
 
-from imgray.training import Batch
+from imgray.training.task import Batch
 
 
 class SlowSettings(TinySettings):

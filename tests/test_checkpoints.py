@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from imgray.artifacts.folder import Folder
-from imgray.checkpoints import KEPT, Keeper, load_state, pack, unpack
 from imgray.errors import UserError
+from imgray.training.checkpoints import KEPT, Keeper, load_state, pack, unpack
 
 
 def _same(one: object, other: object) -> bool:

@@ -12,11 +12,11 @@ import torch
 from tinytask import TinyTask, tiny_recipe, write_points
 
 from imgray.artifacts.folder import Folder
-from imgray.checkpoints import Keeper
 from imgray.data.datasets import open_dataset
 from imgray.errors import UserError
-from imgray.loop import CURVES, Loader, Place, Run, in_threads
-from imgray.training import Examples, Recipe, Schedule, task_of
+from imgray.training.checkpoints import Keeper
+from imgray.training.loop import CURVES, Loader, Place, Run, in_threads
+from imgray.training.task import Examples, Recipe, Schedule, task_of
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from imgray.data import samples
 from imgray.data.datasets import open_dataset
 from imgray.data.mosaics import CELLS, MATERIALS, mosaic, write_mosaics
 from imgray.engine.train import read_recipe
-from imgray.training import task_of
+from imgray.training.task import task_of
 
 ROOT = Path(__file__).parents[1]
 

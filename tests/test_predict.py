@@ -19,8 +19,8 @@ from imgray.engine.evaluate_model import EvaluateModelConfig, evaluate_model
 from imgray.engine.predict import PredictConfig, predict
 from imgray.engine.train import check, open_examples
 from imgray.errors import UserError
-from imgray.models import load_model
-from imgray.training import Recipe, task_of
+from imgray.training.models import load_model
+from imgray.training.task import Recipe, task_of
 
 
 @pytest.fixture(scope="module", params=list(RECIPES))

@@ -27,7 +27,7 @@ from imgray.drawing.predictions import (
 )
 from imgray.engine.sheets import draw_predictions
 from imgray.errors import UserError
-from imgray.training import Task
+from imgray.training.task import Task
 
 WORDS = [("seven", 0.75), ("one", 0.25), ("zero", 0.0)]
 

@@ -21,7 +21,7 @@ from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_manifest
 from imgray.engine.search import SearchEngine
 from imgray.features.columns import columns_of, from_table
-from imgray.models import load_model
+from imgray.training.models import load_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ADMINS = {"Authorization": f"Bearer {ADMIN}"}

@@ -17,8 +17,8 @@ from imgray.artifacts.manifest import NAME, WORK
 from imgray.engine.train import TrainConfig, train
 from imgray.engine.watch import Watch
 from imgray.errors import UserError
-from imgray.loop import CURVES, Run
-from imgray.models import load_model
+from imgray.training.loop import CURVES, Run
+from imgray.training.models import load_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

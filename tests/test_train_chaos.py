@@ -27,8 +27,8 @@ from tinytask import tiny_recipe, write_points
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import NAME, WORK, read_manifest
-from imgray.loop import CURVES
-from imgray.models import load_model
+from imgray.training.loop import CURVES
+from imgray.training.models import load_model
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -29,7 +29,7 @@ from imgray.features.backbones import BackboneConfig, fingerprint
 from imgray.features.columns import columns_of, from_table
 from imgray.features.extractor import Extractor
 from imgray.features.weights import Request, build, dump, load, parse_extractors, restore
-from imgray.models import fingerprint_of, load_backbone, load_model
+from imgray.training.models import fingerprint_of, load_backbone, load_model
 
 SIZE = 32
 LAYERS = ["fused", "side1", "side2", "main", "stages.1"]

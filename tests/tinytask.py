@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from imgray.data.datasets import Dataset, Record
 from imgray.errors import UserError
-from imgray.training import Arrays, Batch, Learner, Prediction, Settings, Task
+from imgray.training.task import Arrays, Batch, Learner, Prediction, Settings, Task
 
 
 class TinySettings(Settings):

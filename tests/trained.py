@@ -10,9 +10,9 @@ from poison import encoded, halves
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import Manifest, publish, scratch
 from imgray.engine.train import check, open_examples
-from imgray.loop import Run
-from imgray.models import save_model
-from imgray.training import Recipe
+from imgray.training.loop import Run
+from imgray.training.models import save_model
+from imgray.training.task import Recipe
 
 SIZE = 32
 RECIPES: dict[str, dict[str, Any]] = {

@@ -32,7 +32,7 @@ from imgray.data.datasets import Dataset, Record
 from imgray.drawing import plots
 from imgray.errors import UserError
 from imgray.features.backbones import standardised
-from imgray.training import Arrays, Batch, Learner, Prediction
+from imgray.training.task import Arrays, Batch, Learner, Prediction
 
 
 class EdgeSettings(PixelSettings):

@@ -22,7 +22,7 @@ from imgray.data.datasets import Dataset, Record
 from imgray.drawing import plots
 from imgray.errors import UserError
 from imgray.features.backbones import BackboneConfig, standardised
-from imgray.training import Arrays, Batch, Learner, Prediction, Settings, Task
+from imgray.training.task import Arrays, Batch, Learner, Prediction, Settings, Task
 
 BEST = 5
 

@@ -25,7 +25,7 @@ from imgray.drawing import plots
 from imgray.drawing.canvas import distinct
 from imgray.errors import UserError
 from imgray.features.backbones import standardised
-from imgray.training import Arrays, Batch, Learner, Prediction
+from imgray.training.task import Arrays, Batch, Learner, Prediction
 
 IGNORED = 255
 

@@ -17,9 +17,9 @@ from imgray.engine.cluster import cluster, cores
 from imgray.engine.evaluate import Scores
 from imgray.engine.progress import Progress
 from imgray.engine.shards import TASK_RETRIES
-from imgray.loop import Loader, add_up, in_threads, precision
-from imgray.models import load_model, load_task
-from imgray.training import Examples, Recipe, Task
+from imgray.training.loop import Loader, add_up, in_threads, precision
+from imgray.training.models import load_model, load_task
+from imgray.training.task import Examples, Recipe, Task
 
 
 class EvaluateModelConfig(JobConfig):

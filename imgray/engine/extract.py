@@ -35,7 +35,7 @@ from imgray.features.extractor import (
     weights_file,
 )
 from imgray.features.weights import load, parse_extractors, restore
-from imgray.models import fingerprint_of, load_backbone
+from imgray.training.models import fingerprint_of, load_backbone
 
 
 class ExtractConfig(CollectionConfig):

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import ray
 
-from imgray.loop import Loader
-from imgray.training import Arrays
+from imgray.training.loop import Loader
+from imgray.training.task import Arrays
 
 BLOCK = 8
 

@@ -35,8 +35,8 @@ from imgray.engine.collection import (
 )
 from imgray.engine.progress import say
 from imgray.engine.sheets import draw_predictions
-from imgray.models import fingerprint_of, load_model, load_task
-from imgray.training import Arrays, Prediction, Task
+from imgray.training.models import fingerprint_of, load_model, load_task
+from imgray.training.task import Arrays, Prediction, Task
 
 
 class PredictConfig(CollectionConfig):

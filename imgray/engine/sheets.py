@@ -17,7 +17,7 @@ from imgray.drawing.predictions import Panel, panel_sheet
 from imgray.drawing.results import Result, Row, contact_sheet
 from imgray.errors import UserError
 from imgray.retrieval.deepindex import Hits
-from imgray.training import Task
+from imgray.training.task import Task
 
 SHOWN = 8
 PANELS = 12

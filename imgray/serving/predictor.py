@@ -14,10 +14,10 @@ from PIL import Image
 from ray import serve
 
 from imgray.data.pixels import Rejected, check
-from imgray.models import load_model
 from imgray.serving.settings import Batching
 from imgray.serving.stages import metrics, timed
-from imgray.training import Arrays, Prediction
+from imgray.training.models import load_model
+from imgray.training.task import Arrays, Prediction
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,14 @@ import numpy as np
 import torch
 
 from imgray.artifacts.folder import Folder
-from imgray.checkpoints import Keeper
 from imgray.classification.edge_metrics import Counts, count, scores
 from imgray.classification.relaxed import canny_maps
 from imgray.data.datasets import Record, open_dataset
 from imgray.data.pixels import decode_sized
 from imgray.engine.train import open_examples, read_recipe
-from imgray.loop import Loader, Place, Run, States, add_up, in_threads
-from imgray.training import Examples
+from imgray.training.checkpoints import Keeper
+from imgray.training.loop import Loader, Place, Run, States, add_up, in_threads
+from imgray.training.task import Examples
 
 PROCESSES = 2
 CANNY_MULTIPLES = tuple(np.linspace(0.1, 8.0, 80))

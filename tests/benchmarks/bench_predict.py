@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from imgray.loop import to_device
-from imgray.models import load_model
+from imgray.training.loop import to_device
+from imgray.training.models import load_model
 
 PROCESSES, SHARD, BATCH = 2, 64, 16
 

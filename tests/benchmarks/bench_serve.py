@@ -42,9 +42,9 @@ from ray import serve  # noqa: E402
 from imgray.artifacts.folder import Folder  # noqa: E402
 from imgray.engine.cluster import cluster, quiet  # noqa: E402
 from imgray.engine.search import SearchEngine  # noqa: E402
-from imgray.models import load_model  # noqa: E402
 from imgray.serving.app import build  # noqa: E402
 from imgray.serving.settings import Batching, Limits, ServiceSettings  # noqa: E402
+from imgray.training.models import load_model  # noqa: E402
 
 PORT = 8765
 URL = f"http://127.0.0.1:{PORT}"

@@ -1,4 +1,4 @@
-"""What a theme offers to the training loop (`imgray.loop`), and what a recipe says to it.
+"""What a theme offers to the training loop (`imgray.training.loop`), and what a recipe says to it.
 
 A `Task` says how a record becomes an example, makes the networks with their optimizers, and sums up
 an evaluation; a `Recipe` names a task and everything else that determines a run but its data.

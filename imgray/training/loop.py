@@ -24,10 +24,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from imgray.artifacts.folder import Folder
-from imgray.checkpoints import Keeper, load_state
 from imgray.drawing import plots
 from imgray.errors import UserError
-from imgray.training import Arrays, Batch, Examples, Learner, Recipe
+from imgray.training.checkpoints import Keeper, load_state
+from imgray.training.task import Arrays, Batch, Examples, Learner, Recipe
 
 THREADS, AHEAD = 4, 3
 CURVES, CURVES_PNG = "curves.jsonl", "curves.png"

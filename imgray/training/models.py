@@ -24,13 +24,13 @@ from imgray.artifacts.manifest import (
     read_manifest,
     sha256,
 )
-from imgray.checkpoints import load_state, pack, unpack
 from imgray.config import validate
 from imgray.drawing import plots
 from imgray.errors import UserError
 from imgray.features.backbones import Backbone, Precision, layer_paths
 from imgray.features.weights import Request, build
-from imgray.loop import (
+from imgray.training.checkpoints import load_state, pack, unpack
+from imgray.training.loop import (
     CURVES,
     CURVES_PNG,
     Line,
@@ -40,7 +40,7 @@ from imgray.loop import (
     precision,
     to_device,
 )
-from imgray.training import Arrays, Learner, Prediction, Recipe, Task, task_of
+from imgray.training.task import Arrays, Learner, Prediction, Recipe, Task, task_of
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
