@@ -1,7 +1,7 @@
 """Score an artifact against a known truth: `python jobs/evaluate.py --help`."""
 
 from imgray.config import leave, run_one_of
-from imgray.engine.evaluate import EvaluateConfig, evaluate
+from imgray.engine.evaluate_index import EvaluateConfig, evaluate
 from imgray.engine.evaluate_model import EvaluateModelConfig, evaluate_model
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from imgray.classification.cfn import LAYOUTS, FusionNet
 from imgray.classification.fusion import LocalFusion, SharedFusion, SumFusion, fusion_of
-from imgray.classification.groups import parameter_groups
+from imgray.classification.rates import parameter_groups
 from imgray.errors import UserError
 from imgray.features.backbones import layer_paths
 

@@ -12,8 +12,8 @@ from scipy.ndimage import gaussian_filter
 from scipy.optimize import linear_sum_assignment
 from skimage import morphology
 
+from imgray.classification.correspondence import match
 from imgray.classification.edge_metrics import THRESHOLDS, Counts, count, scores
-from imgray.classification.matching import match
 from imgray.classification.relaxed import canny_maps
 from imgray.classification.ridges import nms, thin
 from imgray.errors import UserError

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from imgray.classification.fcfn import Fcfn
 from imgray.classification.fusion import Fusion, LocalFusion
-from imgray.classification.groups import parameter_groups, sgd
+from imgray.classification.rates import parameter_groups, sgd
 from imgray.classification.rds import Rds
 from imgray.classification.trunk import TRUNKS, SideScores, Trunk, vgg16_layers
 from imgray.errors import UserError

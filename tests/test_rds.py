@@ -12,7 +12,7 @@ from skimage import data
 from skimage.feature import canny
 from torch import Tensor
 
-from imgray.classification.groups import parameter_groups
+from imgray.classification.rates import parameter_groups
 from imgray.classification.rds import Rds, edge_loss, rds_loss
 from imgray.classification.relaxed import (
     canny_maps,

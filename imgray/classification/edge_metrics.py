@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imgray.classification.matching import matched_edges, near_pairs
+from imgray.classification.correspondence import matched_edges, near_pairs
 from imgray.classification.ridges import check_map, thin
 from imgray.errors import UserError
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from imgray.classification import edge_metrics
 from imgray.classification.fcfn import Fcfn
-from imgray.classification.groups import sgd
 from imgray.classification.pixelwise import PixelSettings, PixelTask, cut, photograph, trunk_of
+from imgray.classification.rates import sgd
 from imgray.classification.rds import Rds, edge_loss, rds_loss
 from imgray.classification.relaxed import (
     canny_maps,

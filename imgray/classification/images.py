@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from imgray.classification.cfn import FusionNet, layers_of
-from imgray.classification.groups import sgd
+from imgray.classification.rates import sgd
 from imgray.data import pixels
 from imgray.data.datasets import Dataset, Record
 from imgray.drawing import plots

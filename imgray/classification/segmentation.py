@@ -17,9 +17,9 @@ from pydantic import Field
 from torch import Tensor
 
 from imgray.classification.fcfn import Fcfn
-from imgray.classification.groups import sgd
 from imgray.classification.images import confusion
 from imgray.classification.pixelwise import PixelSettings, PixelTask, cut, photograph, trunk_of
+from imgray.classification.rates import sgd
 from imgray.data.datasets import Dataset, Record
 from imgray.drawing import plots
 from imgray.drawing.canvas import distinct

@@ -22,7 +22,7 @@ from imgray.data.samples import write_views
 from imgray.engine import sheets
 from imgray.engine.cluster import cluster
 from imgray.engine.demo_models import train_models
-from imgray.engine.evaluate import Truth
+from imgray.engine.evaluate_index import Truth
 from imgray.engine.extract import ExtractConfig, extract
 from imgray.engine.index import IndexConfig, build_index
 from imgray.engine.progress import say

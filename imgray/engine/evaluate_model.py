@@ -14,7 +14,7 @@ from imgray.artifacts.manifest import read_manifest
 from imgray.config import JobConfig
 from imgray.data.datasets import open_dataset
 from imgray.engine.cluster import cluster, cores
-from imgray.engine.evaluate import Scores
+from imgray.engine.evaluate_index import Scores
 from imgray.engine.progress import Progress
 from imgray.engine.shards import TASK_RETRIES
 from imgray.training.loop import Loader, add_up, in_threads, precision

@@ -10,7 +10,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from imgray.data.pixels import Rejected
 from imgray.errors import cause_of
 from imgray.serving.guard import RETRY_AFTER, Refusal, overloaded
-from imgray.serving.stages import metrics
+from imgray.serving.metrics import metrics
 
 
 async def call(method: Any, *arguments: Any, retries: int = 0, blame: str | None = None) -> Any:

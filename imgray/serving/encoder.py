@@ -14,8 +14,8 @@ from ray import serve
 from imgray.data.pixels import Rejected
 from imgray.engine.search import check_fingerprints
 from imgray.features.extractor import Extractor, Prepared, load_extractor
+from imgray.serving.metrics import metrics, replica_name, timed
 from imgray.serving.settings import Batching
-from imgray.serving.stages import metrics, replica_name, timed
 from imgray.serving.versions import Holder, Version
 
 Half = NDArray[np.float16]

@@ -23,7 +23,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from imgray.errors import UserError
-from imgray.serving.stages import metrics
+from imgray.serving.metrics import metrics
 
 API_KEYS, ADMIN_KEYS = "IMGRAY_API_KEYS", "IMGRAY_ADMIN_KEYS"
 RETRY_AFTER = {"Retry-After": "1"}

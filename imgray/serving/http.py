@@ -48,6 +48,7 @@ from imgray.serving.guard import (
     errors,
     with_keys,
 )
+from imgray.serving.metrics import replica_name, timed
 from imgray.serving.requests import (
     BatchOptions,
     ClassifyOptions,
@@ -65,7 +66,6 @@ from imgray.serving.requests import (
 )
 from imgray.serving.search import Described, SearchAnswer, Searcher
 from imgray.serving.settings import ServiceSettings
-from imgray.serving.stages import replica_name, timed
 from imgray.serving.versions import Holder
 
 PAGE = Path(__file__).parent / "page"

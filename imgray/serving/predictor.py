@@ -14,8 +14,8 @@ from PIL import Image
 from ray import serve
 
 from imgray.data.pixels import Rejected, check
+from imgray.serving.metrics import metrics, timed
 from imgray.serving.settings import Batching
-from imgray.serving.stages import metrics, timed
 from imgray.training.models import load_model
 from imgray.training.task import Arrays, Prediction
 

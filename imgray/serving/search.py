@@ -21,10 +21,10 @@ from imgray.features.columns import FeatureInfo, columns_of
 from imgray.retrieval.deepindex import Hits, merge
 from imgray.serving.calls import call, call_with_picture
 from imgray.serving.guard import RETRY_AFTER, ErrorAnswer, Refusal, faulty
+from imgray.serving.metrics import timed
 from imgray.serving.requests import BatchOptions, Ranking
 from imgray.serving.settings import ServiceSettings
 from imgray.serving.shards import Question, shards_of
-from imgray.serving.stages import timed
 from imgray.serving.versions import Holder, Version
 
 log = logging.getLogger("ray.serve")

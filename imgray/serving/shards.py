@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from imgray.engine.shards import open_shards
 from imgray.retrieval.deepindex import DeepIndex, Hits
-from imgray.serving.stages import replica_name, timed
+from imgray.serving.metrics import replica_name, timed
 from imgray.serving.versions import Holder, Version
 
 
