@@ -13,7 +13,7 @@ from imgray.artifacts.folder import Folder
 from imgray.data.datasets import Dataset, open_dataset
 from imgray.engine.train import check, open_examples
 from imgray.errors import UserError
-from imgray.training.task import DataSettings, Recipe
+from imgray.training.recipe import DataSettings, Recipe
 
 
 def _write(folder: Path, count: int = 100) -> Path:

@@ -15,8 +15,10 @@ from imgray.artifacts.folder import Folder
 from imgray.data.datasets import open_dataset
 from imgray.errors import UserError
 from imgray.training.checkpoints import Keeper
+from imgray.training.examples import Examples
 from imgray.training.loop import CURVES, Loader, Place, Run, in_threads
-from imgray.training.task import Examples, Recipe, Schedule, task_of
+from imgray.training.recipe import Recipe, Schedule
+from imgray.training.task import task_of
 
 
 @pytest.fixture(scope="module")

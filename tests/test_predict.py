@@ -20,7 +20,8 @@ from imgray.engine.predict import PredictConfig, predict
 from imgray.engine.train import check, open_examples
 from imgray.errors import UserError
 from imgray.training.models import load_model
-from imgray.training.task import Recipe, task_of
+from imgray.training.recipe import Recipe
+from imgray.training.task import task_of
 
 
 @pytest.fixture(scope="module", params=list(RECIPES))

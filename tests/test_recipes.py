@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from imgray.engine.train import read_recipe
-from imgray.training.task import Recipe, Task, task_of
+from imgray.training.recipe import Recipe
+from imgray.training.task import Task, task_of
 
 FOLDER = Path(__file__).parents[1] / "jobs/recipes"
 NAMES = sorted(path.stem for path in FOLDER.iterdir())

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from imgray.data.datasets import Dataset, Record
 from imgray.errors import UserError
-from imgray.training.task import Arrays, Batch, Learner, Prediction, Settings, Task
+from imgray.training.recipe import Settings
+from imgray.training.task import Arrays, Batch, Learner, Prediction, Task
 
 
 class TinySettings(Settings):

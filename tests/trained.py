@@ -12,7 +12,7 @@ from imgray.artifacts.manifest import Manifest, publish, scratch
 from imgray.engine.train import check, open_examples
 from imgray.training.loop import Run
 from imgray.training.models import save_model
-from imgray.training.task import Recipe
+from imgray.training.recipe import Recipe
 
 SIZE = 32
 RECIPES: dict[str, dict[str, Any]] = {

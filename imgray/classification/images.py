@@ -22,7 +22,8 @@ from imgray.data.datasets import Dataset, Record
 from imgray.drawing import plots
 from imgray.errors import UserError
 from imgray.features.backbones import BackboneConfig, standardised
-from imgray.training.task import Arrays, Batch, Learner, Prediction, Settings, Task
+from imgray.training.recipe import Settings
+from imgray.training.task import Arrays, Batch, Learner, Prediction, Task
 
 BEST = 5
 

@@ -15,7 +15,8 @@ from imgray.classification.trunk import Trunk
 from imgray.data import pixels
 from imgray.drawing import plots
 from imgray.features import weights
-from imgray.training.task import Arrays, Settings, Task
+from imgray.training.recipe import Settings
+from imgray.training.task import Arrays, Task
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -17,9 +17,11 @@ from imgray.engine.cluster import cluster, cores
 from imgray.engine.evaluate_index import Scores
 from imgray.engine.progress import Progress
 from imgray.engine.shards import TASK_RETRIES
+from imgray.training.examples import Examples
 from imgray.training.loop import Loader, add_up, in_threads, precision
 from imgray.training.models import load_model, load_task
-from imgray.training.task import Examples, Recipe, Task
+from imgray.training.recipe import Recipe
+from imgray.training.task import Task
 
 
 class EvaluateModelConfig(JobConfig):

@@ -34,9 +34,11 @@ from imgray.engine.progress import say
 from imgray.engine.watch import Losses, follow, start_watch
 from imgray.errors import UserError, cause_of
 from imgray.training.checkpoints import Keeper
+from imgray.training.examples import Examples
 from imgray.training.loop import Place, Run, States
 from imgray.training.models import fingerprint_of, load_states, save_model
-from imgray.training.task import Examples, Recipe, task_of
+from imgray.training.recipe import Recipe
+from imgray.training.task import task_of
 
 CHECKPOINTS = f"{WORK}/checkpoints"
 LOOKED_AT = 64

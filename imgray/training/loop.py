@@ -27,7 +27,9 @@ from imgray.artifacts.folder import Folder
 from imgray.drawing import plots
 from imgray.errors import UserError
 from imgray.training.checkpoints import Keeper, load_state
-from imgray.training.task import Arrays, Batch, Examples, Learner, Recipe
+from imgray.training.examples import Examples
+from imgray.training.recipe import Recipe
+from imgray.training.task import Arrays, Batch, Learner
 
 THREADS, AHEAD = 4, 3
 CURVES, CURVES_PNG = "curves.jsonl", "curves.png"

@@ -40,7 +40,8 @@ from imgray.training.loop import (
     precision,
     to_device,
 )
-from imgray.training.task import Arrays, Learner, Prediction, Recipe, Task, task_of
+from imgray.training.recipe import Recipe
+from imgray.training.task import Arrays, Learner, Prediction, Task, task_of
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 

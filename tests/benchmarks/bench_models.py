@@ -29,8 +29,8 @@ from imgray.data.datasets import Record, open_dataset
 from imgray.data.pixels import decode_sized
 from imgray.engine.train import open_examples, read_recipe
 from imgray.training.checkpoints import Keeper
+from imgray.training.examples import Examples
 from imgray.training.loop import Loader, Place, Run, States, add_up, in_threads
-from imgray.training.task import Examples
 
 PROCESSES = 2
 CANNY_MULTIPLES = tuple(np.linspace(0.1, 8.0, 80))

@@ -27,8 +27,10 @@ from torch.utils.data import DataLoader, Dataset
 from imgray.artifacts.folder import Folder
 from imgray.engine.feed import Feed
 from imgray.engine.train import open_examples, read_recipe
+from imgray.training.examples import Examples
 from imgray.training.loop import Batches, Loader, Place, Run, in_threads
-from imgray.training.task import Arrays, Examples, Recipe
+from imgray.training.recipe import Recipe
+from imgray.training.task import Arrays
 
 RECIPE = common.ROOT / "jobs/recipes/cfn-cifar10-small.yaml"
 EVERY = 20

@@ -1,0 +1,114 @@
+"""What a recipe says: a task and everything else that determines a run but the data themselves."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from imgray.artifacts.folder import Folder
+from imgray.data.datasets import Dataset, Form, open_dataset, open_share
+from imgray.features.backbones import Precision
+
+
+class Settings(BaseModel):
+    """Base of what a recipe may say to its task. Unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Schedule(Settings):
+    """How learning rates change over a run, as a factor on each optimizer's own."""
+
+    kind: Literal["constant", "step", "cosine", "linear"] = "constant"
+    every: int = Field(default=0, ge=0, description="steps between two drops, for `step`")
+    at: tuple[int, ...] = Field(default=(), description="steps of single drops, for `step`")
+    drop: float = Field(default=0.1, gt=0, description="factor of a drop, for `step`")
+    hold: float = Field(default=0.5, ge=0, le=1, description="share before a `linear` fall")
+    warmup: int = Field(default=0, ge=0, description="steps of linear rise at the start")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Schedule:
+        if self.kind == "step" and bool(self.every) == bool(self.at):
+            raise ValueError("a step schedule needs either schedule.every or schedule.at")
+        return self
+
+    def factor(self, step: int, steps: int) -> float:
+        """The factor at a step of a run of so many steps."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        share = (step - self.warmup) / max(1, steps - self.warmup)
+        if self.kind == "step":
+            drops = step // self.every if self.every else sum(step >= at for at in self.at)
+            return self.drop**drops
+        if self.kind == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * share))
+        if self.kind == "linear":
+            return min(1.0, (1 - share) / max(1e-12, 1 - self.hold))
+        return 1.0
+
+
+class DataSettings(Settings):
+    """Which parts of the data set at `--data` are read, and how they are laid out."""
+
+    form: Form
+    train: str = Field(default="train", description="the part to train on")
+    hold_out: float | None = Field(
+        default=None, gt=0, lt=1, description="share of that part to validate on instead"
+    )
+    validate_on: str | None = Field(
+        default_factory=lambda data: None if data.get("hold_out") else "val",
+        alias="validate",
+        description="the part to validate on",
+    )
+
+    @model_validator(mode="after")
+    def _one_validation(self) -> DataSettings:
+        if (self.validate_on is None) == (self.hold_out is None):
+            raise ValueError("give either validate or hold_out")
+        return self
+
+    def training(self, folder: Folder) -> Dataset:
+        """Open what is trained on. Raises `UserError`."""
+        if self.hold_out is None:
+            return open_dataset(folder, self.form, self.train)
+        return open_share(folder, self.form, self.train, self.hold_out, held=False)
+
+    def validation(self, folder: Folder) -> Dataset:
+        """Open what is validated on. Raises `UserError`."""
+        if self.validate_on is not None:
+            return open_dataset(folder, self.form, self.validate_on)
+        assert self.hold_out is not None
+        return open_share(folder, self.form, self.train, self.hold_out, held=True)
+
+
+class Recipe(Settings):
+    """Everything that determines a trained model but the data themselves."""
+
+    task: str = Field(description="the task's class, as package.module:Class")
+    settings: dict[str, Any] = Field(default={}, description="of the task")
+    data: DataSettings
+    batch_size: int = Field(ge=1, description="examples per step, over all workers")
+    steps: int | None = Field(default=None, ge=1)
+    epochs: float | None = Field(default=None, gt=0)
+    schedule: Schedule = Schedule()
+    precision: Precision = "float32"
+    seed: int = Field(default=0, ge=0)
+    evaluate_every: float = Field(default=1.0, gt=0, description="epochs between evaluations")
+    start: str | None = Field(default=None, description="model artifact to take weights from")
+    checkpoint_every: int = Field(default=200, ge=1, description="steps a lost worker may cost")
+    log_every: int = Field(default=20, ge=1, description="steps per line of the curves")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Recipe:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs")
+        return self
+
+    def length(self, examples: int) -> int:
+        """Steps of the whole run."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return max(1, round(self.epochs * examples / self.batch_size))
