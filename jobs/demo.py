@@ -1,6 +1,6 @@
 """The demo: `python jobs/demo.py --help`."""
 
-from imgray.config import leave, run_job
+from imgray.cli import leave, run_job
 from imgray.engine.demo import DemoConfig, demo
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Score an artifact against a known truth: `python jobs/evaluate.py --help`."""
 
-from imgray.config import leave, run_one_of
+from imgray.cli import leave, run_one_of
 from imgray.engine.evaluate_index import EvaluateConfig, evaluate
 from imgray.engine.evaluate_model import EvaluateModelConfig, evaluate_model
 

@@ -1,6 +1,6 @@
 """Extract features: `python jobs/extract.py --help`."""
 
-from imgray.config import leave, run_job
+from imgray.cli import leave, run_job
 from imgray.engine.extract import ExtractConfig, extract
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Build a multi-DeepIndex: `python jobs/index.py --help`."""
 
-from imgray.config import leave, run_job
+from imgray.cli import leave, run_job
 from imgray.engine.index import IndexConfig, build_index
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Run a model over a collection: `python jobs/predict.py --help`."""
 
-from imgray.config import leave, run_job
+from imgray.cli import leave, run_job
 from imgray.engine.predict import PredictConfig, predict
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Search with images: `python jobs/search.py --help`."""
 
-from imgray.config import leave, run_job
+from imgray.cli import leave, run_job
 from imgray.engine.search import SearchConfig, search
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Serve an index and models over HTTP: `python jobs/serve.py --help`."""
 
-from imgray.config import leave, run_job
+from imgray.cli import leave, run_job
 from imgray.serving.run import ServeConfig, run
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Train a model: `python jobs/train.py --help`."""
 
-from imgray.config import leave, run_job
+from imgray.cli import leave, run_job
 from imgray.engine.train import TrainConfig, train
 
 if __name__ == "__main__":

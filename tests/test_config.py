@@ -5,7 +5,8 @@ from typing import ClassVar, Literal
 import pytest
 from pydantic import BaseModel, Field, field_validator
 
-from imgray.config import JobConfig, parse, run_job, validate
+from imgray.cli import parse, run_job
+from imgray.config import JobConfig, validate
 from imgray.engine.extract import ExtractConfig
 from imgray.errors import TooManyRejected, UserError, cause_of
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 import imgray.engine.extract as engine
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import Manifest, read_file, read_manifest
-from imgray.config import run_job
+from imgray.cli import run_job
 from imgray.engine.extract import ExtractConfig, ExtractResult, extract
 from imgray.errors import UserError
 from imgray.features.columns import columns_of, from_table

@@ -17,7 +17,7 @@ import imgray.engine.index as engine
 import imgray.engine.rows as rows_module
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import Manifest, read_manifest
-from imgray.config import run_job
+from imgray.cli import run_job
 from imgray.engine.index import IndexConfig, IndexResult, build_index
 from imgray.engine.shards import open_shards, search_shards
 from imgray.errors import UserError

@@ -14,7 +14,7 @@ from running import free_port
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_file, read_manifest
-from imgray.config import run_job
+from imgray.cli import run_job
 from imgray.engine.evaluate_index import EvaluateConfig, evaluate
 from imgray.engine.extract import ExtractConfig, extract
 from imgray.engine.index import IndexConfig, build_index

@@ -20,7 +20,7 @@ from PIL import Image
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import publish, read_manifest
-from imgray.config import run_job
+from imgray.cli import run_job
 from imgray.engine.evaluate_index import EvaluateConfig, Scores, evaluate
 from imgray.engine.extract import ExtractConfig, extract
 from imgray.engine.index import IndexConfig, build_index

@@ -19,7 +19,7 @@ from trained import RECIPES, train, write
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_file, read_manifest
-from imgray.config import run_job
+from imgray.cli import run_job
 from imgray.engine.evaluate_index import EvaluateConfig, evaluate
 from imgray.engine.extract import ExtractConfig, build_extractor, extract
 from imgray.engine.index import IndexConfig, build_index
