@@ -5,12 +5,17 @@ from __future__ import annotations
 import importlib
 import typing
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from imgray.errors import UserError
+
+Precision = Literal["float32", "bfloat16"]
+"""Of a network's forward passes."""
+Code = Literal["SQ8", "SQ4", "SQfp16", "Flat"]
+"""How an index stores a region, in FAISS's terms."""
 
 
 class JobConfig(BaseModel):

@@ -16,8 +16,9 @@ from running import ROOT, free_port
 from trained import train, write
 
 from imgray.artifacts.folder import Folder
-from imgray.engine.extract import ExtractConfig, extract
-from imgray.engine.index import IndexConfig, build_index
+from imgray.engine.extract import extract
+from imgray.engine.index import build_index
+from imgray.engine.settings import ExtractConfig, IndexConfig
 
 ADMIN = "an-admin-key"
 KINDS = {"classify": "folders", "segment": "masks", "edges": "edges"}

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from imgray.cli import parse, run_job
 from imgray.config import JobConfig, validate
-from imgray.engine.extract import ExtractConfig
+from imgray.engine.settings import ExtractConfig
 from imgray.errors import TooManyRejected, UserError, cause_of
 
 

@@ -23,7 +23,8 @@ import imgray.engine.extract as engine
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import Manifest, read_file, read_manifest
 from imgray.cli import run_job
-from imgray.engine.extract import ExtractConfig, ExtractResult, extract
+from imgray.engine.extract import ExtractResult, extract
+from imgray.engine.settings import ExtractConfig
 from imgray.errors import UserError
 from imgray.features.columns import columns_of, from_table
 from imgray.features.extractor import load_extractor

@@ -15,8 +15,9 @@ from trained import RECIPES, picture, train, write
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_file, read_manifest, sha256
 from imgray.data.datasets import open_dataset
-from imgray.engine.evaluate_model import EvaluateModelConfig, evaluate_model
-from imgray.engine.predict import PredictConfig, predict
+from imgray.engine.evaluate_model import evaluate_model
+from imgray.engine.predict import predict
+from imgray.engine.settings import EvaluateModelConfig, PredictConfig
 from imgray.engine.train import check, open_examples
 from imgray.errors import UserError
 from imgray.training.models import load_model

@@ -15,10 +15,11 @@ from running import free_port
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_file, read_manifest
 from imgray.cli import run_job
-from imgray.engine.evaluate_index import EvaluateConfig, evaluate
-from imgray.engine.extract import ExtractConfig, extract
-from imgray.engine.index import IndexConfig, build_index
-from imgray.engine.search import SearchConfig, search
+from imgray.engine.evaluate_index import evaluate
+from imgray.engine.extract import extract
+from imgray.engine.index import build_index
+from imgray.engine.search import search
+from imgray.engine.settings import EvaluateConfig, ExtractConfig, IndexConfig, SearchConfig
 from imgray.features.columns import columns_of, from_table
 from imgray.features.extractor import load_extractor
 

@@ -21,11 +21,12 @@ from PIL import Image
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import publish, read_manifest
 from imgray.cli import run_job
-from imgray.engine.evaluate_index import EvaluateConfig, Scores, evaluate
-from imgray.engine.extract import ExtractConfig, extract
-from imgray.engine.index import IndexConfig, build_index
+from imgray.engine.evaluate_index import Scores, evaluate
+from imgray.engine.extract import extract
+from imgray.engine.index import build_index
 from imgray.engine.rows import Source
-from imgray.engine.search import SearchConfig, SearchEngine, SearchResult, encode, search
+from imgray.engine.search import SearchEngine, SearchResult, encode, search
+from imgray.engine.settings import EvaluateConfig, ExtractConfig, IndexConfig, SearchConfig
 from imgray.errors import UserError
 from imgray.features.columns import FeatureInfo, Vectors, columns_of
 from imgray.features.extractor import load_extractor

@@ -14,7 +14,8 @@ from tinytask import tiny_recipe, write_points
 import imgray.engine.train as engine
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import NAME, WORK
-from imgray.engine.train import TrainConfig, train
+from imgray.engine.settings import TrainConfig
+from imgray.engine.train import train
 from imgray.engine.watch import Watch
 from imgray.errors import UserError
 from imgray.training.loop import CURVES, Run

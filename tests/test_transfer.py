@@ -20,10 +20,11 @@ from trained import RECIPES, train, write
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_file, read_manifest
 from imgray.cli import run_job
-from imgray.engine.evaluate_index import EvaluateConfig, evaluate
-from imgray.engine.extract import ExtractConfig, build_extractor, extract
-from imgray.engine.index import IndexConfig, build_index
+from imgray.engine.evaluate_index import evaluate
+from imgray.engine.extract import build_extractor, extract
+from imgray.engine.index import build_index
 from imgray.engine.search import SearchEngine
+from imgray.engine.settings import EvaluateConfig, ExtractConfig, IndexConfig
 from imgray.errors import UserError
 from imgray.features.backbones import BackboneConfig, fingerprint
 from imgray.features.columns import columns_of, from_table

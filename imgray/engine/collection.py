@@ -15,23 +15,22 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 from ray.exceptions import ActorDiedError
 from ray.util.annotations import RayDeprecationWarning
 
 from imgray.artifacts.folder import Entry, Folder, Skipped
 from imgray.artifacts.manifest import WORK, FileEntry, Manifest, entry_of, entry_of_file, scratch
-from imgray.config import JobConfig
-from imgray.data import pixels
 from imgray.data.pixels import MAX_BYTES, Rejected
 from imgray.engine.cluster import Pool, plan_pool
 from imgray.engine.progress import Progress, say
+from imgray.engine.settings import CollectionConfig
 from imgray.errors import TooManyRejected, UserError
 
 LISTING = "listing.parquet"
@@ -48,34 +47,6 @@ _REJECTED = pa.schema([("id", pa.string()), ("stage", pa.string()), ("reason", p
 
 Rejections = list[tuple[str, str, str]]
 """Id, stage (`read`, `decode` or the step's own) and reason of every image set aside."""
-
-
-class CollectionConfig(JobConfig):
-    """The settings of every job that passes over a collection."""
-
-    runtime: ClassVar[frozenset[str]] = frozenset(
-        {"output", "workers", "cpus_per_worker", "gpus_per_worker", "batch_size", "max_rejected"}
-        | {"overwrite"}
-    )
-
-    images: str = Field(description="folder or s3://bucket/prefix with the images")
-    output: str = Field(description="folder or s3://bucket/prefix for the artifact")
-    suffixes: list[str] = Field(
-        default=list(pixels.SUFFIXES), description='file suffixes that count as images, or "*"'
-    )
-    shard_size: int = Field(default=512, ge=1, description="images per Parquet shard")
-    max_rejected: float = Field(
-        default=0.01, ge=0, le=1, description="share of rejected images above which to exit with 3"
-    )
-    batch_size: int = Field(default=8, ge=1, description="images per forward pass; GPUs like 64")
-    workers: int | None = Field(
-        default=None, ge=1, description="worker processes (default: one per GPU, else per core)"
-    )
-    cpus_per_worker: int = Field(default=1, ge=1, description="CPUs that each worker holds")
-    gpus_per_worker: float | None = Field(
-        default=None, ge=0, description="GPUs that each worker holds (default: 1 if there are any)"
-    )
-    overwrite: bool = Field(default=False, description="remove what is at --output first")
 
 
 class Step(Protocol):

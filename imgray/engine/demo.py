@@ -13,22 +13,22 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_manifest
-from imgray.config import JobConfig
 from imgray.data.samples import write_views
 from imgray.engine import sheets
 from imgray.engine.cluster import cluster
 from imgray.engine.demo_models import train_models
 from imgray.engine.evaluate_index import Truth
-from imgray.engine.extract import ExtractConfig, extract
-from imgray.engine.index import IndexConfig, build_index
+from imgray.engine.extract import extract
+from imgray.engine.index import build_index
 from imgray.engine.progress import say
 from imgray.engine.report import read_report
 from imgray.engine.rows import Source
 from imgray.engine.search import SearchEngine
+from imgray.engine.settings import DemoConfig, ExtractConfig, IndexConfig
 from imgray.features.columns import Vectors
 from imgray.retrieval import metrics
 from imgray.retrieval.codebook import unit
@@ -43,20 +43,6 @@ INDEXES = {
 SHARDS = 4
 SHEET_ROWS = 8
 EXAMPLES = 200
-
-
-class DemoConfig(JobConfig):
-    """Extract, index, search and score a collection on this machine."""
-
-    images: str | None = Field(
-        default=None, description="your own images (default: photographs with known truth)"
-    )
-    output: str = Field(default="out", description="folder for everything that the demo makes")
-    models: bool = Field(
-        default=False, description="also train a classifier, a segmenter and an edge detector"
-    )
-    recipes: str = Field(default="jobs/recipes", description="folder of the models' recipes")
-    overwrite: bool = Field(default=False, description="make everything again")
 
 
 class Line(BaseModel):

@@ -8,7 +8,8 @@ from imgray.data.mosaics import write_mosaics
 from imgray.data.samples import write_digits
 from imgray.engine.cluster import cluster, cores
 from imgray.engine.progress import say
-from imgray.engine.train import TrainConfig, train
+from imgray.engine.settings import TrainConfig
+from imgray.engine.train import train
 
 MODELS = {
     "digits": ("cfn-digits", "digits"),

@@ -12,16 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from pydantic import BaseModel, Field, RootModel
+from pydantic import BaseModel, RootModel
 
 from imgray.artifacts.folder import Folder, Skipped
 from imgray.artifacts.manifest import NAME, Manifest, read_file, read_manifest
-from imgray.config import JobConfig
 from imgray.data.pixels import SUFFIXES
 from imgray.engine.cluster import cluster, cores
 from imgray.engine.progress import say
 from imgray.engine.rows import Source
 from imgray.engine.search import check_fingerprints, encode, read_image
+from imgray.engine.settings import EvaluateConfig
 from imgray.engine.shards import TASK_RETRIES, search_shards
 from imgray.errors import UserError
 from imgray.features.columns import Vectors, columns_of
@@ -29,23 +29,6 @@ from imgray.features.extractor import load_extractor
 from imgray.retrieval import metrics
 
 CHUNK = 64
-
-
-class EvaluateConfig(JobConfig):
-    """Score the rankings of an index: mAP, precision@k, recall@k and the N-S score."""
-
-    index: str = Field(description="folder or s3://bucket/prefix of the index artifact")
-    queries: str = Field(
-        description="folder or s3://bucket/prefix with query images, or a features artifact; those "
-        "that the truth names are queries, and one that is indexed is left out of its own ranking"
-    )
-    truth: str = Field(
-        description="CSV with the columns id and group; images of one group are right answers",
-        json_schema_extra={"metavar": "CSV"},
-    )
-    top: int = Field(
-        default=10_000, ge=1, description="length of the rankings; what lies beyond is not found"
-    )
 
 
 class Scores(RootModel[dict[str, float]]):

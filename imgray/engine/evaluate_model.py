@@ -6,38 +6,21 @@ from pathlib import Path
 
 import ray
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_manifest
-from imgray.config import JobConfig
 from imgray.data.datasets import open_dataset
 from imgray.engine.cluster import cluster, cores
 from imgray.engine.evaluate_index import Scores
 from imgray.engine.progress import Progress
+from imgray.engine.settings import EvaluateModelConfig
 from imgray.engine.shards import TASK_RETRIES
 from imgray.training.examples import Examples
 from imgray.training.loop import Loader, add_up, in_threads, precision
 from imgray.training.models import load_model, load_task
 from imgray.training.recipe import Recipe
 from imgray.training.task import Task
-
-
-class EvaluateModelConfig(JobConfig):
-    """Score a trained model on a labelled part of a data set."""
-
-    model: str = Field(description="folder or s3://bucket/prefix of the model artifact")
-    data: str = Field(description="folder or s3://bucket/prefix of the data set")
-    part: str | None = Field(
-        default=None, description="part of the data set (default: what the recipe validates on)"
-    )
-    workers: int | None = Field(default=None, ge=1, description="processes (default: one per core)")
-    figure: str | None = Field(
-        default=None,
-        description="also draw what the scores come from (confusion matrix, precision and recall)",
-        json_schema_extra={"metavar": "PNG"},
-    )
 
 
 def evaluate_model(config: EvaluateModelConfig) -> Scores:

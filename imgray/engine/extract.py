@@ -8,73 +8,26 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import Manifest, begin, nothing_left_before, publish, read_manifest
-from imgray.data import pixels
 from imgray.engine.cluster import cluster
-from imgray.engine.collection import (
-    LISTED,
-    CollectionConfig,
-    Rejections,
-    check_rejected,
-    process_configured,
-)
+from imgray.engine.collection import LISTED, Rejections, check_rejected, process_configured
 from imgray.engine.progress import say
-from imgray.features.backbones import Precision
+from imgray.engine.settings import ExtractConfig
 from imgray.features.columns import FeatureInfo, columns_of, schema
 from imgray.features.extractor import (
     PYRAMID,
     Extractor,
     ExtractorConfig,
     Prepared,
-    Regions,
     save_extractor,
     to_table,
     weights_file,
 )
 from imgray.features.weights import load, parse_extractors, restore
 from imgray.training.models import fingerprint_of, load_backbone
-
-
-class ExtractConfig(CollectionConfig):
-    """Extract features of every image below a folder or S3 prefix, exactly once."""
-
-    output: str = Field(description="folder or s3://bucket/prefix for the features artifact")
-    extractor: list[str] = Field(
-        min_length=1,
-        description="networks of timm or torchvision, or trained models that --weights names, each "
-        "with a layer: high (the last map, of a CFN the fused feature; the default), mid (the last "
-        "stage at stride 16, of a CFN the middle one) or a module's dotted path",
-        json_schema_extra={"metavar": "NET[.LAYER]"},
-    )
-    weights: list[str] = Field(
-        default=[],
-        description="safetensors files for networks whose weights no wheel or hub has; or model "
-        "artifacts, each under a NET of your choice",
-        json_schema_extra={"metavar": "NET=URI"},
-    )
-    regions: Regions = Field(
-        default="global",
-        description="global: one vector per image; pyramid: 1 + 4 + 9 regions",
-    )
-    crop_regions: bool = Field(
-        default=False,
-        description="cut the regions from the picture and run each through the network, as in the "
-        "paper, instead of pooling them from one feature map",
-    )
-    size: int | None = Field(
-        default=None, ge=32, le=2048, description="input side in pixels (default: the network's)"
-    )
-    precision: Precision = Field(
-        default="float32",
-        description="bfloat16 pays on GPUs and on CPUs with AMX; its vectors differ, so it is part "
-        "of the fingerprint",
-    )
-    max_pixels: int = Field(
-        default=pixels.MAX_PIXELS, ge=1, le=170_000_000, description="larger images are rejected"
-    )
 
 
 class ExtractResult(BaseModel):

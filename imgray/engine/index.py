@@ -11,12 +11,12 @@ import itertools
 import math
 import time
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import ray
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
@@ -34,82 +34,21 @@ from imgray.artifacts.manifest import (
     read_manifest,
     scratch,
 )
-from imgray.config import JobConfig
 from imgray.engine.cluster import cluster
 from imgray.engine.progress import Progress, say
 from imgray.engine.report import REPORT, measure, read_report
 from imgray.engine.rows import BLOCK, Source
+from imgray.engine.settings import SHARD_IMAGES, IndexConfig
 from imgray.engine.shards import CODEBOOKS, FREQUENCY, TASK_RETRIES
 from imgray.errors import UserError
 from imgray.features.columns import FeatureInfo, choose
 from imgray.features.extractor import ExtractorConfig, weights_file
-from imgray.retrieval.codebook import Code, Codebooks, CodebookSettings, fit
+from imgray.retrieval.codebook import Codebooks, CodebookSettings, fit
 from imgray.retrieval.deepindex import ShardBuilder
 
-SHARD_IMAGES = 100_000
 MAX_CODEWORDS = 4096
 FITTED = f"{WORK}/codebooks.json"
 """The note that codebooks are done."""
-
-
-class IndexConfig(JobConfig):
-    """Build a sharded multi-DeepIndex from the shards of a features artifact."""
-
-    runtime: ClassVar[frozenset[str]] = frozenset({"output", "overwrite", "cpus_per_task"})
-
-    features: str = Field(description="folder or s3://bucket/prefix of the features artifact")
-    output: str = Field(description="folder or s3://bucket/prefix for the index artifact")
-    feature: list[str] = Field(
-        min_length=1,
-        description="columns of the features artifact to fuse in the index; NET stands for "
-        "NET.high. The best pairs join a mid-level and a high-level feature of two networks",
-        json_schema_extra={"metavar": "NAME"},
-    )
-    codewords: list[int] = Field(
-        default=[],
-        description="words of each feature's codebook, one number for all or one per feature "
-        "(default: grows with the square root of the number of regions)",
-        json_schema_extra={"metavar": "K"},
-    )
-    shards: int | None = Field(
-        default=None, ge=1, description=f"index shards (default: one per {SHARD_IMAGES:,} images)"
-    )
-    probes: list[int] = Field(
-        default=[],
-        description="multiple assignment: inverted lists that a query's region visits, one number "
-        "for all or one per level of the pyramid; 1 switches it off (default: 512 32 4 for "
-        "several features, 16 4 1 for one; global 512 and 32)",
-        json_schema_extra={"metavar": "P"},
-    )
-    dim: int | None = Field(
-        default=None,
-        ge=2,
-        description="dimensions of a feature after PCA (default: 48; 128 for global features)",
-    )
-    code: Code = Field(default="SQ8", description="code of a region")
-    bandwidth: float = Field(
-        default=0.25, gt=0, description="h of the kernel exp((cos - 1) / h) between regions"
-    )
-    signature_feature: list[str] = Field(
-        default=[],
-        description="features of the global image signature (default: the indexed ones)",
-        json_schema_extra={"metavar": "NAME"},
-    )
-    signature_dim: int = Field(
-        default=48, ge=0, description="bytes of the signature per feature; 0 switches it off"
-    )
-    signature_power: float = Field(
-        default=2.0, ge=0, description="exponent of the signatures' cosine in the score"
-    )
-    sample: int = Field(
-        default=20_000, ge=100, description="regions on which PCA and codebooks are trained"
-    )
-    queries: int = Field(
-        default=100, ge=1, description="images held out of training, to measure recall with"
-    )
-    seed: int = Field(default=0, ge=0, description="seed of the sample and of k-means")
-    cpus_per_task: int = Field(default=1, ge=1, description="CPUs that each task holds")
-    overwrite: bool = Field(default=False, description="remove what is at --output first")
 
 
 class IndexResult(BaseModel):

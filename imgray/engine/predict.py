@@ -9,12 +9,12 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pyarrow as pa
 import torch
 from PIL import Image
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import (
@@ -26,32 +26,12 @@ from imgray.artifacts.manifest import (
     sha256,
 )
 from imgray.engine.cluster import cluster
-from imgray.engine.collection import (
-    LISTED,
-    CollectionConfig,
-    Rejections,
-    check_rejected,
-    process_configured,
-)
+from imgray.engine.collection import LISTED, Rejections, check_rejected, process_configured
 from imgray.engine.progress import say
+from imgray.engine.settings import PredictConfig
 from imgray.engine.sheets import draw_predictions
 from imgray.training.models import fingerprint_of, load_model, load_task
 from imgray.training.task import Arrays, Prediction, Task
-
-
-class PredictConfig(CollectionConfig):
-    """Run a trained model over every image below a folder or S3 prefix, exactly once."""
-
-    runtime: ClassVar[frozenset[str]] = CollectionConfig.runtime | {"contact_sheet"}
-
-    model: str = Field(description="folder or s3://bucket/prefix of the model artifact")
-    output: str = Field(description="folder or s3://bucket/prefix for the predictions artifact")
-    batch_size: int = Field(default=16, ge=1, description="images per forward pass; GPUs like 64")
-    contact_sheet: str | None = Field(
-        default=None,
-        description="also draw some of the images and what the model says of them",
-        json_schema_extra={"metavar": "PNG"},
-    )
 
 
 class PredictResult(BaseModel):

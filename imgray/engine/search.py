@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import Manifest, read_manifest
-from imgray.config import JobConfig
 from imgray.data.pixels import Rejected
 from imgray.engine import sheets
+from imgray.engine.settings import SearchConfig
 from imgray.engine.shards import open_shards
 from imgray.errors import UserError
 from imgray.features.columns import FeatureInfo, Vectors, columns_of
@@ -81,23 +81,6 @@ def check_fingerprints(manifest: Manifest, columns: Mapping[str, FeatureInfo]) -
                 f"indexed {name} has fingerprint {info.fingerprint[:12]}, the query's has "
                 f"{columns[name].fingerprint[:12]}: extract it with the index's own networks"
             )
-
-
-class SearchConfig(JobConfig):
-    """Search an index with images: prints the most similar images of the collection."""
-
-    index: str = Field(description="folder or s3://bucket/prefix of the index artifact")
-    query: list[str] = Field(
-        min_length=1,
-        description="image files, on disk or in S3",
-        json_schema_extra={"metavar": "IMAGE"},
-    )
-    top: int = Field(default=10, ge=1, le=10_000, description="results per query")
-    contact_sheet: str | None = Field(
-        default=None,
-        description="also draw queries and results into this picture",
-        json_schema_extra={"metavar": "PNG"},
-    )
 
 
 class Answer(BaseModel):

@@ -7,14 +7,14 @@ import threading
 import traceback
 import uuid
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow.fs
 import ray
 import torch
 import yaml
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -27,10 +27,11 @@ from imgray.artifacts.manifest import (
     publish,
     read_manifest,
 )
-from imgray.config import JobConfig, read_yaml, validate
+from imgray.config import read_yaml, validate
 from imgray.engine.cluster import cluster, named_cluster
 from imgray.engine.feed import Feed
 from imgray.engine.progress import say
+from imgray.engine.settings import TrainConfig
 from imgray.engine.watch import Losses, follow, start_watch
 from imgray.errors import UserError, cause_of
 from imgray.training.checkpoints import Keeper
@@ -44,57 +45,6 @@ CHECKPOINTS = f"{WORK}/checkpoints"
 LOOKED_AT = 64
 PLACE_SECONDS = 20
 """How long an elastic group waits for the CPUs of a node that Ray has yet to find lost."""
-
-
-class TrainConfig(JobConfig):
-    """Train a model by a recipe, and publish it as an artifact."""
-
-    runtime: ClassVar[frozenset[str]] = frozenset(
-        {"output", "recipe", "set", "workers", "cpus_per_worker", "gpus_per_worker", "feeders"}
-        | {"grow_every", "retries", "patience", "overwrite"}
-    )
-
-    recipe: str = Field(description="YAML file that says what to train, and how")
-    data: str = Field(description="folder or s3://bucket/prefix of the data set")
-    output: str = Field(description="folder or s3://bucket/prefix for the model artifact")
-    set: list[str] = Field(
-        default=[],
-        description="settings of the recipe to change, such as batch_size=64 settings.rate=0.01",
-        json_schema_extra={"metavar": "KEY=VALUE"},
-    )
-    workers: str = Field(
-        default="1",
-        pattern=r"^\d+(-\d+)?$",
-        description="worker processes, or the least and the most that a changing cluster may give",
-        json_schema_extra={"metavar": "N or LEAST-MOST"},
-    )
-    cpus_per_worker: int = Field(default=1, ge=1, description="CPUs that each worker holds")
-    gpus_per_worker: float | None = Field(
-        default=None, ge=0, description="GPUs that each worker holds (default: 1 if there are any)"
-    )
-    feeders: int = Field(default=1, ge=1, description="processes that load data for each worker")
-    grow_every: float = Field(
-        default=60, gt=0, description="seconds between looks for room for more workers, up to MOST"
-    )
-    retries: int = Field(
-        default=20, ge=0, description="how often lost workers are replaced before giving up"
-    )
-    patience: float = Field(
-        default=600, ge=0, description="seconds to wait for the machines that workers need"
-    )
-    overwrite: bool = Field(default=False, description="remove what is at --output first")
-
-    @property
-    def span(self) -> tuple[int, int]:
-        """The least and the most workers."""
-        least, _, most = self.workers.partition("-")
-        return int(least), int(most or least)
-
-    @model_validator(mode="after")
-    def _possible(self) -> TrainConfig:
-        if not 1 <= self.span[0] <= self.span[1]:
-            raise ValueError(f"--workers {self.workers}: at least one, and LEAST not above MOST")
-        return self
 
 
 class TrainResult(BaseModel):

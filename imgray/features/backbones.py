@@ -16,9 +16,9 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from imgray.config import Precision
 from imgray.errors import UserError
 
-Precision = Literal["float32", "bfloat16"]
 PROBE = 224
 MID_STRIDE = 16
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,6 @@ from imgray.features.columns import FeatureInfo, Vectors
 from imgray.features.weights import dump, restore
 
 PYRAMID = (1, 2, 3)
-Regions = Literal["global", "pyramid"]
 
 
 class ExtractorConfig(BaseModel):

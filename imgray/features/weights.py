@@ -19,9 +19,9 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from imgray.artifacts.folder import Folder
-from imgray.config import class_named
+from imgray.config import Precision, class_named
 from imgray.errors import UserError
-from imgray.features.backbones import Backbone, BackboneConfig, Precision, layer_paths, misfits
+from imgray.features.backbones import Backbone, BackboneConfig, layer_paths, misfits
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

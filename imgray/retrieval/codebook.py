@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import faiss
 import numpy as np
@@ -16,10 +16,10 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
+from imgray.config import Code
 from imgray.errors import UserError
 
 Floats = NDArray[np.float32]
-Code = Literal["SQ8", "SQ4", "SQfp16", "Flat"]
 MAX_LISTS = 2**24
 KMEANS_ITERATIONS = 20
 BLOCK = 1024

@@ -24,10 +24,10 @@ from imgray.artifacts.manifest import (
     read_manifest,
     sha256,
 )
-from imgray.config import validate
+from imgray.config import Precision, validate
 from imgray.drawing import plots
 from imgray.errors import UserError
-from imgray.features.backbones import Backbone, Precision, layer_paths
+from imgray.features.backbones import Backbone, layer_paths
 from imgray.features.weights import Request, build
 from imgray.training.checkpoints import load_state, pack, unpack
 from imgray.training.loop import (

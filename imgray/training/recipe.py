@@ -8,8 +8,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from imgray.artifacts.folder import Folder
+from imgray.config import Precision
 from imgray.data.datasets import Dataset, Form, open_dataset, open_share
-from imgray.features.backbones import Precision
 
 
 class Settings(BaseModel):

@@ -1,0 +1,270 @@
+"""The settings of every job of the engine. Imports neither Ray nor torch, so that help is quick."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from imgray.config import Code, JobConfig, Precision
+from imgray.data import pixels
+
+Regions = Literal["global", "pyramid"]
+SHARD_IMAGES = 100_000
+
+
+class CollectionConfig(JobConfig):
+    """The settings of every job that passes over a collection."""
+
+    runtime: ClassVar[frozenset[str]] = frozenset(
+        {"output", "workers", "cpus_per_worker", "gpus_per_worker", "batch_size", "max_rejected"}
+        | {"overwrite"}
+    )
+
+    images: str = Field(description="folder or s3://bucket/prefix with the images")
+    output: str = Field(description="folder or s3://bucket/prefix for the artifact")
+    suffixes: list[str] = Field(
+        default=list(pixels.SUFFIXES), description='file suffixes that count as images, or "*"'
+    )
+    shard_size: int = Field(default=512, ge=1, description="images per Parquet shard")
+    max_rejected: float = Field(
+        default=0.01, ge=0, le=1, description="share of rejected images above which to exit with 3"
+    )
+    batch_size: int = Field(default=8, ge=1, description="images per forward pass; GPUs like 64")
+    workers: int | None = Field(
+        default=None, ge=1, description="worker processes (default: one per GPU, else per core)"
+    )
+    cpus_per_worker: int = Field(default=1, ge=1, description="CPUs that each worker holds")
+    gpus_per_worker: float | None = Field(
+        default=None, ge=0, description="GPUs that each worker holds (default: 1 if there are any)"
+    )
+    overwrite: bool = Field(default=False, description="remove what is at --output first")
+
+
+class ExtractConfig(CollectionConfig):
+    """Extract features of every image below a folder or S3 prefix, exactly once."""
+
+    output: str = Field(description="folder or s3://bucket/prefix for the features artifact")
+    extractor: list[str] = Field(
+        min_length=1,
+        description="networks of timm or torchvision, or trained models that --weights names, each "
+        "with a layer: high (the last map, of a CFN the fused feature; the default), mid (the last "
+        "stage at stride 16, of a CFN the middle one) or a module's dotted path",
+        json_schema_extra={"metavar": "NET[.LAYER]"},
+    )
+    weights: list[str] = Field(
+        default=[],
+        description="safetensors files for networks whose weights no wheel or hub has; or model "
+        "artifacts, each under a NET of your choice",
+        json_schema_extra={"metavar": "NET=URI"},
+    )
+    regions: Regions = Field(
+        default="global",
+        description="global: one vector per image; pyramid: 1 + 4 + 9 regions",
+    )
+    crop_regions: bool = Field(
+        default=False,
+        description="cut the regions from the picture and run each through the network, as in the "
+        "paper, instead of pooling them from one feature map",
+    )
+    size: int | None = Field(
+        default=None, ge=32, le=2048, description="input side in pixels (default: the network's)"
+    )
+    precision: Precision = Field(
+        default="float32",
+        description="bfloat16 pays on GPUs and on CPUs with AMX; its vectors differ, so it is part "
+        "of the fingerprint",
+    )
+    max_pixels: int = Field(
+        default=pixels.MAX_PIXELS, ge=1, le=170_000_000, description="larger images are rejected"
+    )
+
+
+class IndexConfig(JobConfig):
+    """Build a sharded multi-DeepIndex from the shards of a features artifact."""
+
+    runtime: ClassVar[frozenset[str]] = frozenset({"output", "overwrite", "cpus_per_task"})
+
+    features: str = Field(description="folder or s3://bucket/prefix of the features artifact")
+    output: str = Field(description="folder or s3://bucket/prefix for the index artifact")
+    feature: list[str] = Field(
+        min_length=1,
+        description="columns of the features artifact to fuse in the index; NET stands for "
+        "NET.high. The best pairs join a mid-level and a high-level feature of two networks",
+        json_schema_extra={"metavar": "NAME"},
+    )
+    codewords: list[int] = Field(
+        default=[],
+        description="words of each feature's codebook, one number for all or one per feature "
+        "(default: grows with the square root of the number of regions)",
+        json_schema_extra={"metavar": "K"},
+    )
+    shards: int | None = Field(
+        default=None, ge=1, description=f"index shards (default: one per {SHARD_IMAGES:,} images)"
+    )
+    probes: list[int] = Field(
+        default=[],
+        description="multiple assignment: inverted lists that a query's region visits, one number "
+        "for all or one per level of the pyramid; 1 switches it off (default: 512 32 4 for "
+        "several features, 16 4 1 for one; global 512 and 32)",
+        json_schema_extra={"metavar": "P"},
+    )
+    dim: int | None = Field(
+        default=None,
+        ge=2,
+        description="dimensions of a feature after PCA (default: 48; 128 for global features)",
+    )
+    code: Code = Field(default="SQ8", description="code of a region")
+    bandwidth: float = Field(
+        default=0.25, gt=0, description="h of the kernel exp((cos - 1) / h) between regions"
+    )
+    signature_feature: list[str] = Field(
+        default=[],
+        description="features of the global image signature (default: the indexed ones)",
+        json_schema_extra={"metavar": "NAME"},
+    )
+    signature_dim: int = Field(
+        default=48, ge=0, description="bytes of the signature per feature; 0 switches it off"
+    )
+    signature_power: float = Field(
+        default=2.0, ge=0, description="exponent of the signatures' cosine in the score"
+    )
+    sample: int = Field(
+        default=20_000, ge=100, description="regions on which PCA and codebooks are trained"
+    )
+    queries: int = Field(
+        default=100, ge=1, description="images held out of training, to measure recall with"
+    )
+    seed: int = Field(default=0, ge=0, description="seed of the sample and of k-means")
+    cpus_per_task: int = Field(default=1, ge=1, description="CPUs that each task holds")
+    overwrite: bool = Field(default=False, description="remove what is at --output first")
+
+
+class SearchConfig(JobConfig):
+    """Search an index with images: prints the most similar images of the collection."""
+
+    index: str = Field(description="folder or s3://bucket/prefix of the index artifact")
+    query: list[str] = Field(
+        min_length=1,
+        description="image files, on disk or in S3",
+        json_schema_extra={"metavar": "IMAGE"},
+    )
+    top: int = Field(default=10, ge=1, le=10_000, description="results per query")
+    contact_sheet: str | None = Field(
+        default=None,
+        description="also draw queries and results into this picture",
+        json_schema_extra={"metavar": "PNG"},
+    )
+
+
+class TrainConfig(JobConfig):
+    """Train a model by a recipe, and publish it as an artifact."""
+
+    runtime: ClassVar[frozenset[str]] = frozenset(
+        {"output", "recipe", "set", "workers", "cpus_per_worker", "gpus_per_worker", "feeders"}
+        | {"grow_every", "retries", "patience", "overwrite"}
+    )
+
+    recipe: str = Field(description="YAML file that says what to train, and how")
+    data: str = Field(description="folder or s3://bucket/prefix of the data set")
+    output: str = Field(description="folder or s3://bucket/prefix for the model artifact")
+    set: list[str] = Field(
+        default=[],
+        description="settings of the recipe to change, such as batch_size=64 settings.rate=0.01",
+        json_schema_extra={"metavar": "KEY=VALUE"},
+    )
+    workers: str = Field(
+        default="1",
+        pattern=r"^\d+(-\d+)?$",
+        description="worker processes, or the least and the most that a changing cluster may give",
+        json_schema_extra={"metavar": "N or LEAST-MOST"},
+    )
+    cpus_per_worker: int = Field(default=1, ge=1, description="CPUs that each worker holds")
+    gpus_per_worker: float | None = Field(
+        default=None, ge=0, description="GPUs that each worker holds (default: 1 if there are any)"
+    )
+    feeders: int = Field(default=1, ge=1, description="processes that load data for each worker")
+    grow_every: float = Field(
+        default=60, gt=0, description="seconds between looks for room for more workers, up to MOST"
+    )
+    retries: int = Field(
+        default=20, ge=0, description="how often lost workers are replaced before giving up"
+    )
+    patience: float = Field(
+        default=600, ge=0, description="seconds to wait for the machines that workers need"
+    )
+    overwrite: bool = Field(default=False, description="remove what is at --output first")
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The least and the most workers."""
+        least, _, most = self.workers.partition("-")
+        return int(least), int(most or least)
+
+    @model_validator(mode="after")
+    def _possible(self) -> TrainConfig:
+        if not 1 <= self.span[0] <= self.span[1]:
+            raise ValueError(f"--workers {self.workers}: at least one, and LEAST not above MOST")
+        return self
+
+
+class PredictConfig(CollectionConfig):
+    """Run a trained model over every image below a folder or S3 prefix, exactly once."""
+
+    runtime: ClassVar[frozenset[str]] = CollectionConfig.runtime | {"contact_sheet"}
+
+    model: str = Field(description="folder or s3://bucket/prefix of the model artifact")
+    output: str = Field(description="folder or s3://bucket/prefix for the predictions artifact")
+    batch_size: int = Field(default=16, ge=1, description="images per forward pass; GPUs like 64")
+    contact_sheet: str | None = Field(
+        default=None,
+        description="also draw some of the images and what the model says of them",
+        json_schema_extra={"metavar": "PNG"},
+    )
+
+
+class EvaluateConfig(JobConfig):
+    """Score the rankings of an index: mAP, precision@k, recall@k and the N-S score."""
+
+    index: str = Field(description="folder or s3://bucket/prefix of the index artifact")
+    queries: str = Field(
+        description="folder or s3://bucket/prefix with query images, or a features artifact; those "
+        "that the truth names are queries, and one that is indexed is left out of its own ranking"
+    )
+    truth: str = Field(
+        description="CSV with the columns id and group; images of one group are right answers",
+        json_schema_extra={"metavar": "CSV"},
+    )
+    top: int = Field(
+        default=10_000, ge=1, description="length of the rankings; what lies beyond is not found"
+    )
+
+
+class EvaluateModelConfig(JobConfig):
+    """Score a trained model on a labelled part of a data set."""
+
+    model: str = Field(description="folder or s3://bucket/prefix of the model artifact")
+    data: str = Field(description="folder or s3://bucket/prefix of the data set")
+    part: str | None = Field(
+        default=None, description="part of the data set (default: what the recipe validates on)"
+    )
+    workers: int | None = Field(default=None, ge=1, description="processes (default: one per core)")
+    figure: str | None = Field(
+        default=None,
+        description="also draw what the scores come from (confusion matrix, precision and recall)",
+        json_schema_extra={"metavar": "PNG"},
+    )
+
+
+class DemoConfig(JobConfig):
+    """Extract, index, search and score a collection on this machine."""
+
+    images: str | None = Field(
+        default=None, description="your own images (default: photographs with known truth)"
+    )
+    output: str = Field(default="out", description="folder for everything that the demo makes")
+    models: bool = Field(
+        default=False, description="also train a classifier, a segmenter and an edge detector"
+    )
+    recipes: str = Field(default="jobs/recipes", description="folder of the models' recipes")
+    overwrite: bool = Field(default=False, description="make everything again")
