@@ -105,6 +105,18 @@ def test_the_marks_differ_without_colour(tmp_path: Path) -> None:
     assert min((a ^ b).sum() for a, b in zip(marks, marks[1:] + marks[:1], strict=True)) > 30
 
 
+def test_a_sheet_without_any_truth_bears_no_marks(tmp_path: Path) -> None:
+    """What nobody knows of any answer needs no saying; beside known ones it does."""
+    sheets = [
+        _drawn(tmp_path, [Row(_encoded(), "a", _results(None)), Row(_encoded(), "b", _results(r))])
+        for r in (None, True)
+    ]
+    plain, marked = (np.ptp(_mark(_tile(sheet, 0, 0))[:20, :20]) for sheet in sheets)
+    assert plain < 30 < marked
+    legends = [sheet.crop((0, sheet.height - 44, sheet.width, sheet.height)) for sheet in sheets]
+    assert [_has_ink(legend) for legend in legends] == [False, True]
+
+
 def test_images_stand_in_rank_order(tmp_path: Path) -> None:
     colours = ["red", "lime", "blue"]
     results = [

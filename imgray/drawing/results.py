@@ -48,8 +48,9 @@ def contact_sheet(rows: Sequence[Row], path: Path, columns: int = 8, title: str 
     """Draw one row per query, the query at the left and its best results in order, into a PNG.
 
     A result has a green frame and a check mark if it is right, a red frame and a cross if it is
-    wrong, a grey frame and a question mark if that is unknown. An image that is missing or cannot
-    be decoded is a grey tile that says so. The file appears whole or not at all.
+    wrong, a grey frame and a question mark if that is unknown; where nothing is known of any, there
+    are no marks. An image that is missing or cannot be decoded is a grey tile that says so. The
+    file appears whole or not at all.
 
     Args:
         rows: the queries; of each at most `columns` results are drawn.
@@ -67,9 +68,12 @@ def contact_sheet(rows: Sequence[Row], path: Path, columns: int = 8, title: str 
     what = f"{len(rows)} queries x {columns} columns"
     sheet = blank(width - GAP + MARGIN, height + FOOT, path, what)
     _head(sheet, columns, title)
+    known = {result.right for row in rows for result in row.results[:columns]}
+    marked = known != {None}
     for number, row in enumerate(rows):
-        _row(sheet, row, number, columns, bool(title))
-    _legend(sheet, {result.right for row in rows for result in row.results[:columns]})
+        _row(sheet, row, number, columns, bool(title), marked)
+    if marked:
+        _legend(sheet, known)
     save(sheet, path)
 
 
@@ -89,7 +93,9 @@ def _head(sheet: Image.Image, columns: int, title: str) -> None:
         draw.text((x + TILE / 2, y - 12), heading, PALE, font(15), anchor="ms")
 
 
-def _row(sheet: Image.Image, row: Row, number: int, columns: int, titled: bool) -> None:
+def _row(
+    sheet: Image.Image, row: Row, number: int, columns: int, titled: bool, marked: bool
+) -> None:
     draw = ImageDraw.Draw(sheet)
     x, y = tile_origin(number, -1, titled)
     _tile(sheet, (x, y), row.query, QUERY)
@@ -102,8 +108,9 @@ def _row(sheet: Image.Image, row: Row, number: int, columns: int, titled: bool) 
     for column, result in enumerate(row.results[:columns]):
         x, y = tile_origin(number, column, titled)
         _tile(sheet, (x, y), result.image, COLOURS[result.right])
-        badge = _badge(result.right)
-        sheet.paste(badge, (x + TILE - badge.width - 1, y + TILE - badge.height - 1), badge)
+        if marked:
+            badge = _badge(result.right)
+            sheet.paste(badge, (x + TILE - badge.width - 1, y + TILE - badge.height - 1), badge)
         _caption(draw, (x, y + TILE + 6), _score(result.score), 15, INK)
         _caption(draw, (x, y + TILE + 26), result.id, 13, PALE)
 
