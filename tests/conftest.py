@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import nodes as nodes_module
+from nodes import Nodes
 from running import Job, Start, free_port, run
 
 S3_PORT = free_port()
@@ -33,6 +35,7 @@ os.environ |= {
 for name in ("RAY_ADDRESS", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
     os.environ.pop(name, None)
 
+import head  # noqa: E402
 import pytest  # noqa: E402
 import ray  # noqa: E402
 import s3fs  # noqa: E402
@@ -61,6 +64,33 @@ def ray_cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def address(ray_cluster: None) -> str:
+    """Where that Ray is: a job of its own process that joins it need not start one."""
+    found: str = ray.get_runtime_context().gcs_address
+    return found
+
+
+@pytest.fixture(scope="session")
+def _nodes() -> Iterator[Nodes]:
+    with nodes_module.start() as found:
+        yield found
+
+
+@pytest.fixture
+def nodes(_nodes: Nodes) -> Nodes:
+    """Three nodes of one CPU that a test may lose, whatever a test before has made of them."""
+    _nodes.order("nodes", 3)
+    return _nodes
+
+
+@pytest.fixture(scope="session")
+def shared_head() -> Iterator[head.Cluster]:
+    """A head node with a job server and keys for a service, as a shared cluster has one."""
+    with head.start(IMGRAY_API_KEYS="a-key,another", IMGRAY_ADMIN_KEYS=service.ADMIN) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

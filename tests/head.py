@@ -82,10 +82,10 @@ def start(**environment: str) -> Iterator[Cluster]:
         yield found
     finally:
         tree = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
-        head.terminate()
+        for process in (head, *tree):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         head.communicate(timeout=60)
-        for process in psutil.wait_procs(tree, timeout=10)[1]:
-            process.kill()
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -1,6 +1,7 @@
 """Jobs that are killed, interrupted or lose a machine: nothing is lost, nothing is done twice.
 
-Every job runs as its own process with its own Ray, as a user starts it.
+Every job that is killed or interrupted is a process of its own with a Ray of its own, as a user
+starts it.
 """
 
 import contextlib
@@ -8,8 +9,6 @@ import io
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import TinyNet
+from nodes import Nodes
 from poison import write_poison
-from running import ROOT, Job, Start
+from running import Job, Start, run
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_file, read_manifest
@@ -74,26 +74,26 @@ class Reference:
     files: dict[str, bytes]
 
 
-def _reference(images: Path, shard: int, net: TinyNet) -> Reference:
+def _reference(images: Path, shard: int, net: TinyNet, address: str) -> Reference:
     folder, count = images.parent, sum(path.is_file() for path in images.rglob("*"))
     flags = ["--images", str(images), "--shard-size", str(shard), "--workers", "2", *net.flags]
-    command = [sys.executable, "jobs/extract.py", "--output", str(folder / "output"), *flags]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    code, _, error = run("extract", folder / "output", *flags, address=address).finish()
+    assert code == 0, error
     return Reference(count, flags, folder / "output", _files(folder / "output"))
 
 
 @pytest.fixture(scope="module")
-def few(tmp_path_factory: pytest.TempPathFactory, tiny_net: TinyNet) -> Reference:
+def few(tmp_path_factory: pytest.TempPathFactory, tiny_net: TinyNet, address: str) -> Reference:
     images = write_crops(tmp_path_factory.mktemp("few") / "images", FEW)
-    return _reference(images, FEW_SHARD, tiny_net)
+    return _reference(images, FEW_SHARD, tiny_net, address)
 
 
 @pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory, tiny_net: TinyNet) -> Reference:
+def many(tmp_path_factory: pytest.TempPathFactory, tiny_net: TinyNet, address: str) -> Reference:
     """More than 2 % of these images are poisoned, one way or another."""
     images = write_crops(tmp_path_factory.mktemp("many") / "images", MANY)
     add_poison(images)
-    return _reference(images, MANY_SHARD, tiny_net)
+    return _reference(images, MANY_SHARD, tiny_net, address)
 
 
 def _files(output: Path) -> dict[str, bytes]:
@@ -120,7 +120,9 @@ def _check(output: Path, reference: Reference) -> None:
     assert files == reference.files
 
 
-def _kill_and_run_again(start: Start, output: Path, reference: Reference, share: float) -> None:
+def _kill_and_run_again(
+    start: Start, output: Path, reference: Reference, share: float, address: str
+) -> None:
     shards = sum(name.startswith("part-") for name in reference.files)
     job = start("extract", output, *reference.flags)
     job.wait_until(lambda: _receipts(output) >= share * shards)
@@ -130,7 +132,7 @@ def _kill_and_run_again(start: Start, output: Path, reference: Reference, share:
     assert not (output / "manifest.json").exists()
     parts = {p: p.stat().st_mtime_ns for p in output.glob("part-*")}
     kept = {p: t for p, t in parts.items() if p.stem.replace("part-", "") + ".json" in done}
-    code, _, error = start("extract", output, *reference.flags).finish()
+    code, _, error = start("extract", output, *reference.flags, address=address).finish()
     assert code == 0, error
     assert "were done by an earlier run" in error
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
@@ -138,17 +140,17 @@ def _kill_and_run_again(start: Start, output: Path, reference: Reference, share:
 
 
 def test_a_killed_driver_loses_and_repeats_nothing(
-    start: Start, tmp_path: Path, few: Reference
+    start: Start, tmp_path: Path, few: Reference, address: str
 ) -> None:
-    _kill_and_run_again(start, tmp_path / "out", few, 0.5)
+    _kill_and_run_again(start, tmp_path / "out", few, 0.5, address)
 
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.75, 0.9])
 def test_a_driver_killed_anywhere_loses_and_repeats_nothing(
-    start: Start, tmp_path: Path, many: Reference, share: float
+    start: Start, tmp_path: Path, many: Reference, share: float, address: str
 ) -> None:
-    _kill_and_run_again(start, tmp_path / "out", many, share)
+    _kill_and_run_again(start, tmp_path / "out", many, share, address)
 
 
 @pytest.mark.sweep
@@ -231,48 +233,16 @@ def test_an_image_that_kills_every_worker_ends_the_job(
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [2, 3])
 def test_a_lost_node_loses_no_image(
-    start: Start, tmp_path: Path, few: Reference, workers: int
+    start: Start, tmp_path: Path, few: Reference, nodes: Nodes, workers: int
 ) -> None:
     """Three nodes of one CPU: with two workers there is room for another one, with three none."""
-    cluster = subprocess.Popen(
-        [sys.executable, "-c", _CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        address = cluster.stdout.readline().strip()
-        flags = [*few.flags, "--workers", str(workers)]
-        job = start("extract", tmp_path / "out", *flags, address=address)
-        job.wait_until(lambda: _receipts(tmp_path / "out") >= 4)
-        cluster.stdin.write("remove\n")
-        cluster.stdin.flush()
-        removed = cluster.stdout.readline()
-        code, _, error = job.finish()
-    finally:
-        cluster.stdin.close()
-        if cluster.wait(timeout=60):
-            pytest.fail("the cluster did not end well")
-    assert "removed" in removed
+    flags = [*few.flags, "--workers", str(workers)]
+    job = start("extract", tmp_path / "out", *flags, address=nodes.address)
+    job.wait_until(lambda: _receipts(tmp_path / "out") >= 4)
+    nodes.order("remove", nodes.process("MapWorker").pid)
+    code, _, error = job.finish()
     assert code == 0, error
     _check(tmp_path / "out", few)
-
-
-_CLUSTER = """
-import sys
-from ray.cluster_utils import Cluster
-from ray.util.state import list_actors
-
-memory = 100 * 2**20
-head = {"num_cpus": 0, "object_store_memory": memory, "include_dashboard": True}
-cluster = Cluster(initialize_head=True, head_node_args=head)
-nodes = [cluster.add_node(num_cpus=1, object_store_memory=memory) for _ in range(3)]
-cluster.wait_for_nodes()
-print(cluster.address, flush=True)
-sys.stdin.readline()
-busy = {a.node_id for a in list_actors(address=cluster.address) if "MapWorker" in a.class_name}
-cluster.remove_node(next(n for n in nodes if n.node_id in busy), allow_graceful=False)
-print("removed", flush=True)
-sys.stdin.read()
-cluster.shutdown()
-"""
 
 
 @pytest.mark.slow
@@ -299,7 +269,7 @@ def test_other_settings_are_refused(start: Start, few: Reference) -> None:
     "presses", [2, *(pytest.param(n, marks=pytest.mark.sweep) for n in (1, 5))]
 )
 def test_ctrl_c_leaves_nothing_half_done(
-    start: Start, tmp_path: Path, few: Reference, presses: int
+    start: Start, tmp_path: Path, few: Reference, address: str, presses: int
 ) -> None:
     """A terminal sends SIGINT to the job and to the processes of Ray that share its group."""
     job = start("extract", tmp_path / "out", *few.flags)
@@ -314,6 +284,6 @@ def test_ctrl_c_leaves_nothing_half_done(
     assert lines == ["interrupted: nothing half-done is visible; run it again to go on"]
     assert not psutil.wait_procs(left, timeout=30)[1]
     assert not (tmp_path / "out" / "manifest.json").exists()
-    code, _, error = start("extract", tmp_path / "out", *few.flags).finish()
+    code, _, error = start("extract", tmp_path / "out", *few.flags, address=address).finish()
     assert code == 0, error
     _check(tmp_path / "out", few)

@@ -19,14 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import head
 import pytest
 import requests
 import yaml
 from conftest import S3, upload
 from head import BIN, Cluster
 from running import ROOT, free_port
-from service import ADMIN, Artifacts
+from service import Artifacts
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_manifest
@@ -69,7 +68,11 @@ class Deployed:
     def deploy(self) -> None:
         """`serve deploy`, as the README says."""
         self.file.write_text(yaml.safe_dump(self.config))
-        command = [BIN / "serve", "deploy", "--address", self.cluster.address, self.file]
+        self.serve("deploy", str(self.file))
+
+    def serve(self, *words: str) -> None:
+        """Serve's own command, at the cluster."""
+        command = [BIN / "serve", *words, "--address", self.cluster.address]
         done = subprocess.run(command, env=self.cluster.env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
@@ -93,7 +96,10 @@ class Deployed:
 
 @pytest.fixture(scope="module")
 def deployed(
-    artifacts: Artifacts, _s3_server: S3, tmp_path_factory: pytest.TempPathFactory
+    artifacts: Artifacts,
+    shared_head: Cluster,
+    _s3_server: S3,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Deployed]:
     bucket = _s3_server.uri("production").removeprefix("s3://")
     for number, uri in enumerate(artifacts.indexes):
@@ -102,11 +108,11 @@ def deployed(
         upload(Path(artifacts.models[kind]), Folder(f"s3://{bucket}/models/{name}"))
     port = free_port()
     file = tmp_path_factory.mktemp("deploy") / "serve.yaml"
-    with head.start(IMGRAY_API_KEYS="a-key,another", IMGRAY_ADMIN_KEYS=ADMIN) as cluster:
-        found = Deployed(cluster, _configured(bucket, port), file, f"http://127.0.0.1:{port}")
-        found.deploy()
-        _await(found.up, 240)
-        yield found
+    found = Deployed(shared_head, _configured(bucket, port), file, f"http://127.0.0.1:{port}")
+    found.deploy()
+    _await(found.up, 240)
+    yield found
+    found.serve("shutdown", "--yes")
 
 
 def _await(reached: Any, seconds: float) -> None:

@@ -300,14 +300,15 @@ def _refused(config: ExtractConfig) -> str:
     return str(error.value)
 
 
-def _script(config: ExtractConfig, *flags: str) -> subprocess.CompletedProcess[str]:
-    """Run the job as a user does, with its settings in a file."""
+def _script(config: ExtractConfig, address: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Run the job as a user does, with its settings in a file, on a Ray that runs."""
     script = Path(__file__).parents[1] / "jobs" / "extract.py"
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as settings:
         settings.write(config.model_dump_json())
         settings.flush()
         command = [sys.executable, str(script), "--config", settings.name, *flags]
-        return subprocess.run(command, capture_output=True, text=True, timeout=200)
+        env = os.environ | {"RAY_ADDRESS": address}
+        return subprocess.run(command, capture_output=True, text=True, timeout=200, env=env)
 
 
 def test_collections_without_images_are_refused(
@@ -400,12 +401,12 @@ def test_a_read_only_output_is_named(disk: Path, make: Make) -> None:
 
 @pytest.mark.slow
 def test_a_full_disk_is_named_and_a_larger_one_continues(
-    ray_cluster: None, disk: Path, make: Make, tiny_net: TinyNet, photos: Path
+    address: str, disk: Path, make: Make, tiny_net: TinyNet, photos: Path
 ) -> None:
     room = tiny_net.path.stat().st_size // 1024 + 60
     _mount(disk, f"size={room}k")
     config = make(disk / "out", images=photos, shard_size=8, regions="pyramid")
-    done = _script(config)
+    done = _script(config, address)
     assert done.returncode == 2, done.stderr
     last = done.stderr.splitlines()[-1]
     assert re.fullmatch(r"error: cannot write \S+: no space left on the device; free some .*", last)
@@ -418,8 +419,8 @@ def test_a_full_disk_is_named_and_a_larger_one_continues(
     assert not [name for name in _files(disk / "out") if ".partial-" in name]
 
 
-def test_the_script_prints_only_its_result(finished: Path, make: Make) -> None:
-    done = _script(make(finished), "--json")
+def test_the_script_prints_only_its_result(finished: Path, make: Make, address: str) -> None:
+    done = _script(make(finished), address, "--json")
     assert done.returncode == 0, done.stderr
     assert ExtractResult.model_validate_json(done.stdout).listed > 90
     assert "already extracted, nothing to do" in done.stderr

@@ -1,10 +1,8 @@
 """Jobs submitted to a cluster's job server, as a user of a shared cluster runs them."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-import head
 import pytest
 from conftest import TinyNet
 from head import Cluster
@@ -15,10 +13,9 @@ from imgray.artifacts.manifest import read_file, read_manifest
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with head.start() as found:
-        yield found
+@pytest.fixture
+def cluster(shared_head: Cluster) -> Cluster:
+    return shared_head
 
 
 def _extract(photos: Path, output: Path, net: TinyNet) -> list[str]:

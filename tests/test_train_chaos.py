@@ -7,10 +7,8 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -21,6 +19,7 @@ import pytest
 import torch
 import yaml
 from conftest import S3
+from nodes import Nodes
 from running import Job, Start, run
 from slowtask import Note, read_notes
 from tinytask import tiny_recipe, write_points
@@ -42,74 +41,6 @@ TOLERANCE = 1e-5
 """Between two runs with as many workers, which add up their gradients in any order."""
 
 REPLACED = ["train: 2 workers", "train: lost a worker", "train: goes on with 2 workers"]
-
-
-@dataclass
-class Cluster:
-    """A head without CPUs, where drivers run, and nodes of one CPU, in a process of its own."""
-
-    process: subprocess.Popen[str]
-
-    def order(self, *words: object) -> None:
-        """Have it carry out `nodes COUNT`, or `remove PID`: the node on which a process runs."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(" ".join(map(str, words)) + "\n")
-        self.process.stdin.flush()
-        assert self.read() == "done"
-
-    def feeder(self) -> psutil.Process:
-        """A process that loads batches."""
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        return next(child for child in children if child.name().startswith("ray::MapWorker"))
-
-    def read(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-
-_CLUSTER = """
-import sys
-import psutil
-from ray.cluster_utils import Cluster
-
-memory = {"object_store_memory": 100 * 2**20}
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **memory})
-found = {}
-
-def nodes(count):
-    while len(found) < count:
-        node = cluster.add_node(num_cpus=1, **memory)
-        found[node.all_processes["raylet"][0].process.pid] = node
-    while len(found) > count:
-        cluster.remove_node(found.popitem()[1])
-    cluster.wait_for_nodes()
-
-def remove(worker):
-    raylets = found.keys() & {process.pid for process in psutil.Process(worker).parents()}
-    cluster.remove_node(found.pop(raylets.pop()), allow_graceful=False)
-
-print(cluster.address, flush=True)
-for line in sys.stdin:
-    order, number = line.split()
-    {"nodes": nodes, "remove": remove}[order](int(number))
-    print("done", flush=True)
-cluster.shutdown()
-"""
-
-
-@pytest.fixture(scope="module")
-def _cluster() -> Iterator[tuple[Cluster, str]]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", _CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdin is not None
-    cluster = Cluster(process)
-    try:
-        yield cluster, cluster.read()
-    finally:
-        process.stdin.close()
-        if process.wait(timeout=60):
-            pytest.fail("the cluster did not end well")
 
 
 @dataclass(frozen=True)
@@ -164,22 +95,15 @@ def prepare(_prepare: Prepare, s3: S3) -> Prepare:
 
 
 @pytest.fixture
-def cluster(_cluster: tuple[Cluster, str]) -> Cluster:
-    """Three nodes, whatever a test before has made of them."""
-    _cluster[0].order("nodes", 3)
-    return _cluster[0]
-
-
-@pytest.fixture
-def on_cluster(prepare: Prepare, cluster: Cluster, _cluster: tuple[Cluster, str]) -> Prepare:
-    """As `prepare`, for a job on the cluster."""
-    return lambda name, *flags, **changes: prepare(name, _cluster[1], *flags, **changes)
+def on_cluster(prepare: Prepare, nodes: Nodes) -> Prepare:
+    """As `prepare`, for a job on the three nodes."""
+    return lambda name, *flags, **changes: prepare(name, nodes.address, *flags, **changes)
 
 
 @pytest.fixture(scope="module")
-def whole(_prepare: Prepare) -> Training:
-    """An undisturbed run of two workers on this machine."""
-    training = _prepare("whole", None, "--workers", "2")
+def whole(_prepare: Prepare, address: str) -> Training:
+    """An undisturbed run of two workers on the tests' own Ray."""
+    training = _prepare("whole", address, "--workers", "2")
     _finish(training.start(run))
     return training
 
@@ -237,13 +161,13 @@ def _check_replaced(job: Job, training: Training, whole: Training, at: float) ->
 
 
 def test_a_killed_worker_is_replaced(
-    on_cluster: Prepare, cluster: Cluster, whole: Training, start: Start
+    on_cluster: Prepare, nodes: Nodes, whole: Training, start: Start
 ) -> None:
     """First one that loads batches, whom nobody misses; then worker 0, which saves checkpoints."""
     training = on_cluster("worker", "--workers", "2")
     job = training.start(start)
     job.wait_until(training.reaches(5))
-    cluster.feeder().kill()
+    nodes.process("MapWorker").kill()
     job.wait_until(training.reaches(KILL_AT))
     at = time.time()
     os.kill(training.process(0), signal.SIGKILL)
@@ -252,32 +176,32 @@ def test_a_killed_worker_is_replaced(
 
 @pytest.mark.sweep
 def test_a_lost_node_costs_some_steps(
-    on_cluster: Prepare, cluster: Cluster, whole: Training, start: Start
+    on_cluster: Prepare, nodes: Nodes, whole: Training, start: Start
 ) -> None:
     """The other two nodes have as many CPUs as there are workers, and none to spare."""
     training = on_cluster("node", "--workers", "2")
     job = training.start(start)
     job.wait_until(training.reaches(KILL_AT))
     at = time.time()
-    cluster.order("remove", training.process(1))
+    nodes.order("remove", training.process(1))
     _check_replaced(job, training, whole, at)
 
 
 @pytest.mark.sweep
 def test_machines_that_do_not_come_back_end_the_wait(
-    on_cluster: Prepare, cluster: Cluster, whole: Training, start: Start
+    on_cluster: Prepare, nodes: Nodes, whole: Training, start: Start
 ) -> None:
-    cluster.order("nodes", 2)
+    nodes.order("nodes", 2)
     training = on_cluster("patience", "--workers", "2", "--patience", "90")
     job = training.start(start)
     job.wait_until(training.reaches(KILL_AT))
     at = time.time()
-    cluster.order("remove", training.process(1))
+    nodes.order("remove", training.process(1))
     code, _, error = job.finish(300)
     assert code == 2
     assert error.splitlines()[-1].startswith("error: no worker started within 90 s")
     assert not training.output.exists(NAME)
-    cluster.order("nodes", 2)
+    nodes.order("nodes", 2)
     _finish(training.start(start))
     _check(training, whole)
     _check_recovery(training, at)
@@ -299,20 +223,18 @@ def test_the_command_of_a_killed_driver_goes_on(
 
 
 @pytest.mark.sweep
-def test_an_elastic_run_shrinks_and_grows(
-    on_cluster: Prepare, cluster: Cluster, start: Start
-) -> None:
+def test_an_elastic_run_shrinks_and_grows(on_cluster: Prepare, nodes: Nodes, start: Start) -> None:
     """The steps of fewer workers are the same batches; only dropout differs."""
-    cluster.order("nodes", 2)
+    nodes.order("nodes", 2)
     training = on_cluster("elastic", "--workers", "1-2", "--grow-every", "2", steps=5 * STEPS)
     job = training.start(start)
     job.wait_until(training.reaches(KILL_AT))
     at = time.time()
-    cluster.order("remove", training.process(1))
+    nodes.order("remove", training.process(1))
     job.wait_until(lambda: any(note.world == 1 for note in training.seen(at)))
     _check_recovery(training, at)
     at = time.time()
-    cluster.order("nodes", 2)
+    nodes.order("nodes", 2)
     job.wait_until(lambda: any(note.world == 2 for note in training.seen(at)))
     assert not training.output.exists(NAME)
     error = _finish(job)
