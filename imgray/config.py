@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import typing
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,6 +17,7 @@ Precision = Literal["float32", "bfloat16"]
 """Of a network's forward passes."""
 Code = Literal["SQ8", "SQ4", "SQfp16", "Flat"]
 """How an index stores a region, in FAISS's terms."""
+TRUSTED = "IMGRAY_TRUSTED_MODULES"
 
 
 class JobConfig(BaseModel):
@@ -58,15 +60,40 @@ def _fault(place: str, item: Any) -> str:
 
 
 def class_named(name: str, base: type[Any], what: str) -> Any:
-    """The class of a kind that settings name as `package.module:Class`. Raises `UserError`."""
+    """The class of a kind that settings name as `package.module:Class`.
+
+    To import a module is to run its code, and settings may come with a stranger's artifact. So only
+    modules of imgray are imported, and those that the environment variable IMGRAY_TRUSTED_MODULES
+    names, or whose package it names: several with commas, such as `mytasks,lab.vision`. Every
+    process that opens the artifact needs it; workers of a private cluster inherit it.
+
+    Raises:
+        UserError: a module that is not trusted, which is then not imported; no such class; or one
+            that is not of this kind.
+    """
     module, _, attribute = name.partition(":")
+    if not (attribute and all(module.split("."))):
+        raise UserError(f"{what} {name!r}: expected package.module:Class")
+    _refuse_untrusted(module, f"{what} {name!r}")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{what} {name!r}: {error}; expected package.module:Class") from None
     if not (isinstance(found, type) and issubclass(found, base)):
         raise UserError(f"{what} {name!r}: not a {what}")
+    _refuse_untrusted(found.__module__, f"{what} {name!r}")
     return found
+
+
+def _refuse_untrusted(module: str, place: str) -> None:
+    named = [name.strip() for name in os.environ.get(TRUSTED, "").split(",")]
+    trusted = [name for name in named if name]
+    if not any(f"{module}.".startswith(f"{name}.") for name in ("imgray", *trusted)):
+        names = ",".join([*trusted, module.partition(".")[0]])
+        raise UserError(
+            f"{place}: module {module} is not trusted, and using it would run its code; "
+            f"if you trust its author, set {TRUSTED}={names} in the environment of all processes"
+        )
 
 
 def read_yaml(path: Path, flag: str) -> dict[str, Any]:

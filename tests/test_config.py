@@ -1,4 +1,6 @@
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -6,7 +8,7 @@ import pytest
 from pydantic import BaseModel, Field, field_validator
 
 from imgray.cli import parse, run_job
-from imgray.config import JobConfig, validate
+from imgray.config import JobConfig, class_named, validate
 from imgray.engine.settings import ExtractConfig
 from imgray.errors import TooManyRejected, UserError, cause_of
 
@@ -205,3 +207,61 @@ def test_the_cause_is_found_however_deeply_it_is_wrapped() -> None:
     circle = ValueError()
     circle.__cause__ = circle
     assert cause_of(circle) is None
+
+
+@pytest.fixture
+def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A file that appears as soon as any code of the package `stranger` runs."""
+    mark = tmp_path / "ran"
+    (tmp_path / "stranger").mkdir()
+    (tmp_path / "stranger/__init__.py").touch()
+    (tmp_path / "stranger/tasks.py").write_text(
+        f"open({str(mark)!r}, 'w')\nclass Good(dict): pass\nclass Bad: pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield mark
+    for name in ("stranger", "stranger.tasks"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("trusted", [None, "", ",", "strange, stranger.task", "stranger.tasks.x"])
+def test_no_code_of_a_module_runs_that_is_not_trusted(
+    stranger: Path, trusted: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if trusted is None:
+        monkeypatch.delenv("IMGRAY_TRUSTED_MODULES", raising=False)
+    else:
+        monkeypatch.setenv("IMGRAY_TRUSTED_MODULES", trusted)
+    way_out = r"stranger\.tasks:Good.* not trusted.* set IMGRAY_TRUSTED_MODULES=.*\bstranger in"
+    with pytest.raises(UserError, match=way_out):
+        class_named("stranger.tasks:Good", dict, "task")
+    assert not stranger.exists()
+    assert not sys.modules.keys() & {"stranger", "stranger.tasks"}
+
+
+@pytest.mark.parametrize("trusted", ["stranger", "stranger.tasks", "other, stranger"])
+def test_a_trusted_module_is_imported_and_its_type_checked(
+    stranger: Path, trusted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMGRAY_TRUSTED_MODULES", trusted)
+    assert class_named("stranger.tasks:Good", dict, "task").__name__ == "Good"
+    with pytest.raises(UserError, match=r"task 'stranger\.tasks:Bad': not a task"):
+        class_named("stranger.tasks:Bad", dict, "task")
+
+
+@pytest.mark.parametrize("name", ["", ":", "imgray.errors", "imgray.errors:", ":X", ".errors:X"])
+def test_what_names_no_class_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=r"expected package\.module:Class"):
+        class_named(name, Exception, "task")
+
+
+def test_a_package_whose_name_begins_with_ours_is_not_ours() -> None:
+    with pytest.raises(UserError, match="module imgray_evil is not trusted"):
+        class_named("imgray_evil:X", dict, "task")
+    assert class_named("imgray.errors:UserError", Exception, "error") is UserError
+
+
+def test_a_class_that_a_module_of_ours_has_only_imported_is_not_ours() -> None:
+    """`torch.nn` has classes that read files or fill memory, with arguments of an artifact."""
+    with pytest.raises(UserError, match=r"BaseModel': module pydantic\.main is not trusted"):
+        class_named("imgray.config:BaseModel", BaseModel, "network")

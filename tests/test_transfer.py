@@ -215,8 +215,9 @@ def test_a_network_survives_its_artifact_without_its_model(models: Any) -> None:
 @pytest.mark.parametrize(
     ("net", "arguments", "reason"),
     [
-        ("os:system", {"command": "true"}, "network 'os:system': not a network"),
-        ("trained:train", {}, "not a network"),
+        ("os:system", {"command": "true"}, "network 'os:system': module os is not trusted"),
+        ("torch.nn:Linear", {"in_features": 1, "out_features": 1}, "torch.nn is not trusted"),
+        ("imgray.features.weights:build", {}, "network .*: not a network"),
         ("imgray.gone:Net", {}, "No module named 'imgray.gone'; expected package.module:Class"),
         ("imgray.classification.cfn:FusionNet", {"depth": 9}, "unexpected keyword .* another ver"),
         ("imgray.classification.cfn:FusionNet", {"layout": "x", "classes": 2}, "no layout 'x'"),
