@@ -9,7 +9,7 @@ from torch import nn
 
 from imgray.artifacts.folder import Folder
 from imgray.errors import UserError
-from imgray.training.checkpoints import KEPT, Keeper, load_state, pack, unpack
+from imgray.training.checkpoints import KEPT, Keeper, check_finite, load_state, pack, unpack
 
 
 def _same(one: object, other: object) -> bool:
@@ -86,3 +86,14 @@ def test_tensors_of_another_model_are_refused() -> None:
         load_state(net, {"weight": torch.zeros(4, 2), "bias": torch.zeros(4)}, "here")
     with pytest.raises(UserError, match=r"None there"):
         load_state(net, {"weight": torch.zeros(4, 3)}, "here")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_the_tensor_that_is_not_finite_is_named(value: float, kind: torch.dtype) -> None:
+    whole = {"weight": torch.full((3, 2), 3e38, dtype=kind), "count": torch.tensor(7)}
+    check_finite({"one": whole, "two": whole, "none": {"empty": torch.zeros(0)}}, 9)
+    part = whole["weight"].clone()
+    part[2, 1] = value
+    with pytest.raises(UserError, match=r"two: weight is not finite at step 9,000: .* --over"):
+        check_finite({"one": whole, "two": {**whole, "weight": part}}, 9000)

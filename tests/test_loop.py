@@ -17,6 +17,7 @@ from imgray.errors import UserError
 from imgray.training.checkpoints import Keeper
 from imgray.training.examples import Examples
 from imgray.training.loop import CURVES, Loader, Place, Run, in_threads
+from imgray.training.models import save_model
 from imgray.training.recipe import Recipe, Schedule
 from imgray.training.task import task_of
 
@@ -144,6 +145,28 @@ def test_a_loss_that_is_no_number_ends_the_run(points: Folder, tmp_path: Path) -
     found = Keeper(Folder(str(tmp_path))).newest()
     assert found is not None
     assert found[0] == 5
+
+
+@pytest.mark.parametrize(("step", "kept"), [(5, None), (10, 5), (12, 10)])
+def test_weights_that_are_no_numbers_end_the_run(
+    points: Folder, tmp_path: Path, step: int, kept: int | None
+) -> None:
+    """After a step whose loss was still finite."""
+    run = _run(points, tmp_path, steps=12, settings={"overflow": step})
+    with pytest.raises(UserError, match=rf"net: 1\.bias is not finite at step {step}: train"):
+        run.fit()
+    found = Keeper(Folder(str(tmp_path))).newest()
+    assert (found and found[0]) == kept
+
+
+def test_weights_that_are_no_numbers_are_not_published(points: Folder, tmp_path: Path) -> None:
+    run = _run(points, tmp_path / "run", steps=5)
+    run.fit()
+    states, output = {"net": _tensors(run)}, Folder(str(tmp_path / "model"))
+    states["net"]["0.0.weight"][3, 1] = float("inf")
+    with pytest.raises(UserError, match=r"net: 0\.0\.weight is not finite at step 5: "):
+        save_model(output, run.recipe, run.examples.task.classes, states, run.lines)
+    assert not list(tmp_path.glob("model/*"))
 
 
 def test_a_checkpoint_of_another_model_is_refused(points: Folder, tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ class TinySettings(Settings):
     noise: float = Field(default=0.1, ge=0)
     explode: int = -1
     """Step at which the loss is not a number."""
+    overflow: int = -1
+    """Step at which the gradient is not a number, though the loss is."""
     bug: int = -1
     """Step at which the code has a bug."""
 
@@ -66,6 +68,8 @@ class TinyLearner(Learner):
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         loss = F.cross_entropy(self.modules["net"](batch["point"]), batch["label"])
+        if self.steps + 1 == self.settings.overflow:
+            loss = loss + (self.modules["net"][1].bias * 0).sqrt().sum()
         self.descend("net", loss)
         if self.steps == self.settings.bug:
             raise KeyError("a plain bug")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -103,3 +104,23 @@ def load_state(module: torch.nn.Module, state: dict[str, Tensor], what: str) -> 
             f"({given} there, {own} here): it is of another recipe"
         )
     module.load_state_dict(state)
+
+
+def check_finite(states: Mapping[str, Mapping[str, Tensor]], step: int) -> None:
+    """Refuse networks, trained for some steps, that hold NaN or infinity: a loss may hide it.
+
+    Args:
+        states: by network its tensors by name.
+        step: how many steps have made them.
+
+    Raises:
+        UserError: the first tensor that is not finite, by network and name.
+    """
+    for net, tensors in states.items():
+        for name, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise UserError(
+                    f"network {net}: {name} is not finite at step {step:,}: training diverged; "
+                    "lower the learning rate (--set settings.rate=...) or look at the data of "
+                    "these steps, and train anew with --overwrite"
+                )

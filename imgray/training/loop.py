@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from imgray.artifacts.folder import Folder
 from imgray.drawing import plots
 from imgray.errors import UserError
-from imgray.training.checkpoints import Keeper, load_state
+from imgray.training.checkpoints import Keeper, check_finite, load_state
 from imgray.training.examples import Examples
 from imgray.training.recipe import Recipe
 from imgray.training.task import Arrays, Batch, Learner
@@ -109,7 +109,7 @@ class Run:
         """Train to the end from the newest checkpoint, or from the beginning.
 
         Raises:
-            UserError: a loss that is not finite, or a checkpoint of another model.
+            UserError: a loss or a tensor that is not finite, or a checkpoint of another model.
         """
         torch.manual_seed(self.recipe.seed)
         self.learner = self.examples.task.learner(initial=self.start is None)
@@ -169,6 +169,8 @@ class Run:
         evaluating = last or self._due(step) > self._due(step - 1)
         if saving or evaluating or step % self.recipe.log_every == 0:
             line = self._line(step, "train", self._means(step))
+        if saving:
+            check_finite({name: net.state_dict() for name, net in self.nets.items()}, step)
         if evaluating:
             line = self._line(step, "validate", self._evaluate())
         if self.place.rank == 0:

@@ -29,7 +29,7 @@ from imgray.drawing import plots
 from imgray.errors import UserError
 from imgray.features.backbones import Backbone, layer_paths
 from imgray.features.weights import Request, build
-from imgray.training.checkpoints import load_state, pack, unpack
+from imgray.training.checkpoints import check_finite, load_state, pack, unpack
 from imgray.training.loop import (
     CURVES,
     CURVES_PNG,
@@ -75,7 +75,11 @@ def save_model(
     states: States,
     lines: Sequence[Line],
 ) -> tuple[list[FileEntry], dict[str, Any]]:
-    """Write the files of a model artifact: their entries, and what its manifest says about it."""
+    """Write the files of a model artifact: their entries, and what its manifest says about it.
+
+    Raises `UserError` for tensors that are not finite, before anything is written.
+    """
+    check_finite(states, max((line["step"] for line in lines), default=0))
     settings = {"recipe": recipe.model_dump(mode="json", by_alias=True), "classes": list(classes)}
     contents = {
         WEIGHTS: pack(states),
