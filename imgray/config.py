@@ -99,11 +99,18 @@ def _refuse_untrusted(module: str, place: str) -> None:
 def read_yaml(path: Path, flag: str) -> dict[str, Any]:
     """The settings in a YAML file that a flag names. Raises `UserError`."""
     try:
-        values = yaml.safe_load(path.read_text()) or {}
+        data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{flag} {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{flag} {path}: not YAML: {' '.join(str(error).split())}") from None
+    values = parse_yaml(data, f"{flag} {path}") or {}
     if not isinstance(values, dict):
         raise UserError(f"{flag} {path}: expected `setting: value` lines")
     return values
+
+
+def parse_yaml(text: str | bytes, place: str) -> Any:
+    """The value of a YAML text; `place` says where it stands. Raises `UserError`."""
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # the latter for such as the 13th month
+        raise UserError(f"{place}: not YAML: {' '.join(str(error).split())}") from None

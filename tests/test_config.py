@@ -110,6 +110,7 @@ def _fault_of(values: dict[str, object]) -> UserError:
         (b"", "--lawn is required"),
         (b"lawn: !!python/object/apply:os.getcwd []", "not YAML"),
         (b"lawn: [", "not YAML"),
+        (b"lawn: 2024-13-45", "not YAML"),
         (b"? [a]\n: b\n", "not YAML|unknown setting"),
         (b"lawn: x\ntools: 3\n", "--tools: "),
     ],

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from imgray.engine.train import read_recipe
+from imgray.errors import UserError
 from imgray.training.recipe import Recipe
 from imgray.training.task import Task, task_of
 
@@ -118,3 +119,13 @@ def test_edges_are_fine_tuned_from_coarse_ones() -> None:
     assert recipe.start == "out/rds-cea"
     coarse, fine = (_net(_task(name))[0].state_dict() for name in ("rds-cea", "rds-bsds"))
     assert {k: v.shape for k, v in coarse.items()} == {k: v.shape for k, v in fine.items()}
+
+
+@pytest.mark.parametrize(
+    "change", ["x=[1", "seed=2024-13-45", "settings.rate=!!python/name:os.system", "x=a: b: c"]
+)
+def test_a_change_that_is_not_yaml_is_refused_in_one_line(change: str) -> None:
+    with pytest.raises(UserError) as error:
+        _read("cfn-digits", change)
+    assert str(error.value).startswith(f"--set {change}: not YAML: ")
+    assert "\n" not in str(error.value)

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow.fs
 import ray
 import torch
-import yaml
 from pydantic import BaseModel
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -27,7 +26,7 @@ from imgray.artifacts.manifest import (
     publish,
     read_manifest,
 )
-from imgray.config import read_yaml, validate
+from imgray.config import parse_yaml, read_yaml, validate
 from imgray.engine.cluster import cluster, named_cluster
 from imgray.engine.feed import Feed
 from imgray.engine.progress import say
@@ -73,7 +72,7 @@ def read_recipe(path: str, changes: list[str]) -> Recipe:
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
                 raise UserError(f"--set {change}: {parent} holds no settings")
-        place[last] = yaml.safe_load(text)
+        place[last] = parse_yaml(text, f"--set {change}")
     return validate(Recipe, values, f"--recipe {path}")
 
 
