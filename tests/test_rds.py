@@ -20,7 +20,6 @@ from imgray.classification.relaxed import (
     consensus,
     dilate,
     relaxed_targets,
-    threshold_maps,
 )
 from imgray.classification.trunk import Trunk
 from imgray.errors import UserError
@@ -177,17 +176,6 @@ def test_dilation_marks_squares(radius: int) -> None:
         assert found[n, y, x] == masks[n, rows, max(0, x - radius) : x + radius + 1].any()
     agreed = consensus(np.repeat(masks[:1], 3, axis=0), dilation=radius)
     np.testing.assert_array_equal(agreed, found[0])
-
-
-def test_thresholds_are_half_multiples_of_the_mean() -> None:
-    edges = np.random.default_rng(0).random((H, W)).astype(np.float32) ** 3
-    found = threshold_maps(edges, dilation=0)
-    assert (found.dtype, found.shape) == (np.bool_, (K, H, W))
-    mean = sum(float(v) for v in edges.flat) / edges.size
-    for k, y, x in np.ndindex(found.shape):
-        assert found[k, y, x] == (edges[y, x] > (k + 1) * 0.5 * mean)
-    np.testing.assert_array_equal(threshold_maps(edges), dilate(found, 1))
-    assert not threshold_maps(np.zeros((H, W))).any()
 
 
 @pytest.mark.parametrize("dilation", [0, 1])

@@ -25,7 +25,7 @@ from imgray.engine.evaluate_index import Scores, evaluate
 from imgray.engine.extract import extract
 from imgray.engine.index import build_index
 from imgray.engine.rows import Source
-from imgray.engine.search import SearchEngine, SearchResult, encode, search
+from imgray.engine.search import SearchEngine, SearchResult, check_fingerprints, encode, search
 from imgray.engine.settings import EvaluateConfig, ExtractConfig, IndexConfig, SearchConfig
 from imgray.errors import UserError
 from imgray.features.columns import FeatureInfo, Vectors, columns_of
@@ -114,8 +114,9 @@ def test_images_and_their_extracted_features_find_the_same(
     tiny_index: TinyIndex, engine: SearchEngine
 ) -> None:
     ids, vectors, columns = tiny_index.stored()
+    check_fingerprints(engine.manifest, columns)
     one = engine.search_images(_images(tiny_index, ids), 10)
-    other = engine.search_vectors(vectors, columns, 10)
+    other = engine.index.search(vectors, 10)
     for a, b in zip(one, other, strict=True):
         assert a.ids == b.ids
         np.testing.assert_allclose(a.scores, b.scores, atol=2e-3)
@@ -144,9 +145,9 @@ def _one_missing(columns: dict[str, FeatureInfo]) -> dict[str, FeatureInfo]:
 def test_features_of_other_networks_are_refused(
     tiny_index: TinyIndex, engine: SearchEngine, change: Callable[..., Any], reason: str
 ) -> None:
-    _, vectors, columns = tiny_index.stored()
+    _, _, columns = tiny_index.stored()
     with pytest.raises(UserError, match=reason):
-        engine.search_vectors(vectors, change(columns), 5)
+        check_fingerprints(engine.manifest, change(columns))
 
 
 def _of_other_networks(artifact: Path | str, copy: Path, kind: Any) -> Folder:

@@ -23,7 +23,7 @@ from imgray.cli import run_job
 from imgray.engine.evaluate_index import evaluate
 from imgray.engine.extract import build_extractor, extract
 from imgray.engine.index import build_index
-from imgray.engine.search import SearchEngine
+from imgray.engine.search import SearchEngine, check_fingerprints
 from imgray.engine.settings import EvaluateConfig, ExtractConfig, IndexConfig
 from imgray.errors import UserError
 from imgray.features.backbones import BackboneConfig, fingerprint
@@ -363,12 +363,12 @@ def test_features_of_another_model_are_refused(
     for kind, refused in (("cfn", False), ("wider", True), ("biased", True)):
         sources = [f"cfn={models[kind]}", tiny_net.weights]
         other = build_extractor(_config(models[kind], [], **settings, weights=sources))
-        vectors = _run(other, _pictures(photos, 2))
         if refused:
             with pytest.raises(UserError, match=r"indexed cfn.high has fingerprint \w{12}, the qu"):
-                engine.search_vectors(vectors, other.describe(), 5)
+                check_fingerprints(engine.manifest, other.describe())
         else:
-            assert len(engine.search_vectors(vectors, other.describe(), 5)) == 2
+            check_fingerprints(engine.manifest, other.describe())
+            assert len(engine.index.search(_run(other, _pictures(photos, 2)), 5)) == 2
 
 
 @pytest.mark.slow

@@ -67,17 +67,6 @@ def dilate(mask: Mask, radius: int) -> Mask:
     return np.asarray(ndimage.maximum_filter(mask, size=size, mode="constant"))
 
 
-def threshold_maps(
-    edges: NDArray[np.floating], multiples: tuple[float, ...] = MULTIPLES, dilation: int = 1
-) -> Mask:
-    """What a soft edge map (H, W), of structured edges say, marks for each side: bool (K, H, W).
-
-    Side k has the pixels above k / 2 times the map's mean, dilated.
-    """
-    mean = edges.mean()
-    return dilate(np.stack([edges > multiple * mean for multiple in multiples]), dilation)
-
-
 def canny_maps(
     image: NDArray[np.uint8], multiples: tuple[float, ...] = MULTIPLES, dilation: int = 1
 ) -> Mask:

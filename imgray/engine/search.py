@@ -60,16 +60,6 @@ class SearchEngine:
         vectors = encode(self.extractor, images)
         return self.index.search(vectors, top)
 
-    def search_vectors(
-        self, vectors: Vectors, columns: Mapping[str, FeatureInfo], top: int
-    ) -> list[Hits]:
-        """Rank the collection for extracted features, by name (B, R, C).
-
-        `columns` says what made them: `UserError` when it is not what made the index.
-        """
-        check_fingerprints(self.manifest, columns)
-        return self.index.search(vectors, top)
-
 
 def check_fingerprints(manifest: Manifest, columns: Mapping[str, FeatureInfo]) -> None:
     """Refuse features of other networks, weights, preprocessing or regions than the index has."""
