@@ -11,7 +11,7 @@ from imgray.errors import UserError
 from imgray.serving.guard import Admission, Keys, Refusal, answer_errors, check_key, whole
 from imgray.serving.requests import SearchOptions, read
 
-LONGEST = 1000
+LONGEST = 20_000
 
 
 def _client(keys: Keys) -> TestClient:
@@ -160,3 +160,33 @@ def test_an_option_given_twice_is_refused(client: TestClient, query: str) -> Non
     content = {"json": {"top": 5}} if query == "top=3" else {"content": b"x"}
     answer = client.post(f"/?{query}", headers={"X-API-Key": "one"}, **content)
     assert (answer.status_code, answer.json()["error"]["field"]) == (422, "top")
+
+
+DEEP = "[" * 10_000
+FORM = "multipart/form-data; boundary=B"
+MALFORMED = {
+    "weights nested deeply": (f"/?weights={DEEP}", b"x", "", 422, "weights"),
+    "a field of a form nested deeply": ("/", DEEP, FORM, 422, "weights"),
+    "a name that is no text": ("/", b'{"\\ud800": 1}', "application/json", 400, "body"),
+    "weights of no text": ("/?weights={%22\\ud800%22:-1}", b"x", "", 422, "weights"),
+    "a form of no encoding": ("/", "{}", f"{FORM}; charset=undefined", 400, "body"),
+    "a form that escapes": ("/", '{"\\ud800": -1}', f"{FORM}; charset=unicode_escape", 400, "body"),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_what_is_malformed_is_the_clients_fault(client: TestClient, name: str) -> None:
+    path, content, kind, status, field = MALFORMED[name]
+    if isinstance(content, str):
+        head = 'Content-Disposition: form-data; name="weights"'
+        content = f"--B\r\n{head}\r\n\r\n{content}\r\n--B--\r\n".encode()
+    answer = client.post(path, content=content, headers={**KEY, "Content-Type": kind})
+    assert (answer.status_code, answer.json()["error"]["field"]) == (status, field), answer.text
+    assert len(answer.text) < 200
+
+
+def test_a_form_may_say_that_it_is_in_utf_8(client: TestClient) -> None:
+    content = b'--B\r\nContent-Disposition: form-data; name="prefix"\r\n\r\n\xc3\xb6\r\n--B--\r\n'
+    for charset in ("utf-8", '"UTF-8"'):
+        headers = {**KEY, "Content-Type": f"{FORM}; charset={charset}"}
+        assert client.post("/", content=content, headers=headers).json()["prefix"] == "ö"

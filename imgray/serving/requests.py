@@ -5,13 +5,14 @@ Options come in the query string, as fields of a form, or as the keys of a JSON 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
@@ -27,7 +28,7 @@ def _parsed(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return from_json(value)
     except ValueError:
         raise ValueError("not a JSON object") from None
 
@@ -157,6 +158,9 @@ async def read(
 
 
 async def _read_form(request: Request, sent: Sent, most: int) -> None:
+    _, options = parse_options_header(request.headers["content-type"])
+    if options.get(b"charset", b"utf-8").lower() != b"utf-8":
+        raise Refusal(400, "the charset of the form is not UTF-8; send it in UTF-8", "body")
     try:
         form = await request.form(max_files=most, max_fields=20)
     except HTTPException as fault:
@@ -172,8 +176,8 @@ async def _read_form(request: Request, sent: Sent, most: int) -> None:
 
 def _object(body: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(body)
-    except (ValueError, RecursionError):
+        found = from_json(body)
+    except ValueError:
         raise Refusal(400, "not JSON", "body") from None
     if not isinstance(found, dict):
         raise Refusal(422, "not a JSON object", "body")
