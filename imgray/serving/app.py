@@ -21,7 +21,7 @@ from imgray.serving.settings import ServiceSettings
 from imgray.serving.shards import ShardGroup
 from imgray.serving.versions import Registry
 
-MOST_GROUPS = 4
+MOST_SHARD_GROUPS = 4
 QUEUE = 64
 """Calls that wait for a deployment, per replica that asks; one more is refused."""
 ONGOING = 32
@@ -48,7 +48,7 @@ def build(args: ServiceSettings) -> Application:
 def _index(args: ServiceSettings, uri: str) -> dict[str, Any]:
     place = Folder(uri)
     shards = read_manifest(place, "index").counts["shards"]
-    groups = args.shard_groups or min(shards, MOST_GROUPS)
+    shard_groups = args.shard_groups or min(shards, MOST_SHARD_GROUPS)
     registry = _deployment(args, Registry, "registry", ongoing=100_000).options(
         num_replicas=1, user_config={"index": place.absolute}
     )
@@ -57,9 +57,9 @@ def _index(args: ServiceSettings, uri: str) -> dict[str, Any]:
     return {
         "registry": held,
         "encoder": encoder.bind(held, args.batching, args.limits.pixels),
-        "groups": [
-            _deployment(args, ShardGroup, f"shards-{group}").bind(held, group, groups)
-            for group in range(groups)
+        "shard_groups": [
+            _deployment(args, ShardGroup, f"shards-{group}").bind(held, group, shard_groups)
+            for group in range(shard_groups)
         ],
     }
 

@@ -93,7 +93,7 @@ class Service:
 
     Args:
         settings: of the service.
-        registry, encoder, groups: handles of the deployments of the index, if there is one.
+        registry, encoder, shard_groups: handles of the deployments of the index, if there is one.
         predictors: handle of each model's deployment by name.
     """
 
@@ -102,7 +102,7 @@ class Service:
         settings: ServiceSettings,
         registry: Any = None,
         encoder: Any = None,
-        groups: Sequence[Any] = (),
+        shard_groups: Sequence[Any] = (),
         predictors: Mapping[str, Any] | None = None,
     ) -> None:
         self.limits = settings.limits
@@ -118,7 +118,7 @@ class Service:
         if registry is not None:
             holder = Holder(registry, replica_name(), Described.of)
             await holder.start()
-            self.searcher = Searcher(settings, encoder, groups, holder)
+            self.searcher = Searcher(settings, encoder, shard_groups, holder)
 
     @asynccontextmanager
     async def _heard(self, request: Request) -> AsyncIterator[None]:
@@ -148,7 +148,7 @@ class Service:
             searcher = self._index()
             options, pictures = await read(request, SearchOptions, self.limits.body_bytes)
             index = await searcher.current()
-            searcher.check(index, options)
+            searcher.check_weights(index, options)
             image = await self._picture(pictures, options.id, index)
             return await searcher.search(index, image, options)
 
@@ -161,7 +161,7 @@ class Service:
             if not 0 < len(pictures) + len(options.ids) <= most:
                 raise Refusal(422, f"send 1 to {most} pictures or ids", "image")
             index = await searcher.current()
-            searcher.check(index, options)
+            searcher.check_weights(index, options)
             answers = await searcher.search_all(index, pictures, options)
             return BatchAnswer(version=index.version.digest, answers=answers)
 
@@ -324,8 +324,8 @@ class Service:
         """Every deployment that answers depend on answers."""
         parts = dict(self.predictors)
         if self.searcher:
-            groups = enumerate(self.searcher.groups)
-            parts |= {"encoder": self.searcher.encoder} | {f"shards-{n}": g for n, g in groups}
+            parts["encoder"] = self.searcher.encoder
+            parts |= {f"shards-{n}": group for n, group in enumerate(self.searcher.shard_groups)}
         found = await asyncio.gather(*(self._ready(part) for part in parts.values()))
         waiting = [name for name, ready in zip(parts, found, strict=True) if not ready]
         response.status_code = 503 if waiting else 200

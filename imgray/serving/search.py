@@ -85,11 +85,11 @@ class Searcher:
         self,
         settings: ServiceSettings,
         encoder: Any,
-        groups: Sequence[Any],
+        shard_groups: Sequence[Any],
         holder: Holder[Described],
     ) -> None:
         self.settings, self.limits = settings, settings.limits
-        self.encoder, self.groups, self.holder = encoder, groups, holder
+        self.encoder, self.shard_groups, self.holder = encoder, shard_groups, holder
 
     async def current(self) -> Described:
         """The version that a request which begins now is answered from."""
@@ -104,11 +104,12 @@ class Searcher:
         return vectors
 
     async def search(self, index: Described, image: bytes, options: Ranking) -> SearchAnswer:
-        """The answer to a picture, for options that `check` lets pass. Raises `Refusal`."""
+        """The answer to a picture, for options that `check_weights` lets pass. Raises `Refusal`."""
         vectors = await self.encode(index, image)
         question = Question(vectors, options.top, options.weights, options.prefix)
         with timed("shards"):
-            answers = await asyncio.gather(*(self._ask(g, index, question) for g in self.groups))
+            asked = (self._ask(group, index, question) for group in self.shard_groups)
+            answers = await asyncio.gather(*asked)
         missing = self._missing(index, answers)
         hits = merge([hits for hits in answers if isinstance(hits, Hits)], options.top)
         pairs = zip(hits.ids, hits.scores.tolist(), strict=True)
@@ -142,7 +143,7 @@ class Searcher:
         asked = [*(one(image) for image in pictures), *(one(None, id) for id in options.ids)]
         return await asyncio.gather(*asked)
 
-    def check(self, index: Described, options: Ranking) -> None:
+    def check_weights(self, index: Described, options: Ranking) -> None:
         """Refuse weights that this version cannot use."""
         for name in options.weights.keys() - index.columns.keys():
             known = ", ".join(index.columns)
@@ -165,9 +166,9 @@ class Searcher:
 
     def _missing(self, index: Described, answers: Sequence[Hits | str | None]) -> list[int]:
         """Shards that did not answer. Raises `Refusal` if they must, or if none did."""
-        groups = len(self.groups)
+        count = len(self.shard_groups)
         silent = {group: text for group, text in enumerate(answers) if isinstance(text, str)}
-        missing = [shard for group in silent for shard in shards_of(group, groups, index.shards)]
+        missing = [shard for group in silent for shard in shards_of(group, count, index.shards)]
         if missing and (self.settings.missing_shards == "refuse" or len(missing) == index.shards):
             reason = next(iter(silent.values()))
             numbers = ", ".join(map(str, missing[:10]))
@@ -176,7 +177,8 @@ class Searcher:
 
     async def picture(self, index: Described, id: str) -> bytes:
         """The bytes of an indexed image. Raises `Refusal` for an id that the index lacks."""
-        held = await asyncio.gather(*(self._holds(group, index, id) for group in self.groups))
+        asked = (self._holds(group, index, id) for group in self.shard_groups)
+        held = await asyncio.gather(*asked)
         if not any(held):
             raise Refusal(404, "the index has no such image", "id")
         try:
@@ -192,8 +194,8 @@ class Searcher:
     async def ids(self, index: Described, offset: int, limit: int) -> list[str]:
         """Ids of the collection in its order."""
         asked = (
-            call(g.ids, index.version, offset, limit, retries=self.limits.retries)
-            for g in self.groups
+            call(group.ids, index.version, offset, limit, retries=self.limits.retries)
+            for group in self.shard_groups
         )
         found = [pair for part in await asyncio.gather(*asked) for pair in part]
         return [id for _, id in sorted(found)]

@@ -28,22 +28,22 @@ class Question:
     prefix: str
 
 
-def shards_of(group: int, groups: int, shards: int) -> range:
-    """The shards that fall to one of several groups: consecutive, as many as to the others."""
-    return range(group * shards // groups, (group + 1) * shards // groups)
+def shards_of(group: int, shard_groups: int, shards: int) -> range:
+    """The shards that fall to one shard group: consecutive, as many as to the others."""
+    return range(group * shards // shard_groups, (group + 1) * shards // shard_groups)
 
 
 class ShardGroup:
     """Some consecutive shards of the index versions."""
 
-    async def __init__(self, registry: Any, group: int, groups: int) -> None:  # type: ignore[misc]  # Serve awaits it
-        self.group, self.groups = group, groups
+    async def __init__(self, registry: Any, group: int, shard_groups: int) -> None:  # type: ignore[misc]  # Serve awaits it
+        self.group, self.shard_groups = group, shard_groups
         self.holder = Holder(registry, replica_name(), self._open)
         await self.holder.start()
 
     def _open(self, version: Version) -> DeepIndex | None:
         folder, manifest = version.open()
-        own = shards_of(self.group, self.groups, manifest.counts["shards"])
+        own = shards_of(self.group, self.shard_groups, manifest.counts["shards"])
         return open_shards(folder, manifest, own) if own else None
 
     async def search(self, version: Version, question: Question) -> Hits | None:
