@@ -2,6 +2,8 @@
 
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,16 @@ from service import Artifacts
 
 from imgray.engine.search import SearchEngine
 from imgray.errors import UserError
-from imgray.serving.run import ServeConfig, run
+from imgray.serving.run import run
+from imgray.serving.settings import ServeConfig
 
 pytestmark = pytest.mark.slow
+
+
+def test_its_settings_need_neither_ray_nor_torch() -> None:
+    code = "import sys, imgray.serving.settings; print({'ray', 'torch'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 @pytest.fixture

@@ -12,47 +12,20 @@ import threading
 from collections.abc import Mapping
 from types import FrameType
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 from ray import serve
 from ray.serve import Application
 from ray.serve.schema import DeploymentStatusOverview
 
 from imgray.artifacts.folder import Folder
-from imgray.config import JobConfig
 from imgray.engine.cluster import cluster, named_cluster, quiet
 from imgray.engine.progress import say
 from imgray.errors import UserError
 from imgray.serving.app import build
 from imgray.serving.guard import ADMIN_KEYS, API_KEYS, Keys
-from imgray.serving.settings import ServiceSettings
+from imgray.serving.settings import ServeConfig, ServiceSettings
 
 NAME = "imgray"
-
-
-class ServeConfig(JobConfig):
-    """Serve an index and trained models over HTTP, with a web page, until Ctrl-C."""
-
-    index: str | None = Field(
-        default=None, description="folder or s3://bucket/prefix of the index artifact"
-    )
-    model: list[str] = Field(
-        default=[],
-        description="trained models, by the name that requests call them: NAME=URI",
-        json_schema_extra={"metavar": "NAME=URI"},
-    )
-    replicas: int = Field(
-        default=1, ge=1, description="of every part: with 2, one may die unnoticed"
-    )
-    host: str = Field(
-        default="127.0.0.1", description="address to listen on; 0.0.0.0 needs API keys"
-    )
-    port: int = Field(default=8000, ge=1, le=65535, description="port to listen on")
-    keys_file: str | None = Field(
-        default=None, description="API keys, one a line (or IMGRAY_API_KEYS, separated by commas)"
-    )
-    admin_keys_file: str | None = Field(
-        default=None, description="keys that may swap the index (or IMGRAY_ADMIN_KEYS)"
-    )
 
 
 class ServeResult(BaseModel):

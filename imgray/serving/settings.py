@@ -1,10 +1,15 @@
-"""Settings of the service: arguments of the Serve application, in YAML or from `jobs/serve.py`."""
+"""Settings of the service: arguments of the Serve application, in YAML, and of `jobs/serve.py`.
+
+Read before anything is served: this module needs neither Ray nor PyTorch.
+"""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from imgray.config import JobConfig
 
 
 class Batching(BaseModel):
@@ -66,4 +71,30 @@ class ServiceSettings(BaseModel):
     )
     admin_keys_file: str | None = Field(
         default=None, description="file of admin keys; see IMGRAY_ADMIN_KEYS"
+    )
+
+
+class ServeConfig(JobConfig):
+    """Serve an index and trained models over HTTP, with a web page, until Ctrl-C."""
+
+    index: str | None = Field(
+        default=None, description="folder or s3://bucket/prefix of the index artifact"
+    )
+    model: list[str] = Field(
+        default=[],
+        description="trained models, by the name that requests call them: NAME=URI",
+        json_schema_extra={"metavar": "NAME=URI"},
+    )
+    replicas: int = Field(
+        default=1, ge=1, description="of every part: with 2, one may die unnoticed"
+    )
+    host: str = Field(
+        default="127.0.0.1", description="address to listen on; 0.0.0.0 needs API keys"
+    )
+    port: int = Field(default=8000, ge=1, le=65535, description="port to listen on")
+    keys_file: str | None = Field(
+        default=None, description="API keys, one a line (or IMGRAY_API_KEYS, separated by commas)"
+    )
+    admin_keys_file: str | None = Field(
+        default=None, description="keys that may swap the index (or IMGRAY_ADMIN_KEYS)"
     )
