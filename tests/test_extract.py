@@ -23,6 +23,7 @@ import imgray.engine.extract as engine
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import Manifest, read_file, read_manifest
 from imgray.cli import run_job
+from imgray.engine import producer
 from imgray.engine.extract import ExtractResult, extract
 from imgray.engine.settings import ExtractConfig
 from imgray.errors import UserError
@@ -85,7 +86,7 @@ def runs(
     folder = tmp_path_factory.mktemp("runs")
     config = _config(collection, folder / "out [1]", tiny_net)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "publish", _stop)
+        patch.setattr(producer, "publish", _stop)
         with pytest.raises(_Stopped):
             extract(config)
     shutil.copytree(config.output, folder / "unfinished")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,10 @@ import torch
 from pydantic import BaseModel
 
 from imgray.artifacts.folder import Folder
-from imgray.artifacts.manifest import Manifest, begin, nothing_left_before, publish, read_manifest
+from imgray.artifacts.manifest import Manifest, read_manifest
 from imgray.engine.cluster import cluster
 from imgray.engine.collection import LISTED, Rejections, check_rejected, process_configured
-from imgray.engine.progress import say
+from imgray.engine.producer import produce
 from imgray.engine.settings import ExtractConfig
 from imgray.features.columns import FeatureInfo, columns_of, schema
 from imgray.features.extractor import (
@@ -71,12 +72,8 @@ def extract(config: ExtractConfig) -> ExtractResult:
     output = Folder(config.output)
     models = _models(config)
     identity = config.identity() | ({"models": models} if models else {})
-    manifest = begin(output, "features", identity, config.overwrite)
-    if manifest is None:
-        with nothing_left_before(output, LISTED):
-            manifest = _extract(config, identity, output)
-    else:
-        say(f"{output.uri}: already extracted, nothing to do")
+    work = partial(_extract, config, identity, output)
+    manifest = produce(output, "features", identity, work, note=LISTED, overwrite=config.overwrite)
     check_rejected(output, manifest, config.max_rejected)
     counts = manifest.counts
     return ExtractResult(output=output.uri, features=list(columns_of(manifest)), **counts)
@@ -96,7 +93,7 @@ def _extract(config: ExtractConfig, identity: dict[str, Any], output: Folder) ->
     with cluster():
         factory = StepFactory(output, extractor.config, columns)
         outcome = process_configured("extract", config, output, factory)
-    manifest = Manifest(
+    return Manifest(
         kind="features",
         config=identity,
         made_from={config.images: outcome.files[0].sha256, **identity.get("models", {})},
@@ -108,7 +105,6 @@ def _extract(config: ExtractConfig, identity: dict[str, Any], output: Folder) ->
         },
         files=files + outcome.files,
     )
-    return publish(output, manifest)
 
 
 def build_extractor(config: ExtractConfig) -> Extractor:

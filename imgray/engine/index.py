@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,14 @@ from imgray.artifacts.manifest import (
     WORK,
     FileEntry,
     Manifest,
-    begin,
     entry_of,
     entry_of_file,
-    nothing_left_before,
-    publish,
     read_file,
     read_manifest,
     scratch,
 )
 from imgray.engine.cluster import cluster
+from imgray.engine.producer import produce
 from imgray.engine.progress import Progress, say
 from imgray.engine.report import REPORT, measure, read_report
 from imgray.engine.rows import BLOCK, Source
@@ -87,12 +86,8 @@ def build_index(config: IndexConfig) -> IndexResult:
         raise UserError(f"{features.uri}: holds no images, only rejected ones; nothing to index")
     settings = _codebook_settings(config, source)
     identity = {**config.identity(), "features_digest": made_from.digest}
-    manifest = begin(output, "index", identity, config.overwrite)
-    if manifest is None:
-        with nothing_left_before(output, FITTED), cluster():
-            manifest = _build(config, source, settings, output, made_from, identity)
-    else:
-        say(f"{output.uri}: already built, nothing to do")
+    work = partial(_build, config, source, settings, output, made_from, identity)
+    manifest = produce(output, "index", identity, work, note=FITTED, overwrite=config.overwrite)
     report = read_report(output, manifest)
     return IndexResult(
         output=output.uri,
@@ -144,6 +139,7 @@ def _one_or_each(flag: str, values: list[int], count: int, what: str) -> tuple[i
     return tuple(values if len(values) == count else values * count)
 
 
+@cluster()
 def _build(
     config: IndexConfig,
     source: Source,
@@ -177,7 +173,7 @@ def _build(
     data = report.model_dump_json(indent=1).encode()
     output.write(REPORT, data)
     manifest.files.append(entry_of(REPORT, data))
-    return publish(output, manifest)
+    return manifest
 
 
 def _split(source: Source, config: IndexConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,10 @@ from PIL import Image
 from pydantic import BaseModel
 
 from imgray.artifacts.folder import Folder
-from imgray.artifacts.manifest import (
-    Manifest,
-    begin,
-    nothing_left_before,
-    publish,
-    read_manifest,
-    sha256,
-)
+from imgray.artifacts.manifest import Manifest, read_manifest, sha256
 from imgray.engine.cluster import cluster
 from imgray.engine.collection import LISTED, Rejections, check_rejected, process_configured
-from imgray.engine.progress import say
+from imgray.engine.producer import produce
 from imgray.engine.settings import PredictConfig
 from imgray.engine.sheets import draw_predictions
 from imgray.training.models import fingerprint_of, load_model, load_task
@@ -103,12 +97,10 @@ def predict(config: PredictConfig) -> PredictResult:
     model = read_manifest(folder, "model")
     _, task = load_task(folder, model)
     identity = {**config.identity(), "fingerprint": fingerprint_of(model)}
-    manifest = begin(output, "predictions", identity, config.overwrite)
-    if manifest is None:
-        with nothing_left_before(output, LISTED):
-            manifest = _predict(config, identity, output, task)
-    else:
-        say(f"{output.uri}: already predicted, nothing to do")
+    work = partial(_predict, config, identity, output, task)
+    manifest = produce(
+        output, "predictions", identity, work, note=LISTED, overwrite=config.overwrite
+    )
     check_rejected(output, manifest, config.max_rejected)
     if config.contact_sheet:
         draw_predictions(Path(config.contact_sheet), Folder(config.images), output, manifest, task)
@@ -121,7 +113,7 @@ def _predict(
     with cluster():
         factory = StepFactory(Folder(config.model).absolute, output)
         outcome = process_configured("predict", config, output, factory)
-    manifest = Manifest(
+    return Manifest(
         kind="predictions",
         config=identity,
         made_from={
@@ -132,4 +124,3 @@ def _predict(
         about={"classes": list(task.classes), "columns": task.columns.names},
         files=outcome.files,
     )
-    return publish(output, manifest)

@@ -6,6 +6,7 @@ import os
 import threading
 import traceback
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,11 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from imgray.artifacts.folder import Folder
-from imgray.artifacts.manifest import (
-    WORK,
-    Manifest,
-    begin,
-    nothing_left_before,
-    publish,
-    read_manifest,
-)
+from imgray.artifacts.manifest import WORK, Manifest, read_manifest
 from imgray.config import parse_yaml, read_yaml, validate
 from imgray.engine.cluster import cluster, named_cluster
 from imgray.engine.feed import Feed
-from imgray.engine.progress import say
+from imgray.engine.producer import produce
 from imgray.engine.settings import TrainConfig
 from imgray.engine.watch import Losses, follow, start_watch
 from imgray.errors import UserError, cause_of
@@ -104,12 +98,10 @@ def train(config: TrainConfig) -> TrainResult:
     identity = {**config.identity(), "recipe": recipe.model_dump(mode="json", by_alias=True)}
     if recipe.start:
         identity["start"] = fingerprint_of(read_manifest(Folder(recipe.start), "model"))
-    manifest = begin(output, "model", identity, config.overwrite)
-    if manifest is None:
-        with nothing_left_before(output, CHECKPOINTS):
-            manifest = _train(config, recipe, identity, output)
-    else:
-        say(f"{output.uri}: already trained, nothing to do")
+    work = partial(_train, config, recipe, identity, output)
+    manifest = produce(
+        output, "model", identity, work, note=CHECKPOINTS, overwrite=config.overwrite
+    )
     return TrainResult(
         output=output.uri,
         steps=manifest.counts["steps"],
@@ -135,9 +127,7 @@ def _train(
         output, recipe, examples.task.classes, state["modules"], state["lines"]
     )
     counts = {"steps": steps, "train": len(examples.train), "validate": len(examples.val)}
-    return publish(
-        output, Manifest(kind="model", config=identity, counts=counts, about=about, files=files)
-    )
+    return Manifest(kind="model", config=identity, counts=counts, about=about, files=files)
 
 
 def _fit(config: TrainConfig, recipe: Recipe, kept: Folder, output: Folder) -> None:

@@ -1,0 +1,49 @@
+"""The way of every job that makes an artifact: begin it, continue it, or find it finished."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import Kind, Manifest, begin, nothing_left_before, publish
+from imgray.engine.progress import say
+
+MADE: dict[Kind, str] = {
+    "features": "extracted",
+    "index": "built",
+    "model": "trained",
+    "predictions": "predicted",
+}
+"""What a person is told of an artifact that was finished before."""
+
+
+def produce(
+    output: Folder,
+    kind: Kind,
+    identity: dict[str, Any],
+    work: Callable[[], Manifest],
+    *,
+    note: str,
+    overwrite: bool = False,
+) -> Manifest:
+    """Make an artifact, go on with one that was interrupted, or find that it is finished.
+
+    Args:
+        output: where it lies, or is to lie.
+        kind: of the artifact.
+        identity: the settings that determine its content.
+        work: writes the data files that are not there yet, and gives the manifest to publish.
+        note: the file in `output` that the first finished part of the work leaves. What is refused
+            before leaves nothing behind, so that the corrected command need not overwrite.
+        overwrite: remove what an earlier run has left.
+
+    Raises:
+        UserError: `output` holds something else, or the work cannot be done.
+    """
+    finished = begin(output, kind, identity, overwrite)
+    if finished is not None:
+        say(f"{output.uri}: already {MADE[kind]}, nothing to do")
+        return finished
+    with nothing_left_before(output, note):
+        return publish(output, work())
