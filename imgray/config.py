@@ -27,6 +27,8 @@ class JobConfig(BaseModel):
 
     runtime: ClassVar[frozenset[str]] = frozenset()
     """Settings that do not change the content of the output, such as the number of workers."""
+    uris: ClassVar[frozenset[str]] = frozenset()
+    """Settings that name places. What else an output's identity holds by URI is named here too."""
 
     def identity(self) -> dict[str, Any]:
         """The settings that determine the content of the output."""

@@ -85,7 +85,7 @@ class Folder:
     @property
     def absolute(self) -> str:
         """The URI that names the folder from any working folder, such as a worker's."""
-        return self.uri if self.is_s3 else self.root
+        return f"s3://{self.root}" if self.is_s3 else self.root
 
     def path(self, name: str) -> str:
         """The file system's path of a name."""

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from imgray import __version__
 from imgray.artifacts.folder import Folder
+from imgray.artifacts.identity import Identity, Migrate
 from imgray.errors import UserError
 
 FORMAT = 1
@@ -178,9 +179,13 @@ def _differs(folder: Folder, entry: FileEntry) -> UserError:
 
 
 def begin(
-    folder: Folder, kind: Kind, config: dict[str, Any], overwrite: bool = False
+    folder: Folder,
+    kind: Kind,
+    config: Identity,
+    overwrite: bool = False,
+    migrate: Migrate = dict,
 ) -> Manifest | None:
-    """Start or continue an artifact.
+    """Start or continue an artifact, whose stored settings are compared after `migrate`.
 
     Returns the manifest when the artifact is already finished with these settings; None when
     there is work to do. Raises `UserError` when the folder holds an artifact, finished or not,
@@ -190,11 +195,11 @@ def begin(
         discard(folder)
     if folder.exists(NAME):
         manifest = read_manifest(folder, kind)
-        _refuse_other(folder, manifest.config, config)
+        _refuse_other(folder, migrate(manifest.config), config)
         folder.remove(WORK)
         return manifest
     if folder.exists(_RUN):
-        _refuse_other(folder, _started_with(folder), config)
+        _refuse_other(folder, migrate(_started_with(folder)), config)
     elif folder.sizes():
         raise UserError(
             f"{folder.uri}: the folder is not empty and holds no imgray artifact; choose another"
@@ -204,7 +209,7 @@ def begin(
     return None
 
 
-def _started_with(folder: Folder) -> dict[str, Any]:
+def _started_with(folder: Folder) -> Identity:
     """The settings of an unfinished run."""
     try:
         settings = json.loads(folder.read(_RUN))
@@ -247,7 +252,7 @@ def publish(folder: Folder, manifest: Manifest) -> Manifest:
     return sealed
 
 
-def _refuse_other(folder: Folder, old: dict[str, Any], new: dict[str, Any]) -> None:
+def _refuse_other(folder: Folder, old: Identity, new: Identity) -> None:
     keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     if keys:
         changes = ", ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys)

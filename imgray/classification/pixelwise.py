@@ -24,6 +24,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class PixelSettings(Settings):
     """What a recipe may say about a network with an output for every pixel."""
 
+    uris = frozenset({"weights"})
+
     trunk: Literal[
         "vgg16", "mobilenet_v2", "tf_efficientnet_lite0", "tf_efficientnet_lite1",
         "tf_efficientnet_lite2",

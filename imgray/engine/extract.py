@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +11,7 @@ import torch
 from pydantic import BaseModel
 
 from imgray.artifacts.folder import Folder
+from imgray.artifacts.identity import Identity, settled
 from imgray.artifacts.manifest import Manifest, read_manifest
 from imgray.engine.cluster import cluster
 from imgray.engine.collection import LISTED, Rejections, check_rejected, process_configured
@@ -71,9 +71,17 @@ def extract(config: ExtractConfig) -> ExtractResult:
     """Extract, continue an extraction, or find that it is done."""
     output = Folder(config.output)
     models = _models(config)
-    identity = config.identity() | ({"models": models} if models else {})
-    work = partial(_extract, config, identity, output)
-    manifest = produce(output, "features", identity, work, note=LISTED, overwrite=config.overwrite)
+    migrate = partial(settled, uris=config.uris)
+    identity = migrate(config.identity() | ({"models": models} if models else {}))
+    manifest = produce(
+        output,
+        "features",
+        identity,
+        partial(_extract, config, identity, output),
+        note=LISTED,
+        overwrite=config.overwrite,
+        migrate=migrate,
+    )
     check_rejected(output, manifest, config.max_rejected)
     counts = manifest.counts
     return ExtractResult(output=output.uri, features=list(columns_of(manifest)), **counts)
@@ -86,7 +94,7 @@ def _models(config: ExtractConfig) -> dict[str, str]:
     return {uri: fingerprint_of(read_manifest(Folder(uri), "model")) for uri in uris}
 
 
-def _extract(config: ExtractConfig, identity: dict[str, Any], output: Folder) -> Manifest:
+def _extract(config: ExtractConfig, identity: Identity, output: Folder) -> Manifest:
     extractor = build_extractor(config)
     columns = extractor.describe()
     files = save_extractor(extractor, output)
@@ -96,10 +104,10 @@ def _extract(config: ExtractConfig, identity: dict[str, Any], output: Folder) ->
     return Manifest(
         kind="features",
         config=identity,
-        made_from={config.images: outcome.files[0].sha256, **identity.get("models", {})},
+        made_from={identity["images"]: outcome.files[0].sha256, **identity.get("models", {})},
         counts=outcome.model_dump(exclude={"files"}),
         about={
-            "images": Folder(config.images).absolute,
+            "images": identity["images"],
             "extractor": extractor.config.model_dump(mode="json"),
             "features": {name: info.model_dump() for name, info in columns.items()},
         },

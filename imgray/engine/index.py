@@ -22,6 +22,7 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from imgray.artifacts.folder import Folder
+from imgray.artifacts.identity import Identity, settled
 from imgray.artifacts.manifest import (
     WORK,
     FileEntry,
@@ -85,9 +86,17 @@ def build_index(config: IndexConfig) -> IndexResult:
     if not source.rows:
         raise UserError(f"{features.uri}: holds no images, only rejected ones; nothing to index")
     settings = _codebook_settings(config, source)
-    identity = {**config.identity(), "features_digest": made_from.digest}
-    work = partial(_build, config, source, settings, output, made_from, identity)
-    manifest = produce(output, "index", identity, work, note=FITTED, overwrite=config.overwrite)
+    migrate = partial(settled, uris=config.uris)
+    identity = migrate(config.identity() | {"features_digest": made_from.digest})
+    manifest = produce(
+        output,
+        "index",
+        identity,
+        partial(_build, config, source, settings, output, made_from, identity),
+        note=FITTED,
+        overwrite=config.overwrite,
+        migrate=migrate,
+    )
     report = read_report(output, manifest)
     return IndexResult(
         output=output.uri,
@@ -146,7 +155,7 @@ def _build(
     settings: CodebookSettings,
     output: Folder,
     made_from: Manifest,
-    identity: dict[str, Any],
+    identity: Identity,
 ) -> Manifest:
     started = time.monotonic()
     held_out, sample = _split(source, config)
@@ -162,7 +171,7 @@ def _build(
     manifest = Manifest(
         kind="index",
         config=identity,
-        made_from={config.features: made_from.digest},
+        made_from={identity["features"]: made_from.digest},
         counts={"images": source.rows, "shards": len(receipts)},
         about=_about(made_from, source.columns),
         files=files,

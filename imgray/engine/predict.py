@@ -10,7 +10,6 @@ import io
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import torch
@@ -18,6 +17,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from imgray.artifacts.folder import Folder
+from imgray.artifacts.identity import Identity, settled
 from imgray.artifacts.manifest import Manifest, read_manifest, sha256
 from imgray.engine.cluster import cluster
 from imgray.engine.collection import LISTED, Rejections, check_rejected, process_configured
@@ -96,10 +96,16 @@ def predict(config: PredictConfig) -> PredictResult:
     output, folder = Folder(config.output), Folder(config.model)
     model = read_manifest(folder, "model")
     _, task = load_task(folder, model)
-    identity = {**config.identity(), "fingerprint": fingerprint_of(model)}
-    work = partial(_predict, config, identity, output, task)
+    migrate = partial(settled, uris=config.uris)
+    identity = migrate(config.identity() | {"fingerprint": fingerprint_of(model)})
     manifest = produce(
-        output, "predictions", identity, work, note=LISTED, overwrite=config.overwrite
+        output,
+        "predictions",
+        identity,
+        partial(_predict, config, identity, output, task),
+        note=LISTED,
+        overwrite=config.overwrite,
+        migrate=migrate,
     )
     check_rejected(output, manifest, config.max_rejected)
     if config.contact_sheet:
@@ -107,18 +113,16 @@ def predict(config: PredictConfig) -> PredictResult:
     return PredictResult(output=output.uri, contact_sheet=config.contact_sheet, **manifest.counts)
 
 
-def _predict(
-    config: PredictConfig, identity: dict[str, Any], output: Folder, task: Task
-) -> Manifest:
+def _predict(config: PredictConfig, identity: Identity, output: Folder, task: Task) -> Manifest:
     with cluster():
-        factory = StepFactory(Folder(config.model).absolute, output)
+        factory = StepFactory(identity["model"], output)
         outcome = process_configured("predict", config, output, factory)
     return Manifest(
         kind="predictions",
         config=identity,
         made_from={
-            config.images: outcome.files[0].sha256,
-            config.model: identity["fingerprint"],
+            identity["images"]: outcome.files[0].sha256,
+            identity["model"]: identity["fingerprint"],
         },
         counts=outcome.model_dump(exclude={"files"}),
         about={"classes": list(task.classes), "columns": task.columns.names},

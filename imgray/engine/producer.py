@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from imgray.artifacts.folder import Folder
+from imgray.artifacts.identity import Identity, Migrate
 from imgray.artifacts.manifest import Kind, Manifest, begin, nothing_left_before, publish
 from imgray.engine.progress import say
 
@@ -21,11 +21,12 @@ MADE: dict[Kind, str] = {
 def produce(
     output: Folder,
     kind: Kind,
-    identity: dict[str, Any],
+    identity: Identity,
     work: Callable[[], Manifest],
     *,
     note: str,
     overwrite: bool = False,
+    migrate: Migrate = dict,
 ) -> Manifest:
     """Make an artifact, go on with one that was interrupted, or find that it is finished.
 
@@ -37,11 +38,12 @@ def produce(
         note: the file in `output` that the first finished part of the work leaves. What is refused
             before leaves nothing behind, so that the corrected command need not overwrite.
         overwrite: remove what an earlier run has left.
+        migrate: of the settings that an earlier run has stored, before they are compared.
 
     Raises:
         UserError: `output` holds something else, or the work cannot be done.
     """
-    finished = begin(output, kind, identity, overwrite)
+    finished = begin(output, kind, identity, overwrite, migrate)
     if finished is not None:
         say(f"{output.uri}: already {MADE[kind]}, nothing to do")
         return finished

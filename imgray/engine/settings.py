@@ -20,6 +20,7 @@ class CollectionConfig(JobConfig):
         {"output", "workers", "cpus_per_worker", "gpus_per_worker", "batch_size", "max_rejected"}
         | {"overwrite"}
     )
+    uris: ClassVar[frozenset[str]] = frozenset({"images"})
 
     images: str = Field(description="folder or s3://bucket/prefix with the images")
     output: str = Field(description="folder or s3://bucket/prefix for the artifact")
@@ -43,6 +44,8 @@ class CollectionConfig(JobConfig):
 
 class ExtractConfig(CollectionConfig):
     """Extract features of every image below a folder or S3 prefix, exactly once."""
+
+    uris: ClassVar[frozenset[str]] = CollectionConfig.uris | {"weights", "models"}
 
     output: str = Field(description="folder or s3://bucket/prefix for the features artifact")
     extractor: list[str] = Field(
@@ -84,6 +87,7 @@ class IndexConfig(JobConfig):
     """Build a sharded multi-DeepIndex from the shards of a features artifact."""
 
     runtime: ClassVar[frozenset[str]] = frozenset({"output", "overwrite", "cpus_per_task"})
+    uris: ClassVar[frozenset[str]] = frozenset({"features"})
 
     features: str = Field(description="folder or s3://bucket/prefix of the features artifact")
     output: str = Field(description="folder or s3://bucket/prefix for the index artifact")
@@ -164,6 +168,7 @@ class TrainConfig(JobConfig):
         {"output", "recipe", "set", "workers", "cpus_per_worker", "gpus_per_worker", "feeders"}
         | {"grow_every", "retries", "patience", "overwrite"}
     )
+    uris: ClassVar[frozenset[str]] = frozenset({"data"})
 
     recipe: str = Field(description="YAML file that says what to train, and how")
     data: str = Field(description="folder or s3://bucket/prefix of the data set")
@@ -212,6 +217,7 @@ class PredictConfig(CollectionConfig):
     """Run a trained model over every image below a folder or S3 prefix, exactly once."""
 
     runtime: ClassVar[frozenset[str]] = CollectionConfig.runtime | {"contact_sheet"}
+    uris: ClassVar[frozenset[str]] = CollectionConfig.uris | {"model"}
 
     model: str = Field(description="folder or s3://bucket/prefix of the model artifact")
     output: str = Field(description="folder or s3://bucket/prefix for the predictions artifact")

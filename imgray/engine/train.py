@@ -14,11 +14,12 @@ import numpy as np
 import pyarrow.fs
 import ray
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from imgray.artifacts.folder import Folder
+from imgray.artifacts.identity import Identity, settled
 from imgray.artifacts.manifest import WORK, Manifest, read_manifest
 from imgray.config import parse_yaml, read_yaml, validate
 from imgray.engine.cluster import cluster, named_cluster
@@ -32,7 +33,7 @@ from imgray.training.examples import Examples
 from imgray.training.loop import Place, Run, States
 from imgray.training.models import fingerprint_of, load_states, save_model
 from imgray.training.recipe import Recipe
-from imgray.training.task import task_of
+from imgray.training.task import settled_recipe, task_of
 
 CHECKPOINTS = f"{WORK}/checkpoints"
 LOOKED_AT = 64
@@ -95,12 +96,18 @@ def train(config: TrainConfig) -> TrainResult:
             "example per step"
         )
     output = Folder(config.output)
-    identity = {**config.identity(), "recipe": recipe.model_dump(mode="json", by_alias=True)}
+    identity = config.identity() | {"recipe": recipe.model_dump(mode="json", by_alias=True)}
     if recipe.start:
         identity["start"] = fingerprint_of(read_manifest(Folder(recipe.start), "model"))
-    work = partial(_train, config, recipe, identity, output)
+    identity = _migrated(identity)
     manifest = produce(
-        output, "model", identity, work, note=CHECKPOINTS, overwrite=config.overwrite
+        output,
+        "model",
+        identity,
+        partial(_train, config, recipe, identity, output),
+        note=CHECKPOINTS,
+        overwrite=config.overwrite,
+        migrate=_migrated,
     )
     return TrainResult(
         output=output.uri,
@@ -110,15 +117,23 @@ def train(config: TrainConfig) -> TrainResult:
     )
 
 
-def _train(
-    config: TrainConfig, recipe: Recipe, identity: dict[str, Any], output: Folder
-) -> Manifest:
+def _migrated(stored: Identity) -> Identity:
+    """Settings of a run as they are stored today: the recipe validated, all URIs absolute."""
+    try:
+        recipe = settled_recipe(Recipe.model_validate(stored["recipe"]))
+    except (KeyError, ValidationError, UserError):  # of another version, and so another recipe
+        return settled(stored, TrainConfig.uris)
+    dumped = recipe.model_dump(mode="json", by_alias=True)
+    return settled({**stored, "recipe": dumped}, TrainConfig.uris)
+
+
+def _train(config: TrainConfig, recipe: Recipe, identity: Identity, output: Folder) -> Manifest:
     examples = open_examples(recipe, config.data)
     check(examples)
     kept = Folder(f"{output.uri.rstrip('/')}/{CHECKPOINTS}")
     steps = recipe.length(len(examples.train))
     with cluster():
-        _fit(config, recipe, kept, output)
+        _fit(config, settled_recipe(recipe), kept, output)
     found = Keeper(kept).newest()
     assert found is not None
     assert found[0] == steps
@@ -135,8 +150,6 @@ def _fit(config: TrainConfig, recipe: Recipe, kept: Folder, output: Folder) -> N
     if config.span[0] < config.span[1]:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACE_SECONDS))
     watch = start_watch()
-    if recipe.start:
-        recipe = recipe.model_copy(update={"start": Folder(recipe.start).absolute})
     data = Folder(config.data).absolute
     loop = {"recipe": recipe, "data": data, "kept": kept, "watch": watch}
     trainer = TorchTrainer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -16,6 +16,9 @@ class Settings(BaseModel):
     """Base of what a recipe may say to its task. Unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    uris: ClassVar[frozenset[str]] = frozenset()
+    """Settings that name places."""
 
 
 class Schedule(Settings):
@@ -85,6 +88,8 @@ class DataSettings(Settings):
 
 class Recipe(Settings):
     """Everything that determines a trained model but the data themselves."""
+
+    uris = frozenset({"start"})
 
     task: str = Field(description="the task's class, as package.module:Class")
     settings: dict[str, Any] = Field(default={}, description="of the task")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from imgray.artifacts.identity import settled
 from imgray.config import class_named, validate
 from imgray.data.datasets import Dataset, Record
 from imgray.errors import UserError
@@ -162,3 +163,12 @@ def task_of(recipe: Recipe, classes: Sequence[str]) -> Task:
     kind: type[Task] = class_named(recipe.task, Task, "task")
     settings = validate(kind.Settings, recipe.settings, "recipe: settings")
     return kind(settings, classes)
+
+
+def settled_recipe(recipe: Recipe) -> Recipe:
+    """A recipe whose URIs are absolute: a worker elsewhere finds the same. Raises `UserError`."""
+    kind: type[Task] = class_named(recipe.task, Task, "task")
+    validate(kind.Settings, recipe.settings, "recipe: settings")
+    settings = settled(recipe.settings, kind.Settings.uris)
+    place = settled({"start": recipe.start}, recipe.uris)
+    return recipe.model_copy(update={"settings": settings, **place})
