@@ -60,10 +60,7 @@ class PredictStep:
         return self.model.task.prepare(data)
 
     def process(self, ids: Sequence[str], batch: Sequence[Arrays]) -> tuple[pa.Table, Rejections]:
-        together = len(batch) if self.model.task.one_shape else 1
-        found: list[Prediction] = []
-        for start in range(0, len(batch), together):
-            found += self.model.predict(batch[start : start + together], self.device)
+        found = self.model.predict(batch, self.device)
         rows = [
             {"id": id, **one.row, **self._painted(id, one)}
             for id, one in zip(ids, found, strict=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,17 +74,7 @@ class Predictor:
     @serve.batch
     async def _run(self, items: list[Arrays]) -> list[Prediction]:
         metrics().batch_size.observe(len(items))
-        return await asyncio.to_thread(self._forward, items)
-
-    def _forward(self, items: Sequence[Arrays]) -> list[Prediction]:
-        """One pass per shape."""
-        answers: dict[int, Prediction] = {}
-        shapes = [tuple(value.shape for value in item.values()) for item in items]
-        for shape in dict.fromkeys(shapes):
-            places = [place for place, one in enumerate(shapes) if one == shape]
-            found = self.model.predict([items[place] for place in places], self.device)
-            answers |= zip(places, found, strict=True)
-        return [answers[place] for place in range(len(items))]
+        return await asyncio.to_thread(self.model.predict, items, self.device)
 
     def _png(self, picture: np.ndarray[Any, Any]) -> bytes:
         """Classes keep their numbers, with the task's palette beside them."""

@@ -8,7 +8,7 @@ The fingerprint is the digest of the first two.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,9 @@ from imgray.training.recipe import Recipe
 from imgray.training.task import Arrays, Learner, Prediction, Task, task_of
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+PASS_VALUES = 3 * 2**20
+"""Values of the images of a forward pass where they keep their shapes: a megapixel in colour, for
+which FCFN takes 1 GB."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,29 @@ class Model:
         for net in self.learner.modules.values():
             net.to(device)
 
+    def predict(self, items: Sequence[Arrays], device: str) -> list[Prediction]:
+        """Predictions for images of `Task.prepare`, in their order, on the networks' device.
+
+        Images of one shape share a forward pass; of photographs, only as far as memory goes.
+        """
+        found: dict[int, Prediction] = {}
+        for places in self._passes(items):
+            answers = self._forward([items[place] for place in places], device)
+            found |= zip(places, answers, strict=True)
+        return [found[place] for place in range(len(items))]
+
+    def _passes(self, items: Sequence[Arrays]) -> Iterator[list[int]]:
+        """The places of the images that go together."""
+        shapes: dict[Any, list[int]] = {}
+        for place, item in enumerate(items):
+            shapes.setdefault(tuple(array.shape for array in item.values()), []).append(place)
+        for places in shapes.values():
+            values = sum(array.size for array in items[places[0]].values())
+            most = len(places) if self.task.one_shape else max(1, PASS_VALUES // values)
+            yield from (places[start : start + most] for start in range(0, len(places), most))
+
     @torch.inference_mode()
-    def predict(self, batch: Sequence[Arrays], device: str) -> list[Prediction]:
-        """Predictions for images of `Task.prepare` that have one shape, on the networks' device."""
+    def _forward(self, batch: Sequence[Arrays], device: str) -> list[Prediction]:
         arrays = {name: np.stack([one[name] for one in batch]) for name in batch[0]}
         with precision(self.recipe, device):
             return self.learner.predict(to_device(arrays, device))
