@@ -104,6 +104,18 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def given_device() -> str:
+    """Where networks run in a job's worker: on the GPU that Ray has given it, else on the CPU.
+
+    Ray hides no GPU from a worker that has none of its own; taken all the same, it would be shared
+    by all of them.
+    """
+    from imgray.features.backbones import visible_device  # torch is slow to load
+
+    own = not ray.is_initialized() or ray.get_gpu_ids()
+    return visible_device() if own else "cpu"
+
+
 @dataclass(frozen=True)
 class Pool:
     """How many workers a job runs, and what each holds."""

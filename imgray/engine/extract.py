@@ -7,13 +7,12 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
-import torch
 from pydantic import BaseModel
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.identity import Identity, settled
 from imgray.artifacts.manifest import Manifest, read_manifest
-from imgray.engine.cluster import cluster
+from imgray.engine.cluster import cluster, given_device
 from imgray.engine.collection import LISTED, Rejections, check_rejected, process_configured
 from imgray.engine.producer import produce
 from imgray.engine.settings import ExtractConfig
@@ -145,5 +144,4 @@ class StepFactory:
             name: restore(net, self.output.read(weights_file(name)))
             for name, net in self.config.nets.items()
         }
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return ExtractStep(Extractor(self.config, nets).to(device), self.columns)
+        return ExtractStep(Extractor(self.config, nets).to(given_device()), self.columns)

@@ -12,14 +12,13 @@ from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
-import torch
 from PIL import Image
 from pydantic import BaseModel
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.identity import Identity, settled
 from imgray.artifacts.manifest import Manifest, read_manifest, sha256
-from imgray.engine.cluster import cluster
+from imgray.engine.cluster import cluster, given_device
 from imgray.engine.collection import LISTED, Rejections, check_rejected, process_configured
 from imgray.engine.producer import produce
 from imgray.engine.settings import PredictConfig
@@ -49,7 +48,7 @@ class PredictStep:
     """Encoded images to rows of the predictions artifact."""
 
     def __init__(self, model: str, output: Folder) -> None:
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = given_device()
         self.model, self.output = load_model(model), output
         self.model.to(self.device)
         columns = list(self.model.task.columns)

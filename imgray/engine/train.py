@@ -22,7 +22,7 @@ from imgray.artifacts.folder import Folder
 from imgray.artifacts.identity import Identity, settled
 from imgray.artifacts.manifest import WORK, Manifest, read_manifest
 from imgray.config import parse_yaml, read_yaml, validate
-from imgray.engine.cluster import cluster, named_cluster
+from imgray.engine.cluster import cluster, given_device, named_cluster
 from imgray.engine.feed import Feed
 from imgray.engine.producer import produce
 from imgray.engine.settings import TrainConfig
@@ -223,11 +223,10 @@ def _work(loop: dict[str, Any]) -> None:
     if ray.get(watch.look.remote(0)).error:
         return
     context = ray.train.get_context()
-    gpu = torch.cuda.is_available() and bool(ray.get_gpu_ids())
     place = Place(
         rank=context.get_world_rank(),
         world=context.get_world_size(),
-        device=str(ray.train.torch.get_device()) if gpu else "cpu",
+        device=_device(),
         batches=Feed(loop["feeders"]),
         report=lambda done, steps, line: watch.tell.remote(done, steps, line),
     )
@@ -243,6 +242,12 @@ def _work(loop: dict[str, Any]) -> None:
         elif not _lost_another(error):
             ray.get(watch.fail.remote(False, traceback.format_exc()))
         raise
+
+
+def _device() -> str:
+    """The worker's own among the GPUs of its machine, all of which Ray Train shows it."""
+    device = given_device()
+    return device if device == "cpu" else str(ray.train.torch.get_device())
 
 
 def _start(recipe: Recipe) -> States | None:

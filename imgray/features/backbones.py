@@ -106,6 +106,11 @@ class Backbone(nn.Module):
         return {name: found[name] for name in self.config.layers}
 
 
+def visible_device() -> str:
+    """Where networks run in this process: on the GPU that it sees, else on the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def as_map(output: Any, prefix_tokens: int = 1) -> Tensor:
     """View a layer's output as a map (B, C, H, W).
 

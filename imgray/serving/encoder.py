@@ -13,6 +13,7 @@ from ray import serve
 
 from imgray.data.pixels import Rejected
 from imgray.engine.search import check_fingerprints
+from imgray.features.backbones import visible_device
 from imgray.features.extractor import Extractor, Prepared, load_extractor
 from imgray.serving.metrics import metrics, replica_name, timed
 from imgray.serving.settings import Batching
@@ -31,7 +32,7 @@ class Encoder:
     """
 
     async def __init__(self, registry: Any, batching: Batching, pixels: int) -> None:  # type: ignore[misc]  # Serve awaits it
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = visible_device()
         self.pixels = pixels
         batching.apply(self._run)
         self.holder = Holder(registry, replica_name(), self._open)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from ray import serve
 
 from imgray.data.pixels import Rejected, check
+from imgray.features.backbones import visible_device
 from imgray.serving.metrics import metrics, timed
 from imgray.serving.settings import Batching
 from imgray.training.models import load_model
@@ -38,7 +38,7 @@ class Predictor:
     """
 
     def __init__(self, uri: str, batching: Batching, pixels: int) -> None:
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = visible_device()
         self.model, self.pixels = load_model(uri), pixels
         self.model.to(self.device)
         batching.apply(self._run)
