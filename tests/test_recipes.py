@@ -1,11 +1,15 @@
 """The recipes that come along: each is valid, builds its networks, and says what was published."""
 
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
+from imgray.classification.cfn import LAYOUTS
+from imgray.classification.fusion import Fusion
+from imgray.classification.trunk import TRUNKS
 from imgray.engine.train import read_recipe
 from imgray.errors import UserError
 from imgray.training.recipe import Recipe
@@ -66,6 +70,34 @@ def test_a_recipe_is_valid_and_builds_its_networks(name: str) -> None:
     assert _read(name).length(10_000) >= 1
     net, _ = _net(_task(name))
     assert all(parameter.is_meta for parameter in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "names"),
+    [
+        ("cfn-digits", "layout", LAYOUTS),
+        ("cfn-digits", "fusion", [*get_args(Fusion), "none"]),
+        ("fcfn-mosaics", "fusion", get_args(Fusion)),
+        ("fcfn-mosaics", "trunk", TRUNKS),
+        ("rds-mosaics", "trunk", TRUNKS),
+    ],
+)
+def test_a_setting_takes_the_names_of_its_table_and_no_other(
+    name: str, setting: str, names: Collection[str]
+) -> None:
+    recipe = _read(name)
+
+    def settings(value: str) -> Any:
+        changed = recipe.settings | {setting: value}
+        return task_of(recipe.model_copy(update={"settings": changed}), ["a", "b"]).settings
+
+    for known in names:
+        assert getattr(settings(known), setting) == known
+    with pytest.raises(UserError) as error:
+        settings("cfn8")
+    assert str(error.value).startswith(f"recipe: settings: {setting}: ")
+    assert "\n" not in str(error.value)
+    assert all(known in str(error.value) for known in names)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

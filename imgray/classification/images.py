@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -15,21 +15,20 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from imgray.classification.cfn import FusionNet, layers_of
+from imgray.classification.cfn import LAYOUTS, FusionNet, layers_of
+from imgray.classification.fusion import Fusion
 from imgray.classification.rates import sgd
 from imgray.data import pixels
 from imgray.data.datasets import Dataset, Record
 from imgray.drawing import plots
 from imgray.errors import UserError
 from imgray.features.backbones import BackboneConfig, standardised
-from imgray.training.recipe import Settings
+from imgray.training.recipe import Settings, one_of
 from imgray.training.task import Arrays, Batch, Learner, Prediction, Task
 
 BEST = 5
 MOST_PIXELS = 2**24
 """Of a picture brought to size, 64 MB in Pillow: of a thinner one the ends are left out."""
-
-Fusing = Literal["local", "shared", "sum", "max", "none"]
 
 
 class ClassificationSettings(Settings):
@@ -39,8 +38,8 @@ class ClassificationSettings(Settings):
     here pixels are scaled to 0..1 and standardised per channel by `mean` and `std`.
     """
 
-    layout: Literal["cfn7", "cfn7-wide", "cfn7-norm", "cfn11"] = "cfn7"
-    fusion: Fusing = Field(default="local", description="none: the plain network")
+    layout: Annotated[str, one_of(LAYOUTS)] = "cfn7"
+    fusion: Literal[Fusion, "none"] = Field(default="local", description="none: the plain network")
     width: float = Field(default=1.0, gt=0, le=4)
     size: int = Field(default=32, ge=16, le=1024, description="side of the input in pixels")
     resize: int | None = Field(

