@@ -11,7 +11,7 @@ from torch import Tensor
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_manifest
 from imgray.data.datasets import open_dataset
-from imgray.engine.cluster import cluster, cores
+from imgray.engine.cluster import cluster, given_device, plan_pool
 from imgray.engine.evaluate_index import Scores
 from imgray.engine.progress import Progress
 from imgray.engine.settings import EvaluateModelConfig
@@ -30,8 +30,9 @@ def evaluate_model(config: EvaluateModelConfig) -> Scores:
     config = config.model_copy(update=places)
     examples = _open(*load_task(folder, read_manifest(folder, "model")), config)
     with cluster():
-        world = min(config.workers or cores(), examples.validations(0, 1))
-        task = ray.remote(num_cpus=1, max_retries=TASK_RETRIES)(_share)
+        pool = plan_pool(config.workers, config.cpus_per_worker, config.gpus_per_worker)
+        world = min(pool.workers, examples.validations(0, 1))
+        task = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, max_retries=TASK_RETRIES)(_sums)
         waiting = [task.remote(config, rank, world) for rank in range(world)]
         sums: dict[str, Tensor] = {}
         progress = Progress("evaluate", len(examples.val))
@@ -52,11 +53,14 @@ def _open(recipe: Recipe, task: Task, config: EvaluateModelConfig) -> Examples:
     return Examples(task, val, val, recipe.batch_size, recipe.seed)
 
 
-def _share(config: EvaluateModelConfig, rank: int, world: int) -> dict[str, Tensor]:
-    torch.set_num_threads(1)
+def _sums(config: EvaluateModelConfig, rank: int, world: int) -> dict[str, Tensor]:
+    """Sums over a worker's part of the examples."""
+    torch.set_num_threads(config.cpus_per_worker)
+    device = given_device()
     model = load_model(config.model)
+    model.to(device)
     examples = _open(model.recipe, model.task, config)
     load = Loader(examples.validation, rank, world)
     batches = in_threads(load, range(examples.validations(rank, world)))
-    with precision(model.recipe, "cpu"):
-        return add_up(model.learner.benchmark, model.learner, batches, "cpu")
+    with precision(model.recipe, device):
+        return add_up(model.learner.benchmark, model.learner, batches, device)

@@ -254,7 +254,13 @@ class EvaluateModelConfig(JobConfig):
     part: str | None = Field(
         default=None, description="part of the data set (default: what the recipe validates on)"
     )
-    workers: int | None = Field(default=None, ge=1, description="processes (default: one per core)")
+    workers: int | None = Field(
+        default=None, ge=1, description="worker processes (default: one per GPU, else per core)"
+    )
+    cpus_per_worker: int = Field(default=1, ge=1, description="CPUs that each worker holds")
+    gpus_per_worker: float | None = Field(
+        default=None, ge=0, description="GPUs that each worker holds (default: 1 if there are any)"
+    )
     figure: str | None = Field(
         default=None,
         description="also draw what the scores come from (confusion matrix, precision and recall)",
