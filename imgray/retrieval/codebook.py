@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
@@ -18,6 +17,7 @@ from safetensors.numpy import save as save_safetensors
 
 from imgray.config import Code
 from imgray.errors import UserError
+from imgray.retrieval.backend import faiss
 
 Floats = NDArray[np.float32]
 MAX_LISTS = 2**24
@@ -26,11 +26,7 @@ BLOCK = 1024
 LEAST_SHARE = 1e-3
 """Of a feature, in the choice of lists to visit."""
 
-_CODES = {
-    "SQ8": faiss.ScalarQuantizer.QT_8bit,
-    "SQ4": faiss.ScalarQuantizer.QT_4bit,
-    "SQfp16": faiss.ScalarQuantizer.QT_fp16,
-}
+_CODES = {"SQ8": "QT_8bit", "SQ4": "QT_4bit", "SQfp16": "QT_fp16"}
 
 
 class CodebookSettings(BaseModel):
@@ -292,8 +288,9 @@ def _empty_index(codes: Floats, settings: CodebookSettings) -> NDArray[np.uint8]
     if settings.code == "Flat":
         index = faiss.IndexIVFFlat(quantizer, dim, settings.lists, faiss.METRIC_INNER_PRODUCT)
     else:
+        code = getattr(faiss.ScalarQuantizer, _CODES[settings.code])
         index = faiss.IndexIVFScalarQuantizer(
-            quantizer, dim, settings.lists, _CODES[settings.code], faiss.METRIC_INNER_PRODUCT, False
+            quantizer, dim, settings.lists, code, faiss.METRIC_INNER_PRODUCT, False
         )
         index.sq.train(np.ascontiguousarray(codes))
     index.is_trained = True

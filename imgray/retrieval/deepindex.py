@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,6 +31,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from imgray.errors import UserError
+from imgray.retrieval.backend import faiss
 from imgray.retrieval.codebook import Codebooks, CodebookSettings, Floats
 
 Ints = NDArray[np.int64]
