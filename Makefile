@@ -21,13 +21,13 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: setup  ## extract, index, search and evaluate on a small collection; IMAGES=FOLDER for your own
-	$(VENV)/bin/python jobs/demo.py $(if $(IMAGES),--images "$(IMAGES)")
+	$(VENV)/bin/imgray demo $(if $(IMAGES),--images "$(IMAGES)")
 
 SERVED = digits=out/models/digits materials=out/models/materials edges=out/models/edges
 
 serve: setup  ## serve the demo's index and models, with a web page; MODELS="NAME=URI ..." adds more
-	test -e out/models/edges/manifest.json || $(VENV)/bin/python jobs/demo.py --models
-	$(VENV)/bin/python jobs/serve.py --index out/photographs/index-2 --model $(SERVED) $(MODELS)
+	test -e out/models/edges/manifest.json || $(VENV)/bin/imgray demo --models
+	$(VENV)/bin/imgray serve --index out/photographs/index-2 --model $(SERVED) $(MODELS)
 
 test: setup  ## run the tests; pyproject.toml says which
 	$(VENV)/bin/python -m pytest $(ARGS)

@@ -1,37 +1,172 @@
-"""From a command line to a job: flags from its settings, one line for an error, the exit code."""
+"""From a command line to a job: flags from its settings, one line for an error, the exit code.
+
+Loads little until the command is known, so that help and wrong flags are answered at once.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
+import importlib
 import json
 import os
+import signal
 import sys
+import threading
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
+from imgray import __version__
+from imgray.errors import TooManyRejected, UserError, cause_of
 
-from imgray.config import JobConfig, read_yaml, validate
-from imgray.errors import TooManyRejected, cause_of
+if typing.TYPE_CHECKING:
+    from pydantic import BaseModel
+    from pydantic.fields import FieldInfo
 
-Config = typing.TypeVar("Config", bound=JobConfig)
+    from imgray.config import JobConfig
+
+Config = typing.TypeVar("Config", bound="JobConfig")
 
 
-def run_one_of(
-    jobs: Mapping[str, tuple[type[Any], Callable[[Any], BaseModel]]],
-    argv: Sequence[str] | None = None,
-) -> int:
-    """`run_job` of the one that the first argument names."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(epilog="JOB --help explains the flags of one job")
-    parser.add_argument("job", choices=list(jobs), metavar="{" + ",".join(jobs) + "}")
-    name = parser.parse_args(words[:1]).job
-    return run_job(*jobs[name], words[1:], f"{parser.prog} {name}")
+def never(_config: Any) -> bool:
+    """No settings ask for it."""
+    return False
+
+
+def always(_config: Any) -> bool:
+    """Whatever the settings are."""
+    return True
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of the program: what it is made of is loaded when it runs.
+
+    Attributes:
+        settings: class of its settings, as `package.module:Class`; its docstring is the summary.
+        work: what it does with them, as `package.module:function`; gives the result.
+        faiss: whether settings ask for FAISS, which is then looked for before anything starts.
+        listing: what `--list` prints, as `package.module:function`.
+        synonyms: other names, which help does not show.
+    """
+
+    settings: str
+    work: str
+    faiss: Callable[[Any], bool] = never
+    listing: str | None = None
+    synonyms: tuple[str, ...] = ()
+
+
+def run_command(commands: Mapping[str, Command], words: Sequence[str]) -> int:
+    """Run the command that a command line names: its exit code, as of `run_job`.
+
+    Raises:
+        SystemExit: help or the version was asked for, or the line is wrong.
+    """
+    with ending_at_once():
+        name, flags = _named(commands, words)
+        command = commands[name]
+        settings = load(command.settings)
+        listing = load(command.listing) if command.listing else None
+
+    def work(config: Any) -> BaseModel:
+        with ending_at_once():
+            if command.faiss(config):
+                load("imgray.retrieval.backend:check_installed")()
+            function = load(command.work)
+        result: BaseModel = function(config)
+        return result
+
+    return run_job(settings, work, flags, f"imgray {name}", listing)
+
+
+def _named(commands: Mapping[str, Command], words: Sequence[str]) -> tuple[str, list[str]]:
+    """The command that the first words name, and the words after them."""
+    names = {name: name for name in commands}
+    names |= {other: name for name, command in commands.items() for other in command.synonyms}
+    for count in (1, 2):
+        if found := names.get(" ".join(words[:count])):
+            return found, list(words[count:])
+    first = words[0] if words else ""
+    if first == "--version":
+        _show(f"imgray {__version__}")
+        raise SystemExit(0)
+    group = f"{first} " if any(name.startswith(f"{first} ") for name in names) else ""
+    asked = list(words[1:2] if group else words[:1])
+    if asked in (["-h"], ["--help"]):
+        _show(_overview(commands, group))
+        raise SystemExit(0)
+    wrong = _unknown(group, words, list(names)) if asked else _overview(commands, group)
+    print(wrong, file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _overview(commands: Mapping[str, Command], group: str) -> str:
+    """The commands, or those of a group, with a line each."""
+    summaries = {
+        name: (load(command.settings).__doc__ or "").strip().splitlines()[0]
+        for name, command in commands.items()
+        if name.startswith(group)
+    }
+    width = max(map(len, summaries))
+    return "\n".join(
+        [
+            f"usage: imgray {group}COMMAND ...",
+            "",
+            *(f"  {name:{width}}  {text}" for name, text in summaries.items()),
+            "",
+            f"imgray {group}COMMAND --help explains the flags of one",
+        ]
+    )
+
+
+def _unknown(group: str, words: Sequence[str], names: list[str]) -> str:
+    two, one = " ".join(words[:2]), words[0]
+    close = difflib.get_close_matches(two, names, 1) or difflib.get_close_matches(one, names, 1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    asked = two if group else one
+    return f"error: no command {asked!r}: {hint}imgray --help lists them"
+
+
+def load(name: str) -> Any:
+    """What a command names as `package.module:name`."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+@contextlib.contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Within the block Ctrl-C ends the process: nothing is at work yet, only modules are loaded.
+
+    An exception would come up anywhere in them, and some catch it or print it.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _end(_signal: int, _frame: types.FrameType | None) -> None:
+    os.write(2, b"interrupted: nothing had begun\n")
+    os._exit(130)
+
+
+def _show(text: str) -> None:
+    """Print a line or several; that nobody reads on, as after `head`, is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def leave(code: int) -> NoReturn:
@@ -46,14 +181,16 @@ def run_job(
     work: Callable[[Config], BaseModel],
     argv: Sequence[str] | None = None,
     program: str | None = None,
+    listing: Callable[[], str] | None = None,
 ) -> int:
     """Parse the command line, do the work, print its result.
 
-    Exit codes: 0 done; 2 bad input or settings; 3 more rejected than allowed; 130 interrupted.
+    Exit codes: 0 done; 2 bad input or settings; 3 more rejected than allowed; 130 interrupted; or
+    the `exit_code` of the result, if it has one.
     The result goes to standard output, with `--json` as one object; all else to standard error.
     """
     try:
-        config, as_json = parse(model, argv, program)
+        config, as_json = parse(model, argv, program, listing)
         with contextlib.redirect_stdout(sys.stderr):  # Ray prints news of its workers there
             result = work(config)
     except KeyboardInterrupt:
@@ -65,23 +202,48 @@ def run_job(
             raise
         print(f"error: {cause}", file=sys.stderr)
         return 3 if isinstance(cause, TooManyRejected) else 2
-    print(json.dumps(result.model_dump(mode="json")) if as_json else str(result))
-    return 0
+    _show(json.dumps(result.model_dump(mode="json")) if as_json else str(result))
+    return int(getattr(result, "exit_code", 0))
 
 
 def parse(
-    model: type[Config], argv: Sequence[str] | None = None, program: str | None = None
+    model: type[Config],
+    argv: Sequence[str] | None = None,
+    program: str | None = None,
+    listing: Callable[[], str] | None = None,
 ) -> tuple[Config, bool]:
     """Turn a command line, and the YAML file that it names, into settings; flags win over the file.
 
-    Returns the settings and whether `--json` was given.
+    `--list` prints what `listing` gives. Returns the settings and whether `--json` was given.
     """
-    arguments = vars(_parser(model, program).parse_args(argv))
+    from imgray.config import validate  # pydantic takes a moment to load
+
+    parser = _parser(model, program)
+    if listing:
+        text = "print what there is to choose from, and end"
+        parser.add_argument("--list", action=_Print, nargs=0, const=listing, help=text)
+    arguments = vars(parser.parse_args(argv))
     as_json = arguments.pop("json")
     path = arguments.pop("config", None)
-    filed = read_yaml(Path(path), "--config") if path else {}
-    filed = {str(key).replace("-", "_"): value for key, value in filed.items()}
-    return validate(model, {**filed, **arguments}), as_json
+    return validate(model, {**(_filed(model, path) if path else {}), **arguments}), as_json
+
+
+def _filed(model: type[JobConfig], path: str) -> dict[str, Any]:
+    """The settings in a YAML file, by name; one that the model lacks is refused here."""
+    from imgray.config import read_yaml
+
+    values = {str(k).replace("-", "_"): v for k, v in read_yaml(Path(path), "--config").items()}
+    for name in values.keys() - model.model_fields.keys():
+        raise UserError(f"--config {path}: unknown setting {name!r} (see --help)")
+    return values
+
+
+class _Print(argparse.Action):
+    """Prints what its constant gives, and ends, as `--help` does."""
+
+    def __call__(self, *_: Any) -> NoReturn:
+        _show(self.const())
+        raise SystemExit(0)
 
 
 def _parser(model: type[JobConfig], program: str | None) -> argparse.ArgumentParser:
@@ -104,6 +266,10 @@ def _parser(model: type[JobConfig], program: str | None) -> argparse.ArgumentPar
 def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
     options: dict[str, Any] = {"help": _help(field), "dest": name}
     kind = _without_none(field.annotation)
+    extra = field.json_schema_extra
+    if isinstance(extra, dict) and extra.get("positional"):
+        parser.add_argument(name, nargs="+", metavar=_metavar(name, field), help=_help(field))
+        return
     if kind is bool:
         options["action"] = argparse.BooleanOptionalAction
     elif typing.get_origin(kind) in (list, tuple):

@@ -1,8 +1,6 @@
-"""The demo: `python jobs/demo.py --help`."""
+"""The demo: `imgray demo` as a script, for `ray job submit`."""
 
-from imgray.cli import leave, run_job
-from imgray.engine.demo import demo
-from imgray.engine.settings import DemoConfig
+from imgray.__main__ import main
 
 if __name__ == "__main__":
-    leave(run_job(DemoConfig, demo))
+    main("demo")

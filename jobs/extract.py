@@ -1,8 +1,6 @@
-"""Extract features: `python jobs/extract.py --help`."""
+"""Extract features: `imgray extract` as a script, for `ray job submit`."""
 
-from imgray.cli import leave, run_job
-from imgray.engine.extract import extract
-from imgray.engine.settings import ExtractConfig
+from imgray.__main__ import main
 
 if __name__ == "__main__":
-    leave(run_job(ExtractConfig, extract))
+    main("extract")

@@ -1,8 +1,6 @@
-"""Build a multi-DeepIndex: `python jobs/index.py --help`."""
+"""Build a multi-DeepIndex: `imgray index` as a script, for `ray job submit`."""
 
-from imgray.cli import leave, run_job
-from imgray.engine.index import build_index
-from imgray.engine.settings import IndexConfig
+from imgray.__main__ import main
 
 if __name__ == "__main__":
-    leave(run_job(IndexConfig, build_index))
+    main("index")

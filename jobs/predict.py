@@ -1,8 +1,6 @@
-"""Run a model over a collection: `python jobs/predict.py --help`."""
+"""Run a model over a collection: `imgray predict` as a script, for `ray job submit`."""
 
-from imgray.cli import leave, run_job
-from imgray.engine.predict import predict
-from imgray.engine.settings import PredictConfig
+from imgray.__main__ import main
 
 if __name__ == "__main__":
-    leave(run_job(PredictConfig, predict))
+    main("predict")

@@ -1,8 +1,6 @@
-"""Search with images: `python jobs/search.py --help`."""
+"""Search with images: `imgray search` as a script, for `ray job submit`."""
 
-from imgray.cli import leave, run_job
-from imgray.engine.search import search
-from imgray.engine.settings import SearchConfig
+from imgray.__main__ import main
 
 if __name__ == "__main__":
-    leave(run_job(SearchConfig, search))
+    main("search")

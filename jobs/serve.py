@@ -1,8 +1,6 @@
-"""Serve an index and models over HTTP: `python jobs/serve.py --help`."""
+"""Serve an index and models over HTTP: `imgray serve` as a script, for `ray job submit`."""
 
-from imgray.cli import leave, run_job
-from imgray.serving.run import run
-from imgray.serving.settings import ServeConfig
+from imgray.__main__ import main
 
 if __name__ == "__main__":
-    leave(run_job(ServeConfig, run))
+    main("serve")

@@ -1,8 +1,6 @@
-"""Train a model: `python jobs/train.py --help`."""
+"""Train a model: `imgray train` as a script, for `ray job submit`."""
 
-from imgray.cli import leave, run_job
-from imgray.engine.settings import TrainConfig
-from imgray.engine.train import train
+from imgray.__main__ import main
 
 if __name__ == "__main__":
-    leave(run_job(TrainConfig, train))
+    main("train")

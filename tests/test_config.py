@@ -121,6 +121,12 @@ def test_a_bad_file_is_refused_in_one_line(tmp_path: Path, content: bytes, reaso
     assert any(part in _refused("--config", str(path)) for part in reason.split("|"))
 
 
+def test_an_unknown_setting_is_named_with_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "mow.yaml"
+    path.write_text("lawn: x\nheigth: 2\n")
+    assert _refused("--config", str(path)).startswith(f"--config {path}: unknown setting 'heigth'")
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     assert "No such file" in _refused("--config", str(tmp_path / "none.yaml"))
     assert "directory" in _refused("--config", str(tmp_path))
@@ -172,6 +178,13 @@ def test_a_job_prints_its_result(capsys: pytest.CaptureFixture[str]) -> None:
     assert _run(work, capsys) == (0, "mown: x\n", "")
     code, out, err = _run(work, capsys, "--json")
     assert (code, json.loads(out), err) == (0, {"lawn": "x"}, "")
+
+
+def test_a_result_may_name_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    class Withered(Mown):
+        exit_code: ClassVar[int] = 2
+
+    assert _run(lambda config: Withered(lawn=config.lawn), capsys) == (2, "mown: x\n", "")
 
 
 def test_what_the_work_prints_is_no_result(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,8 +13,6 @@ from imgray.data.mosaics import CELLS, MATERIALS, mosaic, write_mosaics
 from imgray.engine.train import read_recipe
 from imgray.training.task import task_of
 
-ROOT = Path(__file__).parents[1]
-
 
 @pytest.fixture(scope="module")
 def pictures() -> dict[str, Image.Image]:
@@ -41,12 +39,10 @@ def test_a_cell_shows_its_material(pictures: dict[str, Image.Image], seed: int) 
 def test_mosaics_are_a_data_set_that_the_recipes_fit(tmp_path: Path) -> None:
     folder = write_mosaics(tmp_path, train=12, val=3, side=64)
     for name in ("fcfn-mosaics", "rds-mosaics"):
-        recipe = read_recipe(str(ROOT / f"jobs/recipes/{name}.yaml"), [])
+        recipe = read_recipe(name, [])
         train = open_dataset(Folder(str(folder)), "masks", "train")
         task = task_of(recipe, train.classes)
         task.check(train)
         assert len(train) == 12
         assert task.example(train[0], None)["image"].shape == (64, 64, 3)
-    assert list(
-        task_of(read_recipe(str(ROOT / "jobs/recipes/fcfn-mosaics.yaml"), []), ()).classes
-    ) == list(MATERIALS)
+    assert list(task_of(read_recipe("fcfn-mosaics", []), ()).classes) == list(MATERIALS)

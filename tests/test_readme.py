@@ -57,7 +57,7 @@ def test_readme_names_two_commands_and_the_jobs() -> None:
 
 
 def test_make_demo_runs_the_demo() -> None:
-    for images, expected in [("", "jobs/demo.py"), ("a b", 'jobs/demo.py --images "a b"')]:
+    for images, expected in [("", "bin/imgray demo"), ("a b", 'bin/imgray demo --images "a b"')]:
         shown = subprocess.run(
             ["make", "-n", "demo", f"IMAGES={images}"], cwd=ROOT, capture_output=True, text=True
         )
@@ -122,8 +122,8 @@ def test_make_serve_serves_the_demos_index() -> None:
     command = ["make", "--no-print-directory", "-n", "serve", "MODELS=a=b"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     *_, trains, serves = shown.stdout.splitlines()
-    assert trains.endswith("jobs/demo.py --models"), shown.stderr
-    *_, flags = serves.partition("jobs/serve.py ")
+    assert trains.endswith("bin/imgray demo --models"), shown.stderr
+    *_, flags = serves.partition("bin/imgray serve ")
     assert shlex.split(flags) == [*SERVED, "a=b"]
 
 

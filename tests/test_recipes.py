@@ -12,11 +12,11 @@ from imgray.classification.fusion import Fusion
 from imgray.classification.trunk import TRUNKS
 from imgray.engine.train import read_recipe
 from imgray.errors import UserError
+from imgray.training.catalog import FOLDER, find, listing
 from imgray.training.recipe import Recipe
 from imgray.training.task import Task, task_of
 
-FOLDER = Path(__file__).parents[1] / "jobs/recipes"
-NAMES = sorted(path.stem for path in FOLDER.iterdir())
+NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 CAFFE = {"momentum": 0.9, "weight_decay": 1e-4}
 SIDES = {
     "trunk": "vgg16", "net": "rds", "reduction": "sum", "rate": 1e-9, "momentum": 0.9,
@@ -52,7 +52,7 @@ PARAMETERS |= {"cfn11-imagenet": (1000, 6_752_362)}
 
 
 def _read(name: str, *changes: str) -> Recipe:
-    return read_recipe(str(FOLDER / f"{name}.yaml"), list(changes))
+    return read_recipe(name, list(changes))
 
 
 def _task(name: str, classes: int = 2) -> Task:
@@ -98,6 +98,22 @@ def test_a_setting_takes_the_names_of_its_table_and_no_other(
     assert str(error.value).startswith(f"recipe: settings: {setting}: ")
     assert "\n" not in str(error.value)
     assert all(known in str(error.value) for known in names)
+
+
+def test_the_listing_says_a_sentence_of_each() -> None:
+    lines = listing().splitlines()
+    assert [line.split()[0] for line in lines] == NAMES
+    assert all(line.endswith(".") and len(line) < 120 for line in lines)
+
+
+def test_a_recipe_is_found_by_name_or_path(tmp_path: Path) -> None:
+    assert find("cfn-digits") == FOLDER / "cfn-digits.yaml"
+    assert find("./cfn-digits") == Path("cfn-digits")
+    assert find("cfn-digits.yaml") == Path("cfn-digits.yaml")
+    with pytest.raises(UserError, match=r"did you mean cfn-digits.*imgray train --list"):
+        find("cfn-digit")
+    with pytest.raises(UserError, match="no such recipe; `imgray train --list`"):
+        find("zebra")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

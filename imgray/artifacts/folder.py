@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 import uuid
@@ -25,6 +26,8 @@ S3_OPTIONS: dict[str, Any] = {
     "config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 4}},
 }
 TEMPORARY = ".partial-"
+STREAMED = 4 * 2**20
+"""Bytes fetched at once of a file that is read from end to end."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,13 @@ class Folder:
         """Open a file for random access: only the ranges that are read are fetched."""
         with self._clear("read", name):
             return self.file_system.open(self.path(name), "rb", block_size=2**20)
+
+    def sha256(self, name: str) -> str:
+        """Hexadecimal SHA-256 of a file, read in pieces."""
+        with self._clear("read", name):
+            path = self.path(name)
+            with self.file_system.open(path, "rb", block_size=STREAMED) as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file so that it is seen whole or not at all."""

@@ -99,15 +99,16 @@ def entry_of_file(path: Path, rows: int = 0) -> FileEntry:
     return FileEntry(name=path.name, size=path.stat().st_size, sha256=digest, rows=rows)
 
 
-def read_manifest(folder: Folder, kind: Kind) -> Manifest:
-    """Read and verify the manifest of a finished artifact.
+def read_manifest(folder: Folder, kind: Kind | None = None) -> Manifest:
+    """Read and verify the manifest of a finished artifact, of any kind if none is named.
 
     Raises `UserError` when there is none, when a byte of it changed, when the artifact is of
     another kind, or when its format is not the one that this version of imgray reads.
     """
     if not folder.exists(NAME):
         hint = "its job has not finished; run it again" if folder.exists(_RUN) else "check the URI"
-        raise UserError(f"{folder.uri}: no {kind} artifact here (no {NAME}): {hint}")
+        wanted = f"{kind} artifact" if kind else "artifact"
+        raise UserError(f"{folder.uri}: no {wanted} here (no {NAME}): {hint}")
     data = folder.read(NAME)
     try:
         raw = json.loads(data)
@@ -125,7 +126,7 @@ def read_manifest(folder: Folder, kind: Kind) -> Manifest:
         raise UserError(
             f"{folder.uri}/{NAME}: damaged (its digest differs); make the artifact again"
         )
-    if manifest.kind != kind:
+    if kind and manifest.kind != kind:
         raise UserError(f"{folder.uri}: a {manifest.kind} artifact, but {kind} is needed")
     return manifest
 

@@ -74,7 +74,7 @@ class DemoResult(BaseModel):
         ]
         pictures = [f"contact sheet: {path}" for path in self.contact_sheets]
         pictures += [f"model {name}: {path}" for name, path in self.models.items()]
-        search = f"python jobs/search.py --index {self.index} --query YOUR.jpg"
+        search = f"imgray search --index {self.index} --query YOUR.jpg"
         return "\n".join([head, *rows, "", *pictures, f"search it yourself: {search}"])
 
 
@@ -108,7 +108,7 @@ def demo(config: DemoConfig) -> DemoResult:
             )
         trained = {}
         if config.models:
-            trained = train_models(Path(config.output), Path(config.recipes), config.overwrite)
+            trained = train_models(Path(config.output), config.overwrite)
     return _report(root, Folder(images), groups).model_copy(update={"models": trained})
 
 

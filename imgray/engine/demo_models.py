@@ -19,7 +19,7 @@ MODELS = {
 """By name the recipe, and the data set that it learns from."""
 
 
-def train_models(output: Path, recipes: Path, overwrite: bool) -> dict[str, str]:
+def train_models(output: Path, overwrite: bool) -> dict[str, str]:
     """Train what is not trained yet: the folder of each model by its name. Raises `UserError`."""
     found = {name: output / "models" / name for name in MODELS}
     if overwrite or not all((folder / "manifest.json").exists() for folder in found.values()):
@@ -30,7 +30,7 @@ def train_models(output: Path, recipes: Path, overwrite: bool) -> dict[str, str]
             say(f"demo: training {name}")
             train(
                 TrainConfig(
-                    recipe=str(recipes / f"{recipe}.yaml"),
+                    recipe=recipe,
                     data=str(output / data),
                     output=str(found[name]),
                     workers=str(min(2, cores())),

@@ -170,7 +170,10 @@ class TrainConfig(JobConfig):
     )
     uris: ClassVar[frozenset[str]] = frozenset({"data"})
 
-    recipe: str = Field(description="YAML file that says what to train, and how")
+    recipe: str = Field(
+        description="what to train, and how: a recipe of --list, or a YAML file",
+        json_schema_extra={"metavar": "NAME|PATH"},
+    )
     data: str = Field(description="folder or s3://bucket/prefix of the data set")
     output: str = Field(description="folder or s3://bucket/prefix for the model artifact")
     set: list[str] = Field(
@@ -278,5 +281,14 @@ class DemoConfig(JobConfig):
     models: bool = Field(
         default=False, description="also train a classifier, a segmenter and an edge detector"
     )
-    recipes: str = Field(default="jobs/recipes", description="folder of the models' recipes")
     overwrite: bool = Field(default=False, description="make everything again")
+
+
+class VerifyConfig(JobConfig):
+    """Check every file of artifacts of any kind against the digests of their manifests."""
+
+    artifacts: list[str] = Field(
+        min_length=1,
+        description="folders or s3://bucket/prefix of artifacts",
+        json_schema_extra={"metavar": "URI", "positional": True},
+    )

@@ -7,7 +7,6 @@ import threading
 import traceback
 import uuid
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from imgray.engine.producer import produce
 from imgray.engine.settings import TrainConfig
 from imgray.engine.watch import Losses, follow, start_watch
 from imgray.errors import UserError, cause_of
+from imgray.training import catalog
 from imgray.training.checkpoints import Keeper
 from imgray.training.examples import Examples
 from imgray.training.loop import Place, Run, States
@@ -55,8 +55,13 @@ class TrainResult(BaseModel):
 
 
 def read_recipe(path: str, changes: list[str]) -> Recipe:
-    """Read and validate a recipe, with `KEY=VALUE` changes to it. Raises `UserError`."""
-    values = read_yaml(Path(path), "--recipe")
+    """Read and validate a recipe, with `KEY=VALUE` changes to it. Raises `UserError`.
+
+    Args:
+        path: of a YAML file, or the name of a recipe that comes along.
+        changes: settings and their values, which are YAML.
+    """
+    values = read_yaml(catalog.find(path), "--recipe")
     for change in changes:
         key, equals, text = change.partition("=")
         if not (key and equals):

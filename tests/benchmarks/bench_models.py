@@ -135,7 +135,7 @@ def _trained(
     study: Study, variant: Variant, seed: int, data: Path, work: Path, folder: Path
 ) -> tuple[Examples, Run]:
     recipe = read_recipe(
-        str(common.ROOT / f"jobs/recipes/{variant.recipe}.yaml"),
+        variant.recipe,
         [*study.shared, "checkpoint_every=1000000", *variant.changes, f"seed={seed}"],
     )
     examples = open_examples(recipe, str(data / variant.data))

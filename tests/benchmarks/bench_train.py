@@ -32,7 +32,7 @@ from imgray.training.loop import Batches, Loader, Place, Run, in_threads
 from imgray.training.recipe import Recipe
 from imgray.training.task import Arrays
 
-RECIPE = common.ROOT / "jobs/recipes/cfn-cifar10-small.yaml"
+RECIPE = "cfn-cifar10-small"
 EVERY = 20
 
 
@@ -60,7 +60,7 @@ def imgray(workers: int, changes: list[str], data: Path, output: Path) -> Rate:
         time.sleep(0.01)
     assert process.returncode == 0
     wall = time.time() - began
-    batch = read_recipe(str(RECIPE), changes).batch_size
+    batch = read_recipe(RECIPE, changes).batch_size
     first, *_, end, last = sorted(seen)
     rate = (end - first) * batch / (seen[end] - seen[first])
     return Rate(rate, wall - last * batch / rate)
@@ -125,7 +125,7 @@ def waiting(recipe: Recipe, data: Path, batches: Batches) -> float:
 def main() -> None:
     options = common.parser(__doc__, 20_000).parse_args()
     data, changes = options.data / "cifar10", settings(options.images)
-    recipe = read_recipe(str(RECIPE), changes)
+    recipe = read_recipe(RECIPE, changes)
     found: dict[str, list[Rate]] = {"plain loop": [], "imgray, 1 worker": [], "imgray, 2": []}
     with common.work_folder(options.work) as work:
         for turn in range(2):
