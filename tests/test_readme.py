@@ -1,6 +1,7 @@
-"""The README's commands run as printed, one after the other, from the demo on."""
+"""The commands and examples of README.md and docs/ run as printed, after one run of the demo."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -8,60 +9,155 @@ import sys
 from pathlib import Path
 
 import pytest
+import ray
 from PIL import Image
 from service import start
 
 pytestmark = pytest.mark.timeout(1500)
 ROOT = Path(__file__).parents[1]
-SERVED = shlex.split(
-    "--index out/photographs/index-2"
-    " --model digits=out/models/digits materials=out/models/materials edges=out/models/edges"
-)
-README = (ROOT / "README.md").read_text()
-SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", README, re.DOTALL | re.MULTILINE))
-BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
+README = ROOT / "README.md"
+PAGES = [README, *sorted(ROOT.glob("docs/*.md"))]
+OTHERS = [ROOT / "CONTRIBUTING.md", ROOT / "cluster/README.md"]
+TEXTS = {page: page.read_text() for page in PAGES + OTHERS}
+WORDS = ("extract", "index", "search", "evaluate", "train", "predict", "serve", "demo")
 
 
-def commands(prefix: str, section: str) -> list[str]:
-    """A section's command lines that start so, continuation lines joined, comments cut."""
-    lines = "".join(BLOCK.findall(SECTIONS[section])).replace("\\\n", " ").splitlines()
-    return [line.partition("#")[0].strip() for line in lines if line.startswith(prefix)]
+def blocks(language: str) -> list[str]:
+    """The code in one language on all pages, page by page."""
+    pattern = re.compile(rf"^```{language}\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+    return [code for page in PAGES for code in pattern.findall(TEXTS[page])]
 
 
-def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    words = shlex.split(command)
-    assert words[0] == "python"
-    return subprocess.run(
-        [sys.executable, *words[1:]], cwd=folder, capture_output=True, text=True, check=False
+def commands(*starts: str) -> list[str]:
+    """The command lines on all pages that start so: continued ones joined, comments cut."""
+    lines = "".join(blocks("sh")).replace("\\\n", " ").splitlines()
+    cut = [" ".join(line.partition("#")[0].split()) for line in lines]
+    return [line for line in cut if line.startswith(starts)]
+
+
+MAKE, CURL = commands("make "), commands("curl ")
+(SERVE,) = commands("imgray serve ")
+SERVED = shlex.split(SERVE)[2:]
+RUN = [line for line in commands("imgray ", "python ") if line != SERVE]
+
+
+SCRIPT = Path(sys.executable).with_name("imgray")
+PROGRAMS = {
+    "imgray": [str(SCRIPT)] if SCRIPT.exists() else [sys.executable, "-m", "imgray"],
+    "python": [sys.executable],
+}
+
+
+def run(command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `imgray` or `python` in a folder; they must end with 0."""
+    program, *words = shlex.split(command)
+    done = subprocess.run(
+        [*PROGRAMS[program], *words],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
     )
+    assert done.returncode == 0, f"{command}\n{done.stderr}"
+    return done
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty folder with the job scripts, in which `make demo` has run its job."""
+    """A folder in which the demo has run and trained its models, on a Ray of its own."""
     folder = tmp_path_factory.mktemp("readme")
-    (folder / "jobs").symlink_to(ROOT / "jobs")
-    done = run("python jobs/demo.py --models --json", folder)
-    assert done.returncode == 0, done.stderr
+    done = run("imgray demo --models --json", folder)
     assert "ray" not in done.stderr.lower(), "Ray speaks on the terminal"
     (folder / "demo.json").write_text(done.stdout)
     return folder
 
 
-def test_readme_names_two_commands_and_the_jobs() -> None:
-    assert commands("make", "Two commands") == ["make demo", "make test"]
-    assert commands("make", "Serving") == ["make serve"]
-    jobs = [shlex.split(line)[1] for name in SECTIONS for line in commands("python jobs", name)]
-    names = ("extract", "index", "search", "evaluate", "train", "evaluate", "predict")
-    assert jobs == [f"jobs/{name}.py" for name in names]
+@pytest.fixture(scope="module")
+def joined(ray_cluster: None) -> dict[str, str]:
+    """The environment of a command that joins the tests' Ray, rather than start another."""
+    return {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+
+
+@pytest.fixture(scope="module")
+def printed(workplace: Path, joined: dict[str, str]) -> dict[str, str]:
+    """What each command prints; they run one after the other, as they stand on the pages."""
+    return {line: run(line, workplace, **joined).stdout for line in RUN}
+
+
+def said(printed: dict[str, str], start: str) -> str:
+    """What the one command that starts so has printed."""
+    (text,) = (text for line, text in printed.items() if line.startswith(start))
+    return text
+
+
+# --- what the pages hold ----------------------------------------------------------------------
+
+
+def test_readme_is_read_in_two_minutes() -> None:
+    assert len(TEXTS[README].splitlines()) < 120
+
+
+def test_readme_names_two_commands_and_then_eight() -> None:
+    assert MAKE == ["make demo", "make test", "make serve"]
+    assert tuple(re.findall(r"^\| `imgray (\w+)` \|", TEXTS[README], re.MULTILINE)) == WORDS
+
+
+def test_every_command_is_run_by_a_test_and_stands_once() -> None:
+    printed = [line for line in commands("") if line]
+    assert sorted(printed) == sorted([*MAKE, *CURL, *RUN, SERVE])
+    assert len(set(printed)) == len(printed)
+    assert {line.split()[1] for line in printed if line.startswith("imgray")} >= {*WORDS} - {"demo"}
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_resolve(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", TEXTS[page]):
+        if not link.startswith("https://"):
+            file, _, heading = link.partition("#")
+            target = page.parent / file if file else page
+            assert target.exists(), link
+            assert not heading or heading in headings(target), link
+
+
+def headings(page: Path) -> list[str]:
+    """The headings of a page as GitHub names them in links."""
+    found = re.findall(r"^#+ (.*)", page.read_text(), re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in found]
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_are_named_exist(page: Path) -> None:
+    for name in re.findall(
+        r"`((?:imgray|jobs|tests|cluster|notebooks|docs)/[^`\s]*)`", TEXTS[page]
+    ):
+        assert (ROOT / name).exists(), name
+
+
+def test_architecture_names_every_room() -> None:
+    (page,) = (text for path, text in TEXTS.items() if path.name == "architecture.md")
+    inside = [path for path in (ROOT / "imgray").iterdir() if not path.name.startswith("__")]
+    rooms = [f"{path.name}/" if path.is_dir() else path.name for path in inside]
+    assert [room for room in rooms if f"`{room}`" not in page] == []
+
+
+# --- the commands -----------------------------------------------------------------------------
 
 
 def test_make_demo_runs_the_demo() -> None:
-    for images, expected in [("", "bin/imgray demo"), ("a b", 'bin/imgray demo --images "a b"')]:
+    for images, expected in [("", "imgray demo"), ("a b", 'imgray demo --images "a b"')]:
         shown = subprocess.run(
             ["make", "-n", "demo", f"IMAGES={images}"], cwd=ROOT, capture_output=True, text=True
         )
         assert expected in shown.stdout, shown.stderr
+
+
+def test_make_serve_serves_the_demos_index() -> None:
+    command = ["make", "--no-print-directory", "-n", "serve", "MODELS=a=b"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    *_, trains, serves = shown.stdout.splitlines()
+    assert trains.endswith("imgray demo --models"), shown.stderr
+    *_, flags = serves.partition("imgray serve ")
+    assert shlex.split(flags) == [*SERVED, "a=b"]
 
 
 @pytest.mark.slow
@@ -91,40 +187,27 @@ def test_the_demos_models_have_learnt(workplace: Path) -> None:
 
 
 @pytest.mark.slow
-def test_commands_run_as_printed(workplace: Path) -> None:
-    printed = {}
-    for command in commands("python", "The jobs"):
-        done = run(command, workplace)
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
-        printed[shlex.split(command)[1]] = done.stdout
-    assert "coffee" in printed["jobs/search.py"].splitlines()[2]
-    scores = json.loads(printed["jobs/evaluate.py"])
+def test_index_answers_as_printed(workplace: Path, printed: dict[str, str]) -> None:
+    assert "232 images done, 0 rejected, 232 listed" in said(printed, "imgray extract")
+    assert "coffee" in said(printed, "imgray search --index out/index").splitlines()[2]
+    scores = json.loads(said(printed, "imgray evaluate index"))
     assert {"map", "precision@10", "recall@1", "ns_score"} <= scores.keys()
     assert Image.open(workplace / "out/coffee.png").format == "PNG"
 
 
 @pytest.mark.slow
-def test_training_commands_run_as_printed(tmp_path: Path) -> None:
-    (tmp_path / "jobs").symlink_to(ROOT / "jobs")
-    printed = {}
-    for command in commands("python", "Training"):
-        done = run(command, tmp_path)
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
-        printed[shlex.split(command)[1]] = done.stdout
-    scores = json.loads(printed["jobs/evaluate.py"])
-    assert scores["top1_error"] < 0.5
-    assert "1,797 images done" in printed["jobs/predict.py"]
+def test_model_is_trained_as_printed(workplace: Path, printed: dict[str, str]) -> None:
+    assert "cfn-digits" in said(printed, "imgray train --list")
+    assert json.loads(said(printed, "imgray evaluate model"))["top1_error"] < 0.5
+    assert "1,797 images done" in said(printed, "imgray predict")
     for name in ("confusion.png", "digits.png", "model/curves.png", "model/fusion.png"):
-        assert Image.open(tmp_path / "out" / name).width > 400
+        assert Image.open(workplace / "out" / name).width > 400
 
 
-def test_make_serve_serves_the_demos_index() -> None:
-    command = ["make", "--no-print-directory", "-n", "serve", "MODELS=a=b"]
-    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    *_, trains, serves = shown.stdout.splitlines()
-    assert trains.endswith("bin/imgray demo --models"), shown.stderr
-    *_, flags = serves.partition("bin/imgray serve ")
-    assert shlex.split(flags) == [*SERVED, "a=b"]
+@pytest.mark.slow
+@pytest.mark.parametrize("example", blocks("python"))
+def test_examples_run_as_printed(workplace: Path, example: str) -> None:
+    run(shlex.join(["python", "-c", example]), workplace)
 
 
 @pytest.mark.slow
@@ -135,7 +218,7 @@ def test_the_service_answers_as_printed(workplace: Path) -> None:
     service = start(*(flag.replace("out/", f"{workplace}/out/") for flag in SERVED))
     answers = []
     try:
-        for line in commands("curl", "Serving"):
+        for line in CURL:
             command = shlex.split(line.replace("http://127.0.0.1:8000", service.url))
             done = subprocess.run(command, cwd=workplace, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
@@ -160,19 +243,18 @@ def test_the_service_answers_as_printed(workplace: Path) -> None:
 
 
 @pytest.mark.slow
-def test_demo_on_own_images_and_again(workplace: Path) -> None:
+def test_demo_on_own_images_and_again(workplace: Path, joined: dict[str, str]) -> None:
     folder = workplace / "mine"
     folder.mkdir()
     views = sorted((workplace / "out/photographs/collection/images").iterdir())
     for path in views[::6]:
         (folder / path.name).write_bytes(path.read_bytes())
     (folder / "broken.jpg").write_bytes(b"not a picture")
-    done = run("python jobs/demo.py --images mine --json", workplace)
-    assert done.returncode == 0, done.stderr
+    done = run("imgray demo --images mine --json", workplace, **joined)
     assert "broken.jpg" in done.stderr
     result = json.loads(done.stdout)
     assert result["images"] == len(views[::6])
     assert "recall@10" in result["table"][0]["scores"]
     before = (workplace / result["index"] / "manifest.json").stat().st_mtime_ns
-    assert run("python jobs/demo.py --images mine", workplace).returncode == 0
+    run("imgray demo --images mine", workplace, **joined)
     assert (workplace / result["index"] / "manifest.json").stat().st_mtime_ns == before
