@@ -99,7 +99,7 @@ def test_readme_is_read_in_two_minutes() -> None:
 
 def test_readme_names_two_commands_and_then_eight() -> None:
     assert MAKE == ["make demo", "make test", "make serve"]
-    assert tuple(re.findall(r"^\| `imgray (\w+)` \|", TEXTS[README], re.MULTILINE)) == WORDS
+    assert tuple(re.findall(r"^\| \[`imgray (\w+)`", TEXTS[README], re.MULTILINE)) == WORDS
 
 
 def test_every_command_is_run_by_a_test_and_stands_once() -> None:
