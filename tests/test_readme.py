@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import ray
 from PIL import Image
 from service import start
 
@@ -73,9 +72,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def joined(ray_cluster: None) -> dict[str, str]:
+def joined(address: str) -> dict[str, str]:
     """The environment of a command that joins the tests' Ray, rather than start another."""
-    return {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    return {"RAY_ADDRESS": address}
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from types import FrameType
 
 import ray
 
@@ -54,10 +55,31 @@ def cluster() -> Iterator[None]:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"cannot join Ray at {address or 'this machine'}: {reason}") from None
     try:
-        yield
+        with _silent_once_interrupted():
+            yield
     finally:
         with _deaf(), quiet():
             ray.shutdown()
+
+
+@contextmanager
+def _silent_once_interrupted() -> Iterator[None]:
+    """From Ctrl-C on, what Ray prints of each task that ends with it goes nowhere."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout):
+
+        def interrupt(number: int, frame: FrameType | None) -> None:
+            sys.stdout = nowhere
+            before(number, frame)
+
+        signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
