@@ -11,7 +11,7 @@ from tinytask import tiny_recipe, write_points
 
 from imgray.artifacts.folder import Folder
 from imgray.data.datasets import Dataset, open_dataset
-from imgray.engine.train import check, open_examples
+from imgray.engine.train import check_examples, open_examples
 from imgray.errors import UserError
 from imgray.training.recipe import DataSettings, Recipe
 
@@ -100,4 +100,4 @@ def test_a_class_that_is_all_held_out_is_named(tmp_path: Path) -> None:
         "steps": 1,
     }
     with pytest.raises(UserError, match=r"part '\. \(0.5 held out\)': class .* has no image"):
-        check(open_examples(Recipe.model_validate(recipe), str(tmp_path)))
+        check_examples(open_examples(Recipe.model_validate(recipe), str(tmp_path)))

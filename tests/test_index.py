@@ -511,11 +511,11 @@ def test_a_sample_is_drawn_from_some_parts_without_repeats(
     manifest = read_manifest(Folder(features), "features")
     source = engine.Source(Folder(features), manifest, FEATURES, [])
     for seed in range(5):
-        drawn = source.draw(10_000, np.random.default_rng(seed))
+        drawn = source.sample(10_000, np.random.default_rng(seed))
         ends = [(part.first, part.first + part.file.rows) for part in source.parts]
         used = [(first, end) for first, end in ends if ((drawn >= first) & (drawn < end)).any()]
         assert len(used) == min(2, len(ends))
         assert sorted(drawn) == [row for first, end in used for row in range(first, end)]
-        few = source.draw(7, np.random.default_rng(seed))
+        few = source.sample(7, np.random.default_rng(seed))
         assert len(set(few.tolist())) == 7
         assert set(few.tolist()) <= set(drawn.tolist())

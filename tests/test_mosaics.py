@@ -42,7 +42,7 @@ def test_mosaics_are_a_data_set_that_the_recipes_fit(tmp_path: Path) -> None:
         recipe = read_recipe(name, [])
         train = open_dataset(Folder(str(folder)), "masks", "train")
         task = task_of(recipe, train.classes)
-        task.check(train)
+        task.check_training_data(train)
         assert len(train) == 12
         assert task.example(train[0], None)["image"].shape == (64, 64, 3)
     assert list(task_of(read_recipe("fcfn-mosaics", []), ()).classes) == list(MATERIALS)

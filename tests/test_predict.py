@@ -18,7 +18,7 @@ from imgray.data.datasets import open_dataset
 from imgray.engine.evaluate_model import evaluate_model
 from imgray.engine.predict import predict
 from imgray.engine.settings import EvaluateModelConfig, PredictConfig
-from imgray.engine.train import check, open_examples
+from imgray.engine.train import check_examples, open_examples
 from imgray.errors import UserError
 from imgray.training.models import load_model
 from imgray.training.recipe import Recipe
@@ -140,7 +140,7 @@ def test_data_that_cannot_be_learnt_from(
         {**RECIPES[form], "data": {"form": form}, "batch_size": 6, "steps": 3}
     )
     with pytest.raises(UserError, match=fault):
-        check(open_examples(recipe, str(tmp_path)))
+        check_examples(open_examples(recipe, str(tmp_path)))
 
 
 def _paint(folder: Path, size: tuple[int, int], label: int) -> None:

@@ -54,7 +54,7 @@ class TinyTask(Task):
     def summarize(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         return {"error": 1 - float(sums["right"] / sums["count"])}
 
-    def draw(self, sums: Mapping[str, Tensor], path: Path) -> None:
+    def plot(self, sums: Mapping[str, Tensor], path: Path) -> None:
         raise NotImplementedError
 
 

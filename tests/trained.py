@@ -9,7 +9,7 @@ from poison import encoded, halves
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import Manifest, publish, scratch
-from imgray.engine.train import check, open_examples
+from imgray.engine.train import check_examples, open_examples
 from imgray.training.loop import Run
 from imgray.training.models import save_model
 from imgray.training.recipe import Recipe
@@ -88,7 +88,7 @@ def train(form: str, data: Path, output: Folder, steps: int = 30, **changes: Any
         }
     )
     examples = open_examples(recipe, str(data))
-    check(examples)
+    check_examples(examples)
     with scratch() as work:
         run = Run(recipe, examples, Folder(str(work)))
         run.fit()

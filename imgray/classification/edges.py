@@ -122,7 +122,7 @@ class EdgeDetection(PixelTask):
         """Edges are black, as in print."""
         return np.arange(255, -1, -1, dtype=np.uint8)[:, None].repeat(3, axis=1)
 
-    def draw(self, sums: Mapping[str, Tensor], path: Path) -> None:
+    def plot(self, sums: Mapping[str, Tensor], path: Path) -> None:
         """Precision over recall."""
         table = counts_of(sums).table
         recall, precision = edge_metrics.rates(table)

@@ -74,8 +74,8 @@ class Classification(Task):
         ]
     )
 
-    def check(self, train: Dataset) -> None:
-        super().check(train)
+    def check_training_data(self, train: Dataset) -> None:
+        super().check_training_data(train)
         if len(self.classes) < 2:
             raise UserError(f"part {train.part!r}: fewer than two classes")
         counts = np.bincount(train.labels(), minlength=len(self.classes))
@@ -91,7 +91,7 @@ class Classification(Task):
             )
         part.labels()
 
-    def draw(self, sums: Mapping[str, Tensor], path: Path) -> None:
+    def plot(self, sums: Mapping[str, Tensor], path: Path) -> None:
         """The confusion matrix."""
         plots.confusion(sums["confusion"].numpy(), self.classes, path)
 

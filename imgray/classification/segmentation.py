@@ -101,7 +101,7 @@ class Segmentation(PixelTask):
     def palette(self) -> NDArray[np.uint8]:
         return distinct(len(self.classes))
 
-    def draw(self, sums: Mapping[str, Tensor], path: Path) -> None:
+    def plot(self, sums: Mapping[str, Tensor], path: Path) -> None:
         """The confusion matrix of pixels."""
         plots.confusion(sums["confusion"].numpy(), self.classes, path)
 

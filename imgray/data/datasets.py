@@ -9,7 +9,7 @@ A data set has named parts, of which a recipe picks one to train on and one to v
 * `edges`: images/PART/NAME.jpg with the annotators' boundaries in boundaries/PART/NAME.npz, or the
   Berkeley segmentation data as distributed, BSDS500/data/{images,groundTruth}/PART.
 
-Where only one part has labels, `open_share` holds some of its records out to validate on.
+Where only one part has labels, `open_hold_out` holds some of its records out to validate on.
 """
 
 from __future__ import annotations
@@ -204,27 +204,29 @@ def _from_mat(data: bytes) -> NDArray[np.bool_]:
     return np.stack([one["Boundaries"][0, 0] for one in truth.ravel()]).astype(bool)
 
 
-class Share(Dataset):
+class HoldOut(Dataset):
     """The records of a data set that are held out, or those that are not.
 
     A hash of its id decides about a record, so it stays on its side when others come or go, and
-    about `share` of all records are held out.
+    about `fraction` of all records are held out.
 
     Args:
         whole: the data set.
-        share: between 0 and 1.
+        fraction: between 0 and 1.
         held: the records that are held out; otherwise the others.
     """
 
-    def __init__(self, whole: Dataset, share: float, held: bool) -> None:
-        super().__init__(whole.folder, f"{whole.part} ({share:g} held out)")
-        self.whole, self.share, self.held = whole, share, held
+    def __init__(self, whole: Dataset, fraction: float, held: bool) -> None:
+        super().__init__(whole.folder, f"{whole.part} ({fraction:g} held out)")
+        self.whole, self.fraction, self.held = whole, fraction, held
         self.classes = whole.classes
-        self.rows = [row for row, id in enumerate(whole.names) if (_draw(id) < share) == held]
+        self.rows = [
+            row for row, id in enumerate(whole.names) if (_fraction(id) < fraction) == held
+        ]
         self.ids = [whole.names[row] for row in self.rows]
 
     def __reduce__(self) -> tuple[type[Dataset], tuple[Any, ...]]:
-        return type(self), (self.whole, self.share, self.held)
+        return type(self), (self.whole, self.fraction, self.held)
 
     @property
     def names(self) -> Sequence[str]:
@@ -237,7 +239,7 @@ class Share(Dataset):
         return self.whole[self.rows[index]]
 
 
-def _draw(id: str) -> float:
+def _fraction(id: str) -> float:
     """A number from 0 to 1 that looks random and depends on the id alone."""
     return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8]) / 2**64
 
@@ -270,16 +272,16 @@ def open_dataset(folder: Folder, form: Form, part: str) -> Dataset:
     return found
 
 
-def open_share(folder: Folder, form: Form, part: str, share: float, held: bool) -> Share:
+def open_hold_out(folder: Folder, form: Form, part: str, fraction: float, held: bool) -> HoldOut:
     """Open what is held out of a part of a data set, or what is not.
 
     Raises:
         UserError: as `open_dataset`, or nothing lies on this side.
     """
     whole = open_dataset(folder, form, part)
-    found = Share(whole, share, held)
+    found = HoldOut(whole, fraction, held)
     if not len(found):
         fault = "nothing is held out; hold out more" if held else "all is held out; hold out less"
         place = f"part {part!r} of {folder.uri}, {len(whole)} images"
-        raise UserError(f"{place}: hold_out {share:g}: {fault}")
+        raise UserError(f"{place}: hold_out {fraction:g}: {fault}")
     return found

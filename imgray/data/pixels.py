@@ -73,7 +73,7 @@ def decode_sized(
         raise Rejected(f"damaged or truncated: {_line(error)}") from None
 
 
-def check(data: bytes, max_pixels: int = MAX_PIXELS) -> None:
+def check_header(data: bytes, max_pixels: int = MAX_PIXELS) -> None:
     """Refuse by the header alone, without decoding. Raises `Rejected`."""
     _opened(data, max_pixels)
 

@@ -201,7 +201,7 @@ def _draw(
         path = root / f"{title}.png"
         hits = [_without(answers[id], id) for id in queries]
         pictures = {id: images.read(id) for id in queries}
-        sheets.draw(path, images, pictures, hits, groups, f"multi-DeepIndex: {title}")
+        sheets.draw_results(path, images, pictures, hits, groups, f"multi-DeepIndex: {title}")
         paths.append(str(path))
     return paths
 

@@ -42,7 +42,7 @@ def evaluate_model(config: EvaluateModelConfig) -> Scores:
                 sums[name] = sums.get(name, torch.zeros(())) + value
             progress.add(min(-(-len(examples.val) // world), progress.total - progress.done))
     if config.figure:
-        examples.task.draw(sums, Path(config.figure))
+        examples.task.plot(sums, Path(config.figure))
     return Scores(examples.task.summarize(sums))
 
 

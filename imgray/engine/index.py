@@ -190,7 +190,7 @@ def _split(source: Source, config: IndexConfig) -> tuple[NDArray[np.int64], NDAr
     random = np.random.default_rng(config.seed)
     queries = min(config.queries, max(1, source.rows // 10))
     images = -(-config.sample // sum(g * g for g in source.grids))
-    chosen = source.draw(queries + images, random)
+    chosen = source.sample(queries + images, random)
     held_out, sample = chosen[:queries], chosen[queries:]
     return np.sort(held_out), np.sort(sample if len(sample) else held_out)
 

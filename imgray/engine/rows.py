@@ -75,7 +75,7 @@ class Source:
                     yield parquet.read_row_group(group, columns).slice(start, stop - start)
                 row += count
 
-    def draw(self, count: int, random: np.random.Generator) -> NDArray[np.int64]:
+    def sample(self, count: int, random: np.random.Generator) -> NDArray[np.int64]:
         """A random sample of rows in random order, all of them if there are no more than `count`.
 
         Of a large collection only some parts are drawn from, so that a sample need not read all.

@@ -102,7 +102,7 @@ def search(config: SearchConfig) -> SearchResult:
     answers = engine.search_images(images, config.top)
     if config.contact_sheet:
         collection = Folder(engine.manifest.about["images"])
-        sheets.draw(Path(config.contact_sheet), collection, images, answers)
+        sheets.draw_results(Path(config.contact_sheet), collection, images, answers)
     return SearchResult(
         answers=[_answer(uri, hits) for uri, hits in zip(images, answers, strict=True)],
         contact_sheet=config.contact_sheet,

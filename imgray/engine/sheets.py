@@ -23,7 +23,7 @@ SHOWN = 8
 PANELS = 12
 
 
-def draw(
+def draw_results(
     path: Path,
     collection: Folder,
     queries: Mapping[str, bytes],

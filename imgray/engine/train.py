@@ -25,7 +25,7 @@ from imgray.engine.cluster import cluster, given_device, named_cluster
 from imgray.engine.feed import Feed
 from imgray.engine.producer import produce
 from imgray.engine.settings import TrainConfig
-from imgray.engine.watch import Losses, follow, start_watch
+from imgray.engine.watch import LostWorkers, follow, start_watch
 from imgray.errors import UserError, cause_of
 from imgray.training import catalog
 from imgray.training.checkpoints import Keeper
@@ -83,9 +83,9 @@ def open_examples(recipe: Recipe, data: str) -> Examples:
     return Examples(task_of(recipe, train.classes), train, val, recipe.batch_size, recipe.seed)
 
 
-def check(examples: Examples) -> None:
+def check_examples(examples: Examples) -> None:
     """Refuse data that cannot be learnt from. Raises `UserError`."""
-    examples.task.check(examples.train)
+    examples.task.check_training_data(examples.train)
     examples.task.check_classes(examples.val)
     for part in (examples.train, examples.val):
         for index in np.unique(np.linspace(0, len(part) - 1, LOOKED_AT).astype(int)):
@@ -134,7 +134,7 @@ def _migrated(stored: Identity) -> Identity:
 
 def _train(config: TrainConfig, recipe: Recipe, identity: Identity, output: Folder) -> Manifest:
     examples = open_examples(recipe, config.data)
-    check(examples)
+    check_examples(examples)
     kept = Folder(f"{output.uri.rstrip('/')}/{CHECKPOINTS}")
     steps = recipe.length(len(examples.train))
     with cluster():
@@ -166,7 +166,7 @@ def _fit(config: TrainConfig, recipe: Recipe, kept: Folder, output: Folder) -> N
             name=uuid.uuid4().hex,
             failure_config=FailureConfig(max_failures=config.retries),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
-            callbacks=[Losses(watch)],  # type: ignore[list-item]
+            callbacks=[LostWorkers(watch)],  # type: ignore[list-item]
             **_storage(output),
         ),
     )

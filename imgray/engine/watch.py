@@ -1,4 +1,4 @@
-"""What the workers of a training tell the person who waits: progress, losses, errors."""
+"""What the workers of a training tell the person who waits: progress, lost workers, errors."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Watch:
 
 
 @dataclass
-class Losses(UserCallback):
+class LostWorkers(UserCallback):
     """Tells the watch of workers that have gone."""
 
     watch: Any

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from ray import serve
 
-from imgray.data.pixels import Rejected, check
+from imgray.data.pixels import Rejected, check_header
 from imgray.features.backbones import visible_device
 from imgray.serving.metrics import metrics, timed
 from imgray.serving.settings import Batching
@@ -68,7 +68,7 @@ class Predictor:
         return True
 
     def _prepare(self, image: bytes) -> Arrays:
-        check(image, self.pixels)
+        check_header(image, self.pixels)
         return self.model.task.prepare(image)
 
     @serve.batch

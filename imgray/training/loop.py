@@ -148,7 +148,7 @@ class Run:
         batch = to_device(arrays, self.place.device)
         size = len(next(iter(batch.values())))
         self.learner.modules = self.wrapped
-        self.learner.share = size * self.place.world / self.recipe.batch_size
+        self.learner.loss_weight = size * self.place.world / self.recipe.batch_size
         for net in self.nets.values():
             net.train()
         with precision(self.recipe, self.place.device):

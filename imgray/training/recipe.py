@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from imgray.artifacts.folder import Folder
 from imgray.config import Precision
-from imgray.data.datasets import Dataset, Form, open_dataset, open_share
+from imgray.data.datasets import Dataset, Form, open_dataset, open_hold_out
 
 
 class Settings(BaseModel):
@@ -88,14 +88,14 @@ class DataSettings(Settings):
         """Open what is trained on. Raises `UserError`."""
         if self.hold_out is None:
             return open_dataset(folder, self.form, self.train)
-        return open_share(folder, self.form, self.train, self.hold_out, held=False)
+        return open_hold_out(folder, self.form, self.train, self.hold_out, held=False)
 
     def validation(self, folder: Folder) -> Dataset:
         """Open what is validated on. Raises `UserError`."""
         if self.validate_on is not None:
             return open_dataset(folder, self.form, self.validate_on)
         assert self.hold_out is not None
-        return open_share(folder, self.form, self.train, self.hold_out, held=True)
+        return open_hold_out(folder, self.form, self.train, self.hold_out, held=True)
 
 
 class Recipe(Settings):

@@ -46,12 +46,13 @@ class Learner(ABC):
     Attributes:
         modules: by name; the loop may wrap them, for data parallel training.
         optimizers: by name.
-        share: the worker's share of the batch, times the number of workers: 1 but for uneven parts.
+        loss_weight: the worker's share of the batch times the number of workers, by which its mean
+            loss counts among theirs: 1 but for uneven parts.
     """
 
     modules: dict[str, nn.Module]
     optimizers: dict[str, Optimizer]
-    share: float = 1.0
+    loss_weight: float = 1.0
 
     @abstractmethod
     def step(self, batch: Batch) -> dict[str, Tensor]:
@@ -72,7 +73,7 @@ class Learner(ABC):
     def descend(self, optimizer: str, loss: Tensor) -> None:
         """One step of an optimizer down the gradient of a loss that is a mean over the batch."""
         self.optimizers[optimizer].zero_grad(set_to_none=True)
-        (loss * self.share).backward()
+        (loss * self.loss_weight).backward()
         self.optimizers[optimizer].step()
 
 
@@ -122,8 +123,8 @@ class Task(ABC):
         """Metrics from the sums of `Learner.evaluate`."""
 
     @abstractmethod
-    def draw(self, sums: Mapping[str, Tensor], path: Path) -> None:
-        """Draw what `summarize` sums up into a PNG."""
+    def plot(self, sums: Mapping[str, Tensor], path: Path) -> None:
+        """Plot what `summarize` sums up into a PNG."""
 
     def extractor(self) -> BackboneConfig:
         """How the learner's network `net` gives features: its class, preprocessing and `layers`.
@@ -149,7 +150,7 @@ class Task(ABC):
         """Colours (n, 3) of the values of predicted pictures; None where they are shown as is."""
         return None
 
-    def check(self, train: Dataset) -> None:
+    def check_training_data(self, train: Dataset) -> None:
         """Refuse data that this task cannot learn from. Raises `UserError`."""
         self.check_classes(train)
 
