@@ -54,9 +54,9 @@ def make(folder: Path, images: Path, net: str, weights: str) -> Artifacts:
             )
         )  # fmt: skip
     models = {}
-    for kind, form in KINDS.items():
+    for kind, format in KINDS.items():
         output = Folder(str(folder / kind))
-        train(form, write(form, folder / f"{kind}-data"), output)
+        train(format, write(format, folder / f"{kind}-data"), output)
         models[kind] = output.uri
     return Artifacts(images, features, (indexes[0], indexes[1]), models)
 

@@ -26,7 +26,7 @@ def _write(folder: Path, count: int = 100) -> Path:
 
 def _parts(folder: Path | str, hold_out: float, **data: Any) -> tuple[Dataset, Dataset]:
     settings = DataSettings.model_validate(
-        {"form": "folders", "train": ".", "hold_out": hold_out, **data}
+        {"format": "folders", "train": ".", "hold_out": hold_out, **data}
     )
     return settings.training(Folder(str(folder))), settings.validation(Folder(str(folder)))
 
@@ -69,7 +69,7 @@ def test_in_s3(s3: S3, tmp_path: Path) -> None:
 
 
 def test_of_a_table(tmp_path: Path) -> None:
-    recipe = tiny_recipe(data={"form": "parquet", "hold_out": 0.2})
+    recipe = tiny_recipe(data={"format": "parquet", "hold_out": 0.2})
     examples = open_examples(Recipe.model_validate(recipe), str(write_points(tmp_path)))
     assert len(examples.train) + len(examples.val) == 70
     assert 5 < len(examples.val) < 25
@@ -95,7 +95,7 @@ def test_a_class_that_is_all_held_out_is_named(tmp_path: Path) -> None:
         (tmp_path / f"{number}" / "only.png").write_bytes(b"")
     recipe = {
         "task": "imgray.classification.images:Classification",
-        "data": {"form": "folders", "train": ".", "hold_out": 0.5},
+        "data": {"format": "folders", "train": ".", "hold_out": 0.5},
         "batch_size": 1,
         "steps": 1,
     }

@@ -12,6 +12,7 @@ import torch
 from tinytask import TinyTask, tiny_recipe, write_points
 
 from imgray.artifacts.folder import Folder
+from imgray.config import validate
 from imgray.data.datasets import open_dataset
 from imgray.errors import UserError
 from imgray.training.checkpoints import Keeper
@@ -226,16 +227,28 @@ def test_the_rate_follows_the_schedule(points: Folder, tmp_path: Path) -> None:
         ({"batchsize": 3}, "batchsize"),
         ({"schedule": {"kind": "step"}}, "schedule.every"),
         ({"schedule": {"kind": "step", "every": 9, "at": [5]}}, "either schedule.every or"),
-        ({"data": {"form": "folders", "hold_out": 1}}, "less than 1"),
-        ({"data": {"form": "folders", "hold_out": 0}}, "greater than 0"),
-        ({"data": {"form": "folders", "hold_out": 0.1, "validate": "val"}}, "either validate or"),
-        ({"data": {"form": "folders", "validate": None}}, "either validate or hold_out"),
+        ({"data": {"format": "folders", "hold_out": 1}}, "less than 1"),
+        ({"data": {"format": "folders", "hold_out": 0}}, "greater than 0"),
+        ({"data": {"format": "folders", "hold_out": 0.1, "validate": "val"}}, "either validate or"),
+        ({"data": {"format": "folders", "validate": None}}, "either validate or hold_out"),
         ({"precision": "float8"}, "precision"),
     ],
 )
 def test_impossible_recipes(changes: dict[str, Any], fault: str) -> None:
     with pytest.raises(ValueError, match=fault):
         Recipe.model_validate(tiny_recipe(**changes))
+
+
+def test_recipes_and_models_of_before_are_still_read() -> None:
+    """They say `form` where recipes say `format` today; both at once is a mistake."""
+    before = Recipe.model_validate(tiny_recipe(data={"form": "masks"}))
+    today = Recipe.model_validate(tiny_recipe(data={"format": "masks"}))
+    assert before == today
+    assert before.model_dump(by_alias=True)["data"]["format"] == "masks"
+    with pytest.raises(UserError, match="unknown setting 'data.form'"):
+        validate(Recipe, tiny_recipe(data={"format": "masks", "form": "edges"}))
+    with pytest.raises(UserError, match="data.form: Input should be 'folders'"):
+        validate(Recipe, tiny_recipe(data={"form": "tar"}))
 
 
 @pytest.mark.parametrize(

@@ -27,18 +27,18 @@ from imgray.training.task import task_of
 
 @pytest.fixture(scope="module", params=list(RECIPES))
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A form, its data, and a model trained on them for some steps by the plain loop."""
-    form, folder = request.param, tmp_path_factory.mktemp(request.param)
-    data, output = write(form, folder / "data"), Folder(str(folder / "model"))
-    run = train(form, data, output)
-    return form, data, output.uri, run
+    """A format, its data, and a model trained on them for some steps by the plain loop."""
+    format, folder = request.param, tmp_path_factory.mktemp(request.param)
+    data, output = write(format, folder / "data"), Folder(str(folder / "model"))
+    run = train(format, data, output)
+    return format, data, output.uri, run
 
 
 def test_a_model_learns_its_pictures(made: Any) -> None:
-    form, _, _, run = made
+    format, _, _, run = made
     losses = [line["loss"] for line in run.lines if line["part"] == "train"]
     assert losses[-1] < 0.8 * losses[0]
-    if form == "folders":
+    if format == "folders":
         assert run.lines[-1]["top1_error"] == 0
 
 
@@ -57,7 +57,7 @@ def test_a_model_shows_its_fusion(made: Any) -> None:
 
 @pytest.mark.parametrize("fusion", ["none", "sum", "max"])
 def test_a_net_without_weights_of_fusion_shows_none(fusion: str) -> None:
-    recipe = {**RECIPES["folders"], "data": {"form": "folders"}, "batch_size": 1, "steps": 1}
+    recipe = {**RECIPES["folders"], "data": {"format": "folders"}, "batch_size": 1, "steps": 1}
     task = task_of(Recipe.model_validate(recipe), ["a", "b"])
     task.settings = task.settings.model_copy(update={"fusion": fusion})
     assert task.portraits({"net": task.learner().modules["net"].state_dict()}) == {}
@@ -65,7 +65,7 @@ def test_a_net_without_weights_of_fusion_shows_none(fusion: str) -> None:
 
 @pytest.mark.slow
 def test_predictions_are_the_models_own(ray_cluster: None, made: Any, tmp_path: Path) -> None:
-    form, _, uri, _ = made
+    format, _, uri, _ = made
     images = tmp_path / "images"
     images.mkdir()
     for number in range(5):
@@ -87,7 +87,7 @@ def test_predictions_are_the_models_own(ray_cluster: None, made: Any, tmp_path: 
         with torch.inference_mode():
             batch = {name: torch.tensor(array)[None] for name, array in arrays.items()}
             [alone] = model.learner.predict(batch)
-        if form == "folders":
+        if format == "folders":
             assert row["label"] == ("right" if int(id[0]) % 2 else "left") == alone.row["label"]
             assert row["scores"] == pytest.approx(alone.row["scores"], abs=1e-5)
             assert row["picture"] is None
@@ -107,7 +107,7 @@ def test_predictions_are_the_models_own(ray_cluster: None, made: Any, tmp_path: 
 
 @pytest.mark.slow
 def test_scores_are_those_of_the_validation(ray_cluster: None, made: Any, tmp_path: Path) -> None:
-    form, data, uri, run = made
+    format, data, uri, run = made
     figure = tmp_path / "figure.png"
     config = EvaluateModelConfig(model=uri, data=str(data), workers=2, figure=str(figure))
     scores = evaluate_model(config).root
@@ -115,13 +115,13 @@ def test_scores_are_those_of_the_validation(ray_cluster: None, made: Any, tmp_pa
         if name not in ("step", "epoch", "part"):
             assert scores[name] == pytest.approx(value, abs=1e-4), name
     assert Image.open(figure).width > 200
-    assert ("ods" in scores) == (form == "edges")
+    assert ("ods" in scores) == (format == "edges")
     with pytest.raises(UserError, match="part 'test'"):
         evaluate_model(config.model_copy(update={"part": "test"}))
 
 
 @pytest.mark.parametrize(
-    ("form", "damage", "fault"),
+    ("format", "damage", "fault"),
     [
         ("folders", lambda f: (f / "train/loose.png").write_bytes(b"x"), "outside a class"),
         ("folders", lambda f: (f / "val/left").rename(f / "val/x"), "labels must mean the same"),
@@ -133,11 +133,11 @@ def test_scores_are_those_of_the_validation(ray_cluster: None, made: Any, tmp_pa
     ],
 )  # fmt: skip
 def test_data_that_cannot_be_learnt_from(
-    tmp_path: Path, form: str, damage: Any, fault: str
+    tmp_path: Path, format: str, damage: Any, fault: str
 ) -> None:
-    damage(write(form, tmp_path))
+    damage(write(format, tmp_path))
     recipe = Recipe.model_validate(
-        {**RECIPES[form], "data": {"form": form}, "batch_size": 6, "steps": 3}
+        {**RECIPES[format], "data": {"format": format}, "batch_size": 6, "steps": 3}
     )
     with pytest.raises(UserError, match=fault):
         check_examples(open_examples(recipe, str(tmp_path)))
@@ -147,7 +147,7 @@ def _paint(folder: Path, size: tuple[int, int], label: int) -> None:
     Image.new("L", size, label).save(folder / "train/labels/0.png")
 
 
-@pytest.mark.parametrize("form", ["folders", "parquet", "masks", "edges"])
-def test_a_missing_part_is_named(tmp_path: Path, form: Any) -> None:
+@pytest.mark.parametrize("format", ["folders", "parquet", "masks", "edges"])
+def test_a_missing_part_is_named(tmp_path: Path, format: Any) -> None:
     with pytest.raises(UserError, match="part 'train'"):
-        open_dataset(Folder(str(tmp_path)), form, "train")
+        open_dataset(Folder(str(tmp_path)), format, "train")

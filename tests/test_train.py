@@ -139,7 +139,7 @@ def test_the_user_hears_of_lost_workers_once() -> None:
         ({"set": ["batch_size"]}, "expected KEY=VALUE"),
         ({"set": ["batch_size.x=1"]}, "batch_size holds no settings"),
         ({"set": ["data.validate=test"]}, r"part 'test' of .*test.parquet: it does not exist"),
-        ({"set": ["data.form=folders"]}, "part 'train'"),
+        ({"set": ["data.format=folders"]}, "part 'train'"),
         ({"recipe": "missing.yaml"}, "missing.yaml: No such file"),
         ({"workers": "50", "set": ["batch_size=64"]}, "50 workers .* the cluster has"),
         ({"workers": "13", "set": ["batch_size=12"]}, "batch_size 12 is less than 13 workers"),

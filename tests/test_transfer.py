@@ -49,8 +49,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
     folder = tmp_path_factory.mktemp("models")
     for name, changes in kinds.items():
-        form = name if name in RECIPES else "folders"
-        train(form, write(form, folder / f"{form} data"), Folder(str(folder / name)), **changes)
+        format = name if name in RECIPES else "folders"
+        train(
+            format, write(format, folder / f"{format} data"), Folder(str(folder / name)), **changes
+        )
     return {name: str(folder / name) for name in kinds}
 
 

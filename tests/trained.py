@@ -44,8 +44,8 @@ def picture(flip: bool, number: int) -> Image.Image:
     return Image.merge("RGB", (blue, green, red))
 
 
-def write(form: str, folder: Path) -> Path:
-    """Pictures with an orange left half or a blue right one, laid out and labelled as `form`."""
+def write(format: str, folder: Path) -> Path:
+    """Pictures with an orange left half or a blue right one, laid out and labelled as `format`."""
     mask = np.zeros((36, 40), np.uint8)
     mask[:, 20:] = 1
     mask[:3] = 7
@@ -59,28 +59,28 @@ def write(form: str, folder: Path) -> Path:
                 "masks": f"{part}/images/{number}.png",
                 "edges": f"images/{part}/{number}.png",
             }
-            path = folder / files[form]
+            path = folder / files[format]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(encoded(picture(flip, number), "PNG"))
-            if form == "masks":
+            if format == "masks":
                 labels = np.where(mask == 7, 7, 1 - mask) if flip else mask
                 path = folder / f"{part}/labels/{number}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(labels.astype(np.uint8)).save(path)
-            if form == "edges":
+            if format == "edges":
                 path = folder / f"boundaries/{part}/{number}.npz"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 np.savez(path, boundaries=np.packbits(drawn, axis=-1), shape=drawn.shape)
     return folder
 
 
-def train(form: str, data: Path, output: Folder, steps: int = 30, **changes: Any) -> Run:
+def train(format: str, data: Path, output: Folder, steps: int = 30, **changes: Any) -> Run:
     """Train for some steps by the plain loop, and publish the model. `changes` are of settings."""
     recipe = Recipe.model_validate(
         {
-            **RECIPES[form],
-            "settings": RECIPES[form]["settings"] | changes,
-            "data": {"form": form},
+            **RECIPES[format],
+            "settings": RECIPES[format]["settings"] | changes,
+            "data": {"format": format},
             "batch_size": 6,
             "steps": steps,
             "log_every": 5,

@@ -59,8 +59,8 @@ class EdgeSettings(PixelSettings):
 class EdgeDetection(PixelTask):
     """The probability of an edge at every pixel.
 
-    The truth is what annotators agree on (`data.form: edges`), or the boundaries of a segmentation
-    (`masks`): coarse edge annotations (CEA), to pretrain on.
+    The truth is what annotators agree on (`data.format: edges`), or the boundaries of a
+    segmentation (`masks`): coarse edge annotations (CEA), to pretrain on.
     """
 
     kind = "edges"
@@ -71,7 +71,7 @@ class EdgeDetection(PixelTask):
     def check_classes(self, part: Dataset) -> None:
         if not {"boundaries", "mask"} & part[0].keys():
             raise UserError(
-                f"part {part.part!r}: neither boundaries nor masks; say data.form: edges or masks"
+                f"part {part.part!r}: neither boundaries nor masks; say data.format: edges or masks"
             )
 
     def example(self, record: Record, chance: np.random.Generator | None) -> Arrays:

@@ -31,7 +31,7 @@ from imgray.artifacts.folder import Folder, Skipped
 from imgray.data.pixels import SUFFIXES
 from imgray.errors import UserError
 
-Form = Literal["folders", "parquet", "masks", "edges"]
+Format = Literal["folders", "parquet", "masks", "edges"]
 WHOLE = "."
 Record = dict[str, Any]
 """`id` and `image` (encoded bytes); `label` (int), `mask` (an encoded PNG), or `boundaries` (bool
@@ -63,7 +63,7 @@ class Dataset(ABC):
 
     def labels(self) -> NDArray[np.int64]:
         """The labels (n,) of all records. Raises `UserError` where records have none."""
-        raise UserError(f"part {self.part!r}: records without a label; see data.form")
+        raise UserError(f"part {self.part!r}: records without a label; see data.format")
 
     @abstractmethod
     def __getitem__(self, index: int) -> Record:
@@ -249,7 +249,7 @@ def _images(folder: Folder, under: str) -> list[str]:
     return [entry.id for entry in place.walk(SUFFIXES, Skipped())]
 
 
-FORMS: dict[str, type[Dataset]] = {
+FORMATS: dict[str, type[Dataset]] = {
     "folders": Folders,
     "parquet": Parquet,
     "masks": Masks,
@@ -257,28 +257,30 @@ FORMS: dict[str, type[Dataset]] = {
 }
 
 
-def open_dataset(folder: Folder, form: Form, part: str) -> Dataset:
+def open_dataset(folder: Folder, format: Format, part: str) -> Dataset:
     """Open a part of a data set, and check its structure.
 
     Raises:
-        UserError: the part is missing or empty, or is not laid out as the form wants it.
+        UserError: the part is missing or empty, or is not laid out as the format wants it.
     """
     try:
-        found = FORMS[form](folder, part)
+        found = FORMATS[format](folder, part)
     except UserError as error:
-        raise UserError(f"part {part!r} of {folder.uri}, read as {form}: {error}") from None
+        raise UserError(f"part {part!r} of {folder.uri}, read as {format}: {error}") from None
     if not len(found):
         raise UserError(f"part {part!r} of {folder.uri}: no images; see data.train, data.validate")
     return found
 
 
-def open_hold_out(folder: Folder, form: Form, part: str, fraction: float, held: bool) -> HoldOut:
+def open_hold_out(
+    folder: Folder, format: Format, part: str, fraction: float, held: bool
+) -> HoldOut:
     """Open what is held out of a part of a data set, or what is not.
 
     Raises:
         UserError: as `open_dataset`, or nothing lies on this side.
     """
-    whole = open_dataset(folder, form, part)
+    whole = open_dataset(folder, format, part)
     found = HoldOut(whole, fraction, held)
     if not len(found):
         fault = "nothing is held out; hold out more" if held else "all is held out; hold out less"

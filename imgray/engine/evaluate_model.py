@@ -48,7 +48,7 @@ def evaluate_model(config: EvaluateModelConfig) -> Scores:
 
 def _open(recipe: Recipe, task: Task, config: EvaluateModelConfig) -> Examples:
     folder, data = Folder(config.data), recipe.data
-    val = open_dataset(folder, data.form, config.part) if config.part else data.validation(folder)
+    val = open_dataset(folder, data.format, config.part) if config.part else data.validation(folder)
     task.check_classes(val)
     return Examples(task, val, val, recipe.batch_size, recipe.seed)
 

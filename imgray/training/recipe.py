@@ -6,11 +6,11 @@ import math
 from collections.abc import Collection
 from typing import Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from imgray.artifacts.folder import Folder
 from imgray.config import Precision
-from imgray.data.datasets import Dataset, Form, open_dataset, open_hold_out
+from imgray.data.datasets import Dataset, Format, open_dataset, open_hold_out
 
 
 class Settings(BaseModel):
@@ -67,7 +67,10 @@ class Schedule(Settings):
 class DataSettings(Settings):
     """Which parts of the data set at `--data` are read, and how they are laid out."""
 
-    form: Form
+    format: Format = Field(
+        validation_alias=AliasChoices("format", "form"),  # `form` of earlier recipes and models
+        description="how the data set is laid out",
+    )
     train: str = Field(default="train", description="the part to train on")
     hold_out: float | None = Field(
         default=None, gt=0, lt=1, description="share of that part to validate on instead"
@@ -87,15 +90,15 @@ class DataSettings(Settings):
     def training(self, folder: Folder) -> Dataset:
         """Open what is trained on. Raises `UserError`."""
         if self.hold_out is None:
-            return open_dataset(folder, self.form, self.train)
-        return open_hold_out(folder, self.form, self.train, self.hold_out, held=False)
+            return open_dataset(folder, self.format, self.train)
+        return open_hold_out(folder, self.format, self.train, self.hold_out, held=False)
 
     def validation(self, folder: Folder) -> Dataset:
         """Open what is validated on. Raises `UserError`."""
         if self.validate_on is not None:
-            return open_dataset(folder, self.form, self.validate_on)
+            return open_dataset(folder, self.format, self.validate_on)
         assert self.hold_out is not None
-        return open_hold_out(folder, self.form, self.train, self.hold_out, held=True)
+        return open_hold_out(folder, self.format, self.train, self.hold_out, held=True)
 
 
 class Recipe(Settings):

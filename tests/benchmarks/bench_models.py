@@ -95,7 +95,7 @@ STUDIES = {
             "coarse edges of camvid": Variant(
                 "rds-bsds-small",
                 "camvid",
-                ("data.form=masks", "settings.void=11", "settings.annotators=1"),
+                ("data.format=masks", "settings.void=11", "settings.annotators=1"),
             ),
             "general supervision": _bsds("settings.relaxed=negative"),
             "RDS": _bsds(),
