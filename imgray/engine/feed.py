@@ -11,6 +11,9 @@ from imgray.training.loop import Loader
 from imgray.training.task import Arrays
 
 BLOCK = 8
+"""Batches that a feeder loads in a row: with more of them, several feeders wait for each other."""
+MOST_BLOCKS = 1000
+"""Of a Ray Data set. All are made before the first batch comes, at a millisecond each."""
 
 
 class Feed:
@@ -24,8 +27,11 @@ class Feed:
         self.feeders = feeders
 
     def __call__(self, load: Loader, numbers: range) -> Iterator[Arrays]:
-        if not numbers:
-            return
+        piece = BLOCK * MOST_BLOCKS
+        for start in range(0, len(numbers), piece):
+            yield from self._piece(load, numbers[start : start + piece])
+
+    def _piece(self, load: Loader, numbers: range) -> Iterator[Arrays]:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
