@@ -5,6 +5,7 @@ those of the file.
 """
 
 import contextlib
+import hashlib
 import os
 import re
 import signal
@@ -177,6 +178,24 @@ def test_it_answers_those_who_have_a_key(deployed: Deployed, picture: bytes) -> 
     assert found["shards"] == {"total": 2, "answered": 2, "missing": []}
     models = requests.get(f"{deployed.url}/v1/models", headers=KEY, timeout=30).json()["models"]
     assert {model["name"]: model["kind"] for model in models} == MODELS
+
+
+def test_the_dashboard_tells_no_key(deployed: Deployed) -> None:
+    for path in ("api/serve/applications/", "api/v0/actors?detail=1&limit=1000"):
+        answer = deployed.cluster.get(path)
+        assert answer.status_code == 200
+        assert "service" in answer.text
+        digests = [hashlib.sha256(key.encode()).hexdigest() for key in ("a-key", ADMIN)]
+        assert not [secret for secret in ("a-key", ADMIN, *digests) if secret in answer.text]
+
+
+def test_another_start_leaves_it_alone(deployed: Deployed, artifacts: Artifacts) -> None:
+    port = str(deployed.config["http_options"]["port"])
+    flags = ["--index", artifacts.indexes[0], "--port", port]
+    code, text = deployed.cluster.run("jobs/serve.py", *flags)
+    assert code == 1
+    assert "error: the application 'imgray' answers on this Ray already" in text
+    assert requests.get(f"{deployed.url}/v1/index", headers=KEY, timeout=30).status_code == 200
 
 
 def test_replicas_come_with_the_load_and_go_after_it(deployed: Deployed, picture: bytes) -> None:

@@ -8,10 +8,13 @@ from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 
 from imgray.errors import UserError
+from imgray.serving.app import build
 from imgray.serving.guard import Admission, Keys, Refusal, answer_errors, check_key, whole
 from imgray.serving.requests import SearchOptions, read
+from imgray.serving.settings import ServiceSettings
 
 LONGEST = 20_000
+KEY = {"X-API-Key": "one"}
 
 
 def _client(keys: Keys) -> TestClient:
@@ -59,12 +62,19 @@ def test_no_other_key_does(client: TestClient, key: str) -> None:
 
 def test_no_keys_are_none_and_a_lost_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("IMGRAY_API_KEYS", raising=False)
-    assert not Keys(None, "IMGRAY_API_KEYS")
+    none = Keys(None, "IMGRAY_API_KEYS")
+    assert not none
+    assert _client(none).post("/", content=b"x", headers=KEY).status_code == 401
     with pytest.raises(UserError, match="/no/such/file"):
         Keys("/no/such/file", "IMGRAY_API_KEYS")
 
 
-KEY = {"X-API-Key": "one"}
+def test_nothing_is_built_without_keys_that_is_not_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("IMGRAY_API_KEYS", raising=False)
+    with pytest.raises(UserError, match="set IMGRAY_API_KEYS or keys_file, or open: true"):
+        build(ServiceSettings(index="/no/such/index"))
+    with pytest.raises(UserError, match="/no/such/index"):
+        build(ServiceSettings(index="/no/such/index", open=True))
 
 
 @pytest.mark.parametrize("size", [LONGEST, LONGEST + 1])

@@ -4,13 +4,18 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 import service
+import theirs
 from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
+from running import free_port
 from service import Artifacts
 
 from imgray.engine.search import SearchEngine
@@ -33,6 +38,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("Ray would start")
 
     monkeypatch.setattr("imgray.serving.run.cluster", never)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
 
 
 @pytest.mark.usefixtures("no_ray")
@@ -46,7 +52,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"model": ["a/b=x"]}, "expected NAME=URI"),
         ({"keys_file": "{nothing}"}, "cannot be read"),
         ({"admin_keys_file": "{nothing}"}, "cannot be read"),
-        ({"host": "0.0.0.0"}, "anyone could use it"),
+        ({"host": "0.0.0.0"}, "--host 0.0.0.0: anyone could use it"),
         ({"host": "192.0.2.99", "keys_file": "{keys}"}, "--host 192.0.2.99"),
     ],
 )
@@ -75,19 +81,99 @@ def test_a_port_that_is_taken_is_named(artifacts: Artifacts) -> None:
             run(ServeConfig(index=artifacts.indexes[0], port=port))
 
 
-def test_a_damaged_model_is_named(artifacts: Artifacts, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def others_port(artifacts: Artifacts) -> Iterator[int]:
+    """The port of a Serve that others started, on a Ray whose workers know no key."""
+    port = free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    yield port
+    serve.shutdown()
+
+
+@pytest.fixture
+def key(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Headers with a key that the environment of this process names, of none that runs already."""
+    monkeypatch.setenv("IMGRAY_API_KEYS", "a-key")
+    return {"Authorization": "Bearer a-key"}
+
+
+@pytest.mark.usefixtures("key")
+def test_a_damaged_model_is_named(artifacts: Artifacts, tmp_path: Path, others_port: int) -> None:
     """Its replica finds it, and the person who started the service reads why."""
     model = tmp_path / "model"
     shutil.copytree(artifacts.models["classify"], model)
     data = bytearray((model / "model.safetensors").read_bytes())
     data[len(data) // 2] ^= 1
     (model / "model.safetensors").write_bytes(data)
-    try:
-        with pytest.raises(UserError, match=r"model-x: .*: its content differs from") as e:
-            run(ServeConfig(model=[f"x={model}"]))
-    finally:
-        serve.shutdown()
+    with pytest.raises(UserError, match=r"model-x: .*: its content differs from") as e:
+        run(ServeConfig(model=[f"x={model}"], port=others_port))
     assert "\\n" not in str(e.value)
+    assert not serve.status().applications
+
+
+def test_keys_of_who_starts_it_reach_its_replicas(
+    artifacts: Artifacts, others_port: int, key: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, statuses = f"http://127.0.0.1:{others_port}/v1/models", []
+
+    def ask() -> None:
+        for headers in (key, {}, {"Authorization": "Bearer another"}):
+            statuses.append(requests.get(url, headers=headers, timeout=30).status_code)
+
+    monkeypatch.setattr("imgray.serving.run._until_told", ask)
+    run(ServeConfig(model=[f"x={artifacts.models['classify']}"], port=others_port))
+    assert statuses == [200, 401, 401]
+    status = serve.status()
+    assert status.proxies, "the Serve of others was ended"
+    assert not status.applications
+
+
+@pytest.mark.usefixtures("key")
+def test_what_is_deployed_in_its_place_stays(
+    artifacts: Artifacts, others_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deploy() -> None:
+        wanted = {"name": "imgray", "import_path": "theirs:app"}
+        _get_global_client().deploy_apps(ServeDeploySchema(applications=[wanted]), _blocking=True)
+
+    monkeypatch.setattr("imgray.serving.run._until_told", deploy)
+    run(ServeConfig(model=[f"x={artifacts.models['classify']}"], port=others_port))
+    assert requests.get(f"http://127.0.0.1:{others_port}", timeout=30).text == "theirs"
+    serve.delete("imgray")
+
+
+@pytest.mark.usefixtures("key")
+@pytest.mark.parametrize("name", ["imgray", "another"])
+def test_an_application_of_others_is_left_alone(
+    artifacts: Artifacts, others_port: int, name: str
+) -> None:
+    serve.run(theirs.app, name=name)
+    try:
+        with pytest.raises(UserError, match=f"serve delete {name}"):
+            run(ServeConfig(index=artifacts.indexes[0], port=others_port))
+        assert requests.get(f"http://127.0.0.1:{others_port}", timeout=30).text == "theirs"
+    finally:
+        serve.delete(name)
+
+
+@pytest.mark.usefixtures("key")
+def test_a_serve_that_listens_elsewhere_is_named(artifacts: Artifacts, others_port: int) -> None:
+    with pytest.raises(UserError, match=f"--host 127.0.0.1 --port {others_port}"):
+        run(ServeConfig(index=artifacts.indexes[0], port=free_port()))
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize("address", [None, "head.cluster:6379"])
+def test_without_keys_only_a_ray_of_its_own_serves(
+    artifacts: Artifacts, monkeypatch: pytest.MonkeyPatch, address: str | None
+) -> None:
+    """The Ray that is named may be anyone's, as the one that this process is connected to."""
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    else:
+        monkeypatch.setattr("ray.is_initialized", lambda: True)
+    with pytest.raises(UserError, match=f"{address or 'connected'}.*IMGRAY_API_KEYS"):
+        run(ServeConfig(index=artifacts.indexes[0]))
 
 
 def test_the_high_throughput_mode_answers_the_same_and_stops_in_peace(

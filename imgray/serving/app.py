@@ -15,6 +15,7 @@ from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_manifest
 from imgray.errors import UserError
 from imgray.serving.encoder import Encoder
+from imgray.serving.guard import ADMIN_KEYS, API_KEYS, Keys
 from imgray.serving.http import Service
 from imgray.serving.predictor import Predictor
 from imgray.serving.settings import ServiceSettings
@@ -34,15 +35,20 @@ def build(args: ServiceSettings) -> Application:
     """The application that serves an index, trained models, or both.
 
     Options of a deployment, such as replicas, GPUs and autoscaling, are set by its name in the
-    Serve configuration; these are what one machine needs. Raises `UserError` for a URI where no
-    such artifact is.
+    Serve configuration; these are what one machine needs.
+
+    Raises:
+        UserError: at a URI is no such artifact, or there are neither keys nor `open`.
     """
     if not (args.index or args.models):
         raise UserError("nothing to serve: give an index, models, or both")
+    keys, admins = Keys(args.keys_file, API_KEYS), Keys(args.admin_keys_file, ADMIN_KEYS)
+    if not (keys or args.open):
+        raise UserError(f"anyone could use it; set {API_KEYS} or keys_file, or open: true")
     index = _index(args, args.index) if args.index else {}
     predictors = {name: _predictor(args, name, uri) for name, uri in args.models.items()}
     service = _deployment(args, Service, "service", ongoing=2 * args.limits.pending)
-    return service.bind(args, predictors=predictors, **index)
+    return service.bind(args, keys, admins, predictors=predictors, **index)
 
 
 def _index(args: ServiceSettings, uri: str) -> dict[str, Any]:

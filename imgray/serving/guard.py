@@ -116,7 +116,9 @@ def _methods(request: Request) -> str:
 class Keys:
     """API keys, from a file of one a line and from the environment, of several by commas.
 
-    Only their digests are kept, and a key is compared with all of them in constant time.
+    Only their digests are kept, and a key is compared with all of them in constant time. So they
+    are read once, where an application is built, and travel to its replicas: what the environment
+    of a replica holds decides nothing.
     """
 
     def __init__(self, file: str | None, variable: str) -> None:

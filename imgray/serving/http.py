@@ -18,7 +18,6 @@ from fastapi_offline import FastAPIOffline
 from ray import serve
 
 import imgray
-from imgray.errors import UserError
 from imgray.serving.answers import (
     BatchAnswer,
     ClassifyAnswer,
@@ -38,7 +37,6 @@ from imgray.serving.answers import (
 from imgray.serving.calls import call, call_with_picture
 from imgray.serving.guard import (
     ADMIN_KEYS,
-    API_KEYS,
     Admission,
     Counted,
     Keys,
@@ -93,6 +91,8 @@ class Service:
 
     Args:
         settings: of the service.
+        keys: of those who may ask.
+        admins: keys of those who may also swap the index.
         registry, encoder, shard_groups: handles of the deployments of the index, if there is one.
         predictors: handle of each model's deployment by name.
     """
@@ -100,16 +100,16 @@ class Service:
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self,
         settings: ServiceSettings,
+        keys: Keys,
+        admins: Keys,
         registry: Any = None,
         encoder: Any = None,
         shard_groups: Sequence[Any] = (),
         predictors: Mapping[str, Any] | None = None,
     ) -> None:
         self.limits = settings.limits
-        self.keys = Keys(settings.keys_file, API_KEYS)
-        if not (self.keys or settings.open):
-            raise UserError(f"anyone could use this service; set {API_KEYS}, or open: true")
-        self.admins = Keys(settings.admin_keys_file, ADMIN_KEYS)
+        self.keys, self.admins = keys, admins
+        self.key_needed = bool(keys) or not settings.open
         self.admitted = Admission(settings.limits.pending)
         found = [asyncio.to_thread(Served.of, *item) for item in settings.models.items()]
         self.models = {model.name: model for model in await asyncio.gather(*found)}
@@ -123,7 +123,7 @@ class Service:
     @asynccontextmanager
     async def _heard(self, request: Request) -> AsyncIterator[None]:
         """Within the keys, the number of requests and the time that are allowed."""
-        if self.keys:
+        if self.key_needed:
             check_key(request, (self.keys, self.admins))
         async with self.admitted():
             try:

@@ -11,19 +11,22 @@ import socket
 import threading
 from collections.abc import Mapping
 from types import FrameType
+from typing import Any
 
+import ray
 from pydantic import BaseModel
 from ray import serve
 from ray.serve import Application
-from ray.serve.schema import DeploymentStatusOverview
+from ray.serve.context import _get_global_client
+from ray.serve.schema import APIType, DeploymentStatusOverview
 
 from imgray.artifacts.folder import Folder
 from imgray.engine.cluster import cluster, named_cluster, quiet
 from imgray.engine.progress import say
 from imgray.errors import UserError
 from imgray.serving.app import build
-from imgray.serving.guard import ADMIN_KEYS, API_KEYS, Keys
-from imgray.serving.settings import ServeConfig, ServiceSettings
+from imgray.serving.guard import API_KEYS, Keys
+from imgray.serving.settings import LOOPBACK, ServeConfig, ServiceSettings
 
 NAME = "imgray"
 
@@ -38,9 +41,10 @@ class ServeResult(BaseModel):
 
 
 def run(config: ServeConfig) -> ServeResult:
-    """Serve; SIGINT and SIGTERM let the requests in work finish, and end it."""
+    """Serve; SIGINT and SIGTERM let the requests in work finish, and end what was started here."""
+    shared = _shared_ray()
     settings = ServiceSettings(
-        open=_may_be_open(config),
+        open=_is_open(config, shared),
         index=Folder(config.index).absolute if config.index else None,
         models=dict(_pair(item) for item in config.model),
         replicas=config.replicas,
@@ -48,18 +52,22 @@ def run(config: ServeConfig) -> ServeResult:
         admin_keys_file=config.admin_keys_file,
     )
     application = build(settings)
-    local = not named_cluster()
-    if local:
+    if not shared:
         _check_free(config.host, config.port)
     address = f"http://{config.host}:{config.port}"
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with cluster():
+        running = _details()
+        _check_way_is_free(running, config)
         _start(application, config)
         say(f"serve: {address} (Ctrl-C stops it)")
         _until_told()
-        say("serve: finishing the requests in work")
-        with quiet():
-            asyncio.run(_end(settings.limits.seconds, local))
+        if _is_replaced():
+            say("serve: what was deployed in its place stays")
+        else:
+            say("serve: finishing the requests in work")
+            with quiet():
+                asyncio.run(_end(settings.limits.seconds, all_of_serve=not running))
     return ServeResult(address=address)
 
 
@@ -72,6 +80,44 @@ def _check_free(host: str, port: int) -> None:
         except OSError as error:
             text = f"--host {host} --port {port}: {error.strerror or error}; name another"
             raise UserError(text) from None
+
+
+def _shared_ray() -> str | None:
+    """The Ray that others may use too, unless this process starts one of its own."""
+    address = named_cluster()
+    if address:
+        return f"RAY_ADDRESS={address}"
+    return "the Ray that this process is connected to" if ray.is_initialized() else None
+
+
+def _details() -> dict[str, Any]:
+    """What Serve says of itself, as `serve.schema.ServeInstanceDetails`; nothing where it is not.
+
+    The public `serve.status` leaves out where it listens, and the routes and sources.
+    """
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return dict(client.get_serve_details()) if client else {}
+
+
+def _check_way_is_free(running: Mapping[str, Any], config: ServeConfig) -> None:
+    """Refuse a Serve that listens elsewhere than asked, or answers there already.
+
+    Serve would keep its address, and replace the application. Raises `UserError`.
+    """
+    if not running:
+        return
+    host, port = (running["http_options"][name] for name in ("host", "port"))
+    if (host, port) != (config.host, config.port):
+        raise UserError(
+            f"--host {config.host} --port {config.port}: Serve runs on this Ray already, and"
+            f" listens with --host {host} --port {port}: say these, or end it with `serve shutdown`"
+        )
+    for name, application in running["applications"].items():
+        if name == NAME or application["route_prefix"] == "/":
+            raise UserError(
+                f"the application {name!r} answers on this Ray already;"
+                f" `serve delete {name}` ends it, `serve deploy` changes it"
+            )
 
 
 def _start(application: Application, config: ServeConfig) -> None:
@@ -107,16 +153,24 @@ def _pair(item: str) -> tuple[str, str]:
     return name, Folder(uri).absolute
 
 
-def _may_be_open(config: ServeConfig) -> bool:
-    """Anyone may ask on this machine; others need a key. Raises `UserError`."""
-    keys = Keys(config.keys_file, API_KEYS)
-    Keys(config.admin_keys_file, ADMIN_KEYS)
-    local = config.host in ("127.0.0.1", "localhost", "::1")
-    if not (local or keys):
-        raise UserError(
-            f"--host {config.host}: anyone could use it; set {API_KEYS} or --keys-file first"
-        )
-    return local
+def _is_open(config: ServeConfig, shared: str | None) -> bool:
+    """Whether anyone may ask: without keys, on this machine, on a Ray that nobody shares.
+
+    Raises:
+        UserError: there are no keys, and others could ask.
+    """
+    if Keys(config.keys_file, API_KEYS):
+        return False
+    exposed = shared if config.host in LOOPBACK else f"--host {config.host}"
+    if exposed:
+        raise UserError(f"{exposed}: anyone could use it; set {API_KEYS} or --keys-file first")
+    return True
+
+
+def _is_replaced() -> bool:
+    """Whether `serve deploy` has put another application in the place of this one, or ended it."""
+    application = _details().get("applications", {}).get(NAME)
+    return not application or application["source"] != APIType.IMPERATIVE
 
 
 async def _end(seconds: float, all_of_serve: bool) -> None:
@@ -128,7 +182,7 @@ async def _end(seconds: float, all_of_serve: bool) -> None:
         told = serve.get_app_handle(NAME).broadcast("drain")
         await told.results_async(timeout_s=seconds, return_exceptions=True)
     serve.delete(NAME)
-    if all_of_serve:
+    if all_of_serve and not serve.status().applications:
         await serve.shutdown_async()
 
 

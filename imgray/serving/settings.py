@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from imgray.config import JobConfig
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+"""This machine, as only it calls itself."""
+
 
 class Batching(BaseModel):
     """How requests are gathered into one forward pass."""
