@@ -9,7 +9,8 @@ from fastapi.testclient import TestClient
 
 from imgray.errors import UserError
 from imgray.serving.app import build
-from imgray.serving.guard import Admission, Keys, Refusal, answer_errors, check_key, whole
+from imgray.serving.guard import Admission, Counted, Keys, Refusal, answer_errors, check_key, whole
+from imgray.serving.metrics import metrics
 from imgray.serving.requests import SearchOptions, read
 from imgray.serving.settings import ServiceSettings
 
@@ -19,6 +20,7 @@ KEY = {"X-API-Key": "one"}
 
 def _client(keys: Keys) -> TestClient:
     app = FastAPI()
+    app.add_middleware(Counted)
     answer_errors(app)
 
     @app.post("/")
@@ -109,11 +111,18 @@ def test_too_many_pictures_are_refused(client: TestClient) -> None:
         assert answer.status_code == (200 if count == 2 else 400), answer.text
 
 
-def test_a_fault_tells_a_client_nothing_but_its_number(client: TestClient) -> None:
+def test_a_fault_tells_a_client_nothing_but_its_number(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is counted and guarded as every answer is."""
+    counted: list[dict[str, str]] = []
+    monkeypatch.setattr(metrics().requests, "inc", lambda _, tags: counted.append(tags))
     answer = client.post("/fails")
     assert answer.status_code == 500
     assert "secret" not in answer.text
     assert "internal error" in answer.json()["error"]["message"]
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert counted == [{"endpoint": "/fails", "status": "500"}]
 
 
 def test_admission_counts_those_in_work() -> None:

@@ -83,7 +83,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def answer_errors(app: FastAPI) -> None:
-    """Turn every exception of an application into JSON; a client sees no stack trace."""
+    """Turn what an application refuses into JSON; what fails in it is left to `Counted`."""
 
     @app.exception_handler(Refusal)
     async def refused(_: Request, fault: Refusal) -> JSONResponse:
@@ -99,12 +99,6 @@ def answer_errors(app: FastAPI) -> None:
     async def invalid(_: Request, fault: RequestValidationError) -> JSONResponse:
         first = fault.errors()[0]
         return error(422, first["msg"], ".".join(str(part) for part in first["loc"][1:]))
-
-    @app.exception_handler(Exception)
-    async def failed(_: Request, fault: Exception) -> JSONResponse:
-        number = uuid.uuid4().hex[:12]
-        log.error("error %s", number, exc_info=fault)
-        return error(500, f"internal error {number}; the service's log says more", None)
 
 
 def _methods(request: Request) -> str:
@@ -224,18 +218,39 @@ def _too_long(most: int) -> Refusal:
 
 
 class Counted:
-    """ASGI middleware that counts answers by route and status, and hardens their headers."""
+    """ASGI middleware that counts answers by route and status, and hardens their headers.
+
+    Also those to what fails unforeseen, of which a client learns nothing but a number: Starlette
+    answers such requests outside of any middleware.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        begun = False
+
         async def counted(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 route = getattr(scope.get("route"), "path", "unknown")
                 status = str(message["status"])
                 metrics().requests.inc(1, {"endpoint": route, "status": status})
                 message["headers"] = [*message["headers"], (b"x-content-type-options", b"nosniff")]
             await send(message)
 
-        await self.app(scope, receive, counted if scope["type"] == "http" else send)
+        try:
+            await self.app(scope, receive, counted)
+        except Exception as fault:
+            if begun:
+                raise
+            await _failed(fault)(scope, receive, counted)
+
+
+def _failed(fault: Exception) -> JSONResponse:
+    number = uuid.uuid4().hex[:12]
+    log.error("error %s", number, exc_info=fault)
+    return error(500, f"internal error {number}; the service's log says more", None)
