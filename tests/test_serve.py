@@ -229,6 +229,16 @@ def test_bad_input_is_refused_and_the_replicas_live(running: Service) -> None:
     assert running.replicas() == before
 
 
+def test_without_keys_only_its_own_site_is_answered(served: str) -> None:
+    foreign = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}
+    for path in ("/v1/images", "/v1/search", "/openapi.json", "/"):
+        for headers, status in (({"Host": "evil.example:8000"}, 421), (foreign, 403)):
+            answer = requests.get(served + path, headers=headers, timeout=30)
+            assert answer.status_code == status, (path, answer.text)
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+            assert "IMGRAY_API_KEYS" in answer.json()["error"]["message"]
+
+
 def test_a_bomb_is_refused_by_its_header(served: str) -> None:
     buffer = io.BytesIO()
     Image.new("1", (30_000, 30_000)).save(buffer, "PNG")

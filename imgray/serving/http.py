@@ -64,6 +64,7 @@ from imgray.serving.requests import (
 )
 from imgray.serving.search import Described, SearchAnswer, Searcher
 from imgray.serving.settings import ServiceSettings
+from imgray.serving.sites import OwnSite
 from imgray.serving.versions import Holder
 
 PAGE = Path(__file__).parent / "page"
@@ -73,12 +74,20 @@ PNG = "image/png"
 BODY = errors(400, 413)
 """What may be wrong with a body, beside what may go wrong with every request."""
 
+
+def _names() -> list[str] | None:
+    """For `OwnSite`: the names that the service in this replica answers to."""
+    service: Any = serve.get_replica_context().servable_object
+    return None if service.key_needed else service.settings.hosts
+
+
 app = FastAPIOffline(
     title="imgray",
     version=imgray.__version__,
     redoc_url=None,
-    responses=errors(401, 404, 422, 500, 503, 504),
+    responses=errors(401, 403, 404, 421, 422, 500, 503, 504),
 )
+app.add_middleware(OwnSite, names=_names)
 app.add_middleware(Counted)
 app.mount("/page", StaticFiles(directory=PAGE), "page")
 answer_errors(app)
@@ -107,7 +116,7 @@ class Service:
         shard_groups: Sequence[Any] = (),
         predictors: Mapping[str, Any] | None = None,
     ) -> None:
-        self.limits = settings.limits
+        self.settings, self.limits = settings, settings.limits
         self.keys, self.admins = keys, admins
         self.key_needed = bool(keys) or not settings.open
         self.admitted = Admission(settings.limits.pending)
@@ -183,7 +192,7 @@ class Service:
 
     @app.post(
         "/v1/index",
-        responses=BODY | errors(403),
+        responses=BODY,
         openapi_extra=documented(SwapOptions, pictures=False),
     )
     async def swap(self, request: Request) -> SwapAnswer:

@@ -48,6 +48,7 @@ def run(config: ServeConfig) -> ServeResult:
         index=Folder(config.index).absolute if config.index else None,
         models=dict(_pair(item) for item in config.model),
         replicas=config.replicas,
+        hosts=config.hosts,
         keys_file=config.keys_file,
         admin_keys_file=config.admin_keys_file,
     )

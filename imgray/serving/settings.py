@@ -5,14 +5,27 @@ Read before anything is served: this module needs neither Ray nor PyTorch.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from imgray.config import JobConfig
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 """This machine, as only it calls itself."""
+
+
+def _host(value: str) -> str:
+    """A name or an address in lower case, that of IPv6 without its brackets."""
+    name = value.lower()
+    name = name[1:-1] if name.startswith("[") and name.endswith("]") else name
+    if not re.fullmatch(r"[a-z0-9._-]+|[0-9a-f:.]*:[0-9a-f.]*:[0-9a-f:.]*", name):
+        raise ValueError(f"{value!r}: expected a name or an address, without scheme and port")
+    return name
+
+
+Host = Annotated[str, AfterValidator(_host)]
 
 
 class Batching(BaseModel):
@@ -69,6 +82,10 @@ class ServiceSettings(BaseModel):
     batching: Batching = Batching()
     limits: Limits = Limits()
     open: bool = Field(default=False, description="answer anyone, when there are no API keys")
+    hosts: list[Host] = Field(
+        default=[],
+        description="names that it answers to where no key is needed, beside this machine's own",
+    )
     keys_file: str | None = Field(
         default=None, description="file of API keys, one a line; see IMGRAY_API_KEYS"
     )
@@ -95,6 +112,10 @@ class ServeConfig(JobConfig):
         default="127.0.0.1", description="address to listen on; 0.0.0.0 needs API keys"
     )
     port: int = Field(default=8000, ge=1, le=65535, description="port to listen on")
+    hosts: list[Host] = Field(
+        default=[],
+        description="without API keys, names that a reverse proxy forwards for, beside localhost",
+    )
     keys_file: str | None = Field(
         default=None, description="API keys, one a line (or IMGRAY_API_KEYS, separated by commas)"
     )
