@@ -231,5 +231,5 @@ def test_too_few_regions_or_too_many_lists_are_refused() -> None:
     with pytest.raises(UserError, match="--codewords 71: the sample has only 70 regions; ask for"):
         fit(sample, _wrong(codewords=(6, 71)))
     fit(sample, _wrong(codewords=(6, 70)))
-    with pytest.raises(UserError, match="--codewords make 16,781,312 lists; at most 16,777,216"):
+    with pytest.raises(UserError, match="make 16,781,312 lists; at most 16,777,216: ask for fewer"):
         fit(sample, _wrong(codewords=(4096, 4097)))

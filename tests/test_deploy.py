@@ -26,7 +26,7 @@ import yaml
 from conftest import S3, upload
 from head import BIN, Cluster
 from running import ROOT, free_port
-from service import Artifacts
+from service import ADMIN, Artifacts
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_manifest

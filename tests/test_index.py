@@ -340,6 +340,36 @@ def test_wrong_settings_are_refused(
     assert not _files(tmp_path / "index")  # the corrected command begins anew
 
 
+@pytest.mark.parametrize(
+    ("rows", "regions", "features", "words"),
+    [
+        (1, 1, 1, 1),
+        (330, 14, 2, 32),
+        (100_000, 14, 1, 2048),
+        (10_000_000, 14, 1, 4096),
+        (100_000, 14, 2, 512),
+        (2_400_000, 14, 2, 1024),
+        (50_000_000, 14, 2, 1024),
+        (100_000, 14, 3, 64),
+        (2_400_000, 14, 3, 64),
+        (2_400_000, 1, 2, 1024),
+    ],
+)
+def test_default_codewords_grow_until_lists_would_fill_the_memory(
+    rows: int, regions: int, features: int, words: int
+) -> None:
+    assert engine._default_codewords(rows, regions, features) == words
+    assert words**features <= engine.DEFAULT_LISTS
+
+
+def test_what_many_lists_take_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    engine._warn_of_many(engine.DEFAULT_LISTS)
+    assert capsys.readouterr().err == ""
+    engine._warn_of_many(4096**2)
+    [line] = capsys.readouterr().err.splitlines()
+    assert "--codewords make 16,777,216 lists: 2.7 GB in every build task, 0.4 GB in ev" in line
+
+
 def _other_kind(folder: Path) -> str:
     write_features(str(folder), clustered(0, 20, 1, DIMS), kind="model")
     return "a model artifact, but features is needed"

@@ -47,6 +47,10 @@ from imgray.retrieval.codebook import Codebooks, CodebookSettings, fit
 from imgray.retrieval.deepindex import ShardBuilder
 
 MAX_CODEWORDS = 4096
+DEFAULT_LISTS = 2**20
+"""The most inverted lists that default codewords make: 169 MB of a build task, 25 of a shard."""
+BUILT_BYTES, OPENED_BYTES = 161, 24
+"""What FAISS 1.15 takes for a list without postings: in a build task, in a memory-mapped shard."""
 FITTED = f"{WORK}/codebooks.json"
 """The note that codebooks are done."""
 
@@ -128,10 +132,24 @@ def _codebook_settings(config: IndexConfig, source: Source) -> CodebookSettings:
 
 
 def _default_codewords(rows: int, regions: int, features: int) -> int:
-    """A power of two near a multiple of the square root of the number of postings."""
+    """A power of two near a multiple of the square root of the number of postings.
+
+    Lists take memory in every task and shard even where they are empty, as most tuples of several
+    features are. So they grow no more in number than to `DEFAULT_LISTS`, but in length.
+    """
     factor = 0.5 if features > 1 else 2.0
-    limit = min(MAX_CODEWORDS, rows * regions // 8)
+    most = 2 ** int(math.log2(DEFAULT_LISTS) / features)
+    limit = min(MAX_CODEWORDS, most, rows * regions // 8)
     return max(1, min(2 ** round(math.log2(factor * math.sqrt(rows * regions))), limit))
+
+
+def _warn_of_many(lists: int) -> None:
+    if lists > DEFAULT_LISTS:
+        building, opened = (lists * size / 1e9 for size in (BUILT_BYTES, OPENED_BYTES))
+        say(
+            f"index: --codewords make {lists:,} lists: {building:.1f} GB in every build task, "
+            f"{opened:.1f} GB in every opened shard; fewer words take less"
+        )
 
 
 def _default_probes(features: int, single: bool) -> list[int]:
@@ -162,6 +180,7 @@ def _build(
     remote = ray.remote(num_cpus=config.cpus_per_task, max_retries=TASK_RETRIES)
     codebooks = ray.get(remote(_fit).remote(source, output, settings, sample))
     fitted = time.monotonic()
+    _warn_of_many(settings.lists)
     cuts = _cuts(source.rows, config.shards)
     receipts = _build_shards(remote(_build_shard), source, output, codebooks, cuts)
     frequency = _sum_frequencies(output, receipts, settings.lists)

@@ -100,7 +100,7 @@ class IndexConfig(JobConfig):
     codewords: list[int] = Field(
         default=[],
         description="words of each feature's codebook, one number for all or one per feature "
-        "(default: grows with the square root of the number of regions)",
+        "(default: grows with the square root of the number of regions, up to a million lists)",
         json_schema_extra={"metavar": "K"},
     )
     shards: int | None = Field(

@@ -236,7 +236,9 @@ def fit(sample: Mapping[str, Floats], settings: CodebookSettings) -> Codebooks:
         UserError: the sample is too small for so many words, or there would be too many lists.
     """
     if settings.lists > MAX_LISTS:
-        raise UserError(f"--codewords make {settings.lists:,} lists; at most {MAX_LISTS:,}")
+        raise UserError(
+            f"--codewords make {settings.lists:,} lists; at most {MAX_LISTS:,}: ask for fewer words"
+        )
     projections, words, reduced = {}, {}, []
     for name, count in zip(settings.features, settings.codewords, strict=True):
         regions = sample[name].reshape(-1, sample[name].shape[-1])
