@@ -220,7 +220,7 @@ def test_a_finished_run_is_not_redone(finished: Path, make: Make, monkeypatch: A
         ({"precision": "bfloat16"}, "(precision: 'float32' there, 'bfloat16' now)"),
         ({"regions": "pyramid"}, "(regions: 'global' there, 'pyramid' now)"),
         ({"shard_size": 5}, f"(shard_size: {SHARD} there, 5 now)"),
-        ({"images": "elsewhere"}, "'elsewhere' now)"),
+        ({"images": "elsewhere"}, "/elsewhere' now)"),
     ],
 )
 def test_other_settings_are_refused_with_their_difference(
