@@ -18,9 +18,10 @@ import imgray.engine.rows as rows_module
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import Manifest, read_manifest
 from imgray.cli import run_job
+from imgray.engine.fan_out import search_shards
 from imgray.engine.index import IndexResult, build_index
 from imgray.engine.settings import IndexConfig
-from imgray.engine.shards import open_shards, search_shards
+from imgray.engine.shards import open_shards
 from imgray.errors import UserError
 from imgray.features.columns import Vectors
 from imgray.retrieval.deepindex import Hits

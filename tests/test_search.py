@@ -265,10 +265,10 @@ def test_the_job_answers_in_json_and_draws_a_sheet(
     assert [answer.query for answer in found.answers] == queries
     answers = engine.search_images(_images(tiny_index, ids), 4)
     for answer, hits in zip(found.answers, answers, strict=True):
-        assert [row["id"] for row in answer.results] == hits.ids
-        scores = [row["score"] for row in answer.results]
+        assert [found.id for found in answer.results] == hits.ids
+        scores = [found.score for found in answer.results]
         np.testing.assert_allclose(scores, hits.scores, atol=2e-3)
-        assert answer.results[0].keys() == {"id", "score"}
+    assert json.loads(line)["answers"][0]["results"][0].keys() == {"id", "score"}
     with Image.open(tmp_path / "new/sheet.png") as sheet:
         sheet.load()
         assert sheet.format == "PNG"

@@ -216,6 +216,12 @@ class Folder:
             raise UserError(f"cannot {doing} {place}: {_reason(error, self.is_s3)}") from error
 
 
+def read_uri(uri: str) -> bytes:
+    """The content of one file, on disk or in S3."""
+    folder, slash, name = uri.rpartition("/")
+    return Folder(folder + slash if slash else ".").read(name)
+
+
 def _sort(folders: dict[str, Any]) -> None:
     ordered = sorted(folders.items())
     folders.clear()

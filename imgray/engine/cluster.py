@@ -17,6 +17,7 @@ import ray
 from imgray.errors import UserError
 
 LOCAL_STORE_BYTES = 300 * 2**20
+TASK_RETRIES = 5
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_LOG_LEVEL": "ERROR",

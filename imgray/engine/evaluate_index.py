@@ -14,15 +14,15 @@ import pyarrow.parquet as pq
 import ray
 from pydantic import BaseModel, RootModel
 
-from imgray.artifacts.folder import Folder, Skipped
+from imgray.artifacts.folder import Folder, Skipped, read_uri
 from imgray.artifacts.manifest import NAME, Manifest, read_file, read_manifest
 from imgray.data.pixels import SUFFIXES
-from imgray.engine.cluster import cluster, cores
+from imgray.engine.cluster import TASK_RETRIES, cluster, cores
+from imgray.engine.fan_out import search_shards
 from imgray.engine.progress import say
 from imgray.engine.rows import Source
-from imgray.engine.search import check_fingerprints, encode, read_image
+from imgray.engine.search import check_fingerprints, encode
 from imgray.engine.settings import EvaluateConfig
-from imgray.engine.shards import TASK_RETRIES, search_shards
 from imgray.errors import UserError
 from imgray.features.columns import Vectors, columns_of
 from imgray.features.extractor import load_extractor
@@ -47,7 +47,7 @@ class Truth(BaseModel):
     def read(cls, uri: str) -> Truth:
         """Read a CSV with the columns id and group."""
         try:
-            rows = list(csv.DictReader(io.StringIO(read_image(uri).decode("utf-8-sig"))))
+            rows = list(csv.DictReader(io.StringIO(read_uri(uri).decode("utf-8-sig"))))
         except (UnicodeDecodeError, csv.Error) as error:
             raise UserError(f"--truth {uri}: not a CSV file: {error}") from None
         if not rows or not {"id", "group"} <= rows[0].keys():

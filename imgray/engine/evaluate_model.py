@@ -11,11 +11,10 @@ from torch import Tensor
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_manifest
 from imgray.data.datasets import open_dataset
-from imgray.engine.cluster import cluster, given_device, plan_pool
+from imgray.engine.cluster import TASK_RETRIES, cluster, given_device, plan_pool
 from imgray.engine.evaluate_index import Scores
 from imgray.engine.progress import Progress
 from imgray.engine.settings import EvaluateModelConfig
-from imgray.engine.shards import TASK_RETRIES
 from imgray.training.examples import Examples
 from imgray.training.loop import Loader, add_up, in_threads, precision
 from imgray.training.models import load_model, load_task

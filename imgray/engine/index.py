@@ -33,13 +33,13 @@ from imgray.artifacts.manifest import (
     read_manifest,
     scratch,
 )
-from imgray.engine.cluster import cluster
+from imgray.engine.cluster import TASK_RETRIES, cluster
 from imgray.engine.producer import produce
 from imgray.engine.progress import Progress, say
 from imgray.engine.report import REPORT, measure, read_report
 from imgray.engine.rows import BLOCK, Source
 from imgray.engine.settings import SHARD_IMAGES, IndexConfig
-from imgray.engine.shards import CODEBOOKS, FREQUENCY, TASK_RETRIES
+from imgray.engine.shards import CODEBOOKS, FREQUENCY
 from imgray.errors import UserError
 from imgray.features.columns import FeatureInfo, choose
 from imgray.features.extractor import ExtractorConfig, weights_file

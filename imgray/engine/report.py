@@ -12,8 +12,8 @@ from pydantic import BaseModel
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import Manifest, read_file
+from imgray.engine.fan_out import search_shards
 from imgray.engine.rows import BLOCK, Source
-from imgray.engine.shards import search_shards
 from imgray.features.columns import Vectors, choose
 from imgray.retrieval.codebook import unit
 

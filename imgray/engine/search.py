@@ -8,16 +8,17 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel
 
-from imgray.artifacts.folder import Folder
+from imgray.artifacts.folder import Folder, read_uri
 from imgray.artifacts.manifest import Manifest, read_manifest
 from imgray.data.pixels import Rejected
 from imgray.engine import sheets
 from imgray.engine.settings import SearchConfig
 from imgray.engine.shards import open_shards
 from imgray.errors import UserError
+from imgray.features.backbones import visible_device
 from imgray.features.columns import FeatureInfo, Vectors, columns_of
 from imgray.features.extractor import Extractor, Prepared, load_extractor
-from imgray.retrieval.deepindex import Hits
+from imgray.retrieval.deepindex import Hits, Result
 
 QUERIES_AT_ONCE = 16
 
@@ -52,13 +53,28 @@ class SearchEngine:
         self.folder = Folder(uri)
         self.manifest = read_manifest(self.folder, "index")
         self.index = open_shards(self.folder, self.manifest)
-        self.extractor = load_extractor(self.folder, self.manifest)
+        self.extractor = load_extractor(self.folder, self.manifest).to(visible_device())
         check_fingerprints(self.manifest, self.extractor.describe())
 
-    def search_images(self, images: Mapping[str, bytes], top: int) -> list[Hits]:
-        """Rank the collection for encoded images by name. `UserError` for one that is none."""
+    def search_images(
+        self,
+        images: Mapping[str, bytes],
+        top: int,
+        weights: Mapping[str, float] | None = None,
+        prefix: str = "",
+    ) -> list[Hits]:
+        """Rank the collection for encoded images by name, as `DeepIndex.search`.
+
+        Raises `UserError` for one that is none.
+        """
         vectors = encode(self.extractor, images)
-        return self.index.search(vectors, top)
+        return self.index.search(vectors, top, weights, prefix)
+
+    def picture(self, id: str) -> bytes:
+        """The bytes of an indexed image. Raises `UserError` for an id that the index lacks."""
+        if not self.index.holds(id):
+            raise UserError(f"{self.folder.uri}: the index has no image {id!r}")
+        return Folder(self.manifest.about["images"]).read(id)
 
 
 def check_fingerprints(manifest: Manifest, columns: Mapping[str, FeatureInfo]) -> None:
@@ -77,10 +93,10 @@ class Answer(BaseModel):
     """The results of one query, best first."""
 
     query: str
-    results: list[dict[str, str | float]]
+    results: list[Result]
 
     def __str__(self) -> str:
-        lines = [f"{row['score']:8.4f}  {row['id']}" for row in self.results]
+        lines = [f"{found.score:8.4f}  {found.id}" for found in self.results]
         return "\n".join([self.query, *lines])
 
 
@@ -97,24 +113,16 @@ class SearchResult(BaseModel):
 
 def search(config: SearchConfig) -> SearchResult:
     """Answer query images from a published index, in this process."""
-    images = {uri: read_image(uri) for uri in config.query}
+    images = {uri: read_uri(uri) for uri in config.query}
     engine = SearchEngine(config.index)
     answers = engine.search_images(images, config.top)
     if config.contact_sheet:
         collection = Folder(engine.manifest.about["images"])
         sheets.draw_results(Path(config.contact_sheet), collection, images, answers)
     return SearchResult(
-        answers=[_answer(uri, hits) for uri, hits in zip(images, answers, strict=True)],
+        answers=[
+            Answer(query=uri, results=hits.results())
+            for uri, hits in zip(images, answers, strict=True)
+        ],
         contact_sheet=config.contact_sheet,
     )
-
-
-def read_image(uri: str) -> bytes:
-    """The bytes of one image on disk or in S3."""
-    folder, slash, name = uri.rpartition("/")
-    return Folder(folder + slash if slash else ".").read(name)
-
-
-def _answer(query: str, hits: Hits) -> Answer:
-    pairs = zip(hits.ids, hits.scores, strict=True)
-    return Answer(query=query, results=[{"id": id, "score": round(float(s), 6)} for id, s in pairs])

@@ -1,23 +1,17 @@
-"""Open the shards of a published index, and search them: without torch, which is slow to load."""
+"""Open the shards of a published index: without Ray, and without torch, which is slow to load."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
 import numpy as np
-import ray
 from safetensors.numpy import load as load_safetensors
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import Manifest, local_file, read_file
 from imgray.retrieval.codebook import Codebooks
-from imgray.retrieval.deepindex import DeepIndex, Hits, Shard, merge
+from imgray.retrieval.deepindex import DeepIndex, Shard
 
-if TYPE_CHECKING:
-    from imgray.features.columns import Vectors
-
-TASK_RETRIES = 5
 CODEBOOKS, FREQUENCY = "codebooks.safetensors", "frequency.safetensors"
 
 
@@ -38,18 +32,3 @@ def open_shards(
         shards.append(Shard(local_file(folder, entry), local_file(folder, table), offset))
         offset += entry.rows
     return DeepIndex(codebooks, frequency, manifest.counts["images"], shards)
-
-
-def search_shards(folder: Folder, manifest: Manifest, vectors: Vectors, top: int) -> list[Hits]:
-    """Search every shard in a Ray task of its own, and merge: what one process would answer."""
-    task = ray.remote(num_cpus=1, max_retries=TASK_RETRIES)(_search_shard)
-    queries = ray.put(vectors)
-    shards = range(manifest.counts["shards"])
-    parts = ray.get([task.remote(folder, manifest, n, queries, top) for n in shards])
-    return [merge(answers, top) for answers in zip(*parts, strict=True)]
-
-
-def _search_shard(
-    folder: Folder, manifest: Manifest, number: int, vectors: Vectors, top: int
-) -> list[Hits]:
-    return open_shards(folder, manifest, [number]).search(vectors, top)

@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from imgray.errors import UserError
 from imgray.retrieval.backend import faiss
@@ -38,6 +39,13 @@ Ints = NDArray[np.int64]
 THREADS = 8
 NOTHING = -1e9
 """A cosine that all exceed: range search then gives whole lists."""
+
+
+class Result(BaseModel):
+    """An image of the collection, and how alike it is."""
+
+    id: str
+    score: float
 
 
 class Hits(NamedTuple):
@@ -50,6 +58,11 @@ class Hits(NamedTuple):
     scores: NDArray[np.float64]
     ids: list[str]
     touched: int
+
+    def results(self) -> list[Result]:
+        """Ids and scores, as every answer to a user gives them."""
+        pairs = zip(self.ids, self.scores.tolist(), strict=True)
+        return [Result(id=id, score=round(score, 6)) for id, score in pairs]
 
 
 def merge(parts: Sequence[Hits], top: int) -> Hits:
@@ -345,6 +358,10 @@ class DeepIndex:
         sizes = [shard.index.invlists.list_size for shard in self.shards]
         counts = [sum(size(number) for size in sizes) for number in lists.ravel().tolist()]
         return np.array(counts, np.int64).reshape(lists.shape)
+
+    def holds(self, id: str) -> bool:
+        """Whether an image is in these shards."""
+        return bool(pc.index(self.ids, id).as_py() >= 0)
 
     def ids_of(self, positions: Ints) -> list[str]:
         """Ids of images by their position in the collection."""

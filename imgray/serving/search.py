@@ -18,7 +18,7 @@ from imgray.artifacts.manifest import Manifest
 from imgray.engine.report import Report, read_report
 from imgray.errors import UserError
 from imgray.features.columns import FeatureInfo, columns_of
-from imgray.retrieval.deepindex import Hits, merge
+from imgray.retrieval.deepindex import Hits, Result, merge
 from imgray.serving.calls import call, call_with_picture
 from imgray.serving.guard import RETRY_AFTER, ErrorAnswer, Refusal, faulty
 from imgray.serving.metrics import timed
@@ -28,13 +28,6 @@ from imgray.serving.shards import Question, shards_of
 from imgray.serving.versions import Holder, Version
 
 log = logging.getLogger("ray.serve")
-
-
-class Result(BaseModel):
-    """An image of the collection, and how alike it is."""
-
-    id: str
-    score: float
 
 
 class Shards(BaseModel):
@@ -112,11 +105,10 @@ class Searcher:
             answers = await asyncio.gather(*asked)
         missing = self._missing(index, answers)
         hits = merge([hits for hits in answers if isinstance(hits, Hits)], options.top)
-        pairs = zip(hits.ids, hits.scores.tolist(), strict=True)
         answered = index.shards - len(missing)
         return SearchAnswer(
             version=index.version.digest,
-            results=[Result(id=id, score=round(score, 6)) for id, score in pairs],
+            results=hits.results(),
             shards=Shards(total=index.shards, answered=answered, missing=missing),
         )
 

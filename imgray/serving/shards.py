@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from imgray.engine.shards import open_shards
@@ -70,13 +68,9 @@ class ShardGroup:
     async def holds(self, version: Version, id: str) -> bool:
         """Whether an image is in these shards."""
         index = await self.holder.get(version)
-        return index is not None and await asyncio.to_thread(_holds, index.ids, id)
+        return index is not None and await asyncio.to_thread(index.holds, id)
 
 
 def _search(index: DeepIndex, question: Question) -> Hits:
     vectors = {name: v[None].astype(np.float32) for name, v in question.vectors.items()}
     return index.search(vectors, question.top, question.weights, question.prefix)[0]
-
-
-def _holds(ids: pa.ChunkedArray, id: str) -> bool:
-    return bool(pc.index(ids, id).as_py() >= 0)
