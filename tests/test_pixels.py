@@ -11,7 +11,7 @@ from PIL import Image
 from poison import ORANGE, TURNED, encoded, exif_of, halves, scene, stored, write_poison
 
 from imgray.data import pixels
-from imgray.data.pixels import Rejected, decode, decode_sized, resize
+from imgray.data.pixels import Rejected, decode, decode_sized, encode, resize
 
 Kinds = tuple[Path, dict[str, str | None]]
 
@@ -225,3 +225,35 @@ def test_resize_keeps_the_whole_image() -> None:
     assert small[:, 0].min() > 200
     assert small[:, -1].min() > 200
     assert small[:, 10:30].max() < 20
+
+
+def test_a_picture_in_memory_is_encoded_without_loss(kinds: Kinds) -> None:
+    """In any mode, upright, transparency on white: as its file would be decoded."""
+    good = [name for name, reason in kinds[1].items() if reason is None]
+    for name in good:
+        data = _read(kinds, name)
+        with Image.open(io.BytesIO(data)) as picture:
+            found = decode(encode(picture))
+        assert found.tobytes() == decode(data).tobytes(), name
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "HSV", "LAB", "YCbCr", "F", "1", "P", "RGBa"])
+def test_every_mode_of_pillow_is_encoded(mode: str) -> None:
+    assert decode(encode(Image.new(mode, (80, 60)))).size == (80, 60)
+
+
+def test_an_array_is_encoded_as_it_is() -> None:
+    values = np.random.default_rng(0).integers(0, 256, (7, 9, 3), np.uint8)
+    np.testing.assert_array_equal(np.asarray(decode(encode(values))), values)
+    np.testing.assert_array_equal(np.asarray(decode(encode(values[::2, ::-1]))), values[::2, ::-1])
+    grey = np.asarray(decode(encode(values[..., 0])))
+    np.testing.assert_array_equal(grey, np.repeat(values[..., :1], 3, axis=2))
+
+
+def test_a_damaged_picture_in_memory_is_rejected() -> None:
+    data = encoded(Image.effect_noise((200, 200), 50), "JPEG")
+    with (
+        Image.open(io.BytesIO(data[: len(data) // 2])) as picture,
+        pytest.raises(Rejected, match="damaged or truncated"),
+    ):
+        encode(picture)

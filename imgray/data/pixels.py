@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,6 +77,37 @@ def decode_sized(
 def check_header(data: bytes, max_pixels: int = MAX_PIXELS) -> None:
     """Refuse by the header alone, without decoding. Raises `Rejected`."""
     _opened(data, max_pixels)
+
+
+def encode(image: Image.Image | NDArray[Any]) -> bytes:
+    """A picture in memory as a PNG that decodes to the pixels `decode` makes of that picture.
+
+    Args:
+        image: of Pillow, in any mode, turned upright as its EXIF orientation says; or uint8
+            (H, W, 3) or (H, W).
+
+    Raises:
+        Rejected: another array, or a picture that cannot be loaded.
+    """
+    if isinstance(image, np.ndarray):
+        image = _from_array(image)
+    buffer = io.BytesIO()
+    try:
+        image.load()
+        _rgb(_upright(image, _orientation(image))).save(buffer, "PNG", compress_level=1)
+    except (MemoryError, Rejected):
+        raise
+    except Exception as error:
+        raise Rejected(f"damaged or truncated: {_line(error)}") from None
+    return buffer.getvalue()
+
+
+def _from_array(values: NDArray[Any]) -> Image.Image:
+    whole = values.ndim == 2 or (values.ndim == 3 and values.shape[2] == 3)
+    if values.dtype != np.uint8 or not whole or not values.size:
+        shape = " x ".join(map(str, values.shape))
+        raise Rejected(f"array of {values.dtype}, {shape}; expected uint8, H x W x 3 or H x W")
+    return Image.fromarray(values)
 
 
 def resize(image: Image.Image, size: int) -> NDArray[np.uint8]:

@@ -14,6 +14,8 @@ from imgray.errors import UserError
 
 Vectors = dict[str, NDArray[np.float32]]
 """Feature name to float32 (B, R, C)."""
+HALF = pa.float16()
+"""As which features are stored."""
 
 
 class FeatureInfo(BaseModel):
@@ -26,13 +28,13 @@ class FeatureInfo(BaseModel):
     fingerprint: str
 
 
-def schema(columns: dict[str, FeatureInfo]) -> pa.Schema:
-    """One row per image: id, width, height and one float16 list of R x C per feature."""
+def schema(columns: dict[str, FeatureInfo], number: pa.DataType = HALF) -> pa.Schema:
+    """One row per image: id, width, height and one list of R x C numbers per feature."""
     fields = [("id", pa.string()), ("width", pa.int32()), ("height", pa.int32())]
     return pa.schema(
         [pa.field(name, kind) for name, kind in fields]
         + [
-            pa.field(name, pa.list_(pa.float16(), info.regions * info.dim), metadata=_text(info))
+            pa.field(name, pa.list_(number, info.regions * info.dim), metadata=_text(info))
             for name, info in columns.items()
         ]
     )
