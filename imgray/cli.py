@@ -101,7 +101,7 @@ def _named(commands: Mapping[str, Command], words: Sequence[str]) -> tuple[str, 
     if asked in (["-h"], ["--help"]):
         _show(_overview(commands, group))
         raise SystemExit(0)
-    wrong = _unknown(group, words, list(names)) if asked else _overview(commands, group)
+    wrong = _unknown(group, words, list(commands)) if asked else _overview(commands, group)
     print(wrong, file=sys.stderr)
     raise SystemExit(2)
 
