@@ -61,10 +61,8 @@ def test_a_relative_path_is_another_place_from_another_folder(
             ["net=w/a=b.safetensors", "cfn=s3://b/m/"],
             ["net={here}/w/a=b.safetensors", "cfn=s3://b/m"],
         ),
-        (["net=auto"], ["net=auto"]),
         ({"models/cfn/": "f00"}, {"{here}/models/cfn": "f00"}),
-        ("auto", "auto"),
-        ("none", "none"),
+        ("auto", "{here}/auto"),
         (None, None),
         ([], []),
     ],
@@ -78,6 +76,12 @@ def test_every_kind_of_setting_that_names_places(here: Path, value: Any, expecte
         return item.replace("{here}", str(here)) if isinstance(item, str) else item
 
     assert settled({"x": value}, {"x"}) == {"x": filled(expected)}
+
+
+@pytest.mark.parametrize("value", ["auto", "none", ["net=auto"]])
+def test_words_stand_for_weights_alone(here: Path, value: Any) -> None:
+    assert settled({"weights": value}, {"weights"}) == {"weights": value}
+    assert settled({"images": value}, {"images"}) != {"images": value}
 
 
 def test_a_recipe_names_places_too(here: Path) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from imgray.artifacts import manifest as m
 from imgray.artifacts.folder import Folder
@@ -209,3 +210,33 @@ def test_a_manifest_without_notes_of_work_remains_after_a_late_interruption(fold
     folder.write("_work/run.json", json.dumps(CONFIG).encode())
     assert begin(folder, "features", CONFIG) == sealed
     assert not folder.sizes("_work")
+
+
+@pytest.mark.parametrize("content", ['{"name": "an extension", "version": 2}', "[]", "\xff"])
+def test_overwriting_spares_what_has_a_manifest_of_its_own(tmp_path: Path, content: str) -> None:
+    (tmp_path / "manifest.json").write_text(content, "latin-1")
+    (tmp_path / "main.js").write_text("work of years")
+    with pytest.raises(UserError, match="not an imgray artifact"):
+        m.begin(Folder(str(tmp_path)), "index", {}, overwrite=True)
+    assert (tmp_path / "main.js").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"sha256": "/etc/passwd"}, {"sha256": "../" * 20 + "x"}, {"sha256": ""}, {"size": -1},
+        {"rows": -1}, {"name": "../outside"}, {"name": "/etc/passwd"}, {"name": "a//b"},
+        {"name": "."}, {"name": ""},
+    ],
+)  # fmt: skip
+def test_an_entry_names_a_file_of_the_artifact_and_a_digest(wrong: dict[str, Any]) -> None:
+    good = {"name": "a/part..x", "size": 3, "sha256": "0a" * 32, "rows": 0}
+    assert m.FileEntry.model_validate(good)
+    with pytest.raises(ValidationError):
+        m.FileEntry.model_validate(good | wrong)
+
+
+def test_a_manifest_of_endless_brackets_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("[" * 200_000)
+    with pytest.raises(UserError, match="damaged"):
+        m.read_manifest(Folder(str(tmp_path)), "index")

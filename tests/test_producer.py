@@ -39,7 +39,7 @@ def output(tmp_path: Path) -> Folder:
 
 
 def _produce(output: Folder, work: Work, overwrite: bool = False) -> Manifest:
-    return produce(output, "index", work.settings, work, note=NOTE, overwrite=overwrite)
+    return produce(output, "index", work.settings, work, sources=[], note=NOTE, overwrite=overwrite)
 
 
 def test_an_artifact_is_made_once(output: Folder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,3 +76,17 @@ def test_overwriting_does_all_anew(output: Folder) -> None:
     work = Work(output, {"size": 32})
     assert _produce(output, work, overwrite=True).config == {"size": 32}
     assert work.done == [NOTE, "part-2"]
+
+
+@pytest.mark.parametrize("inside", ["", "/images", "/a/b"])
+def test_what_is_read_is_not_written_over(output: Folder, inside: str) -> None:
+    made = _produce(output, Work(output, SETTINGS))
+    work = Work(output, SETTINGS)
+    with pytest.raises(UserError, match="which is read, lies there"):
+        produce(
+            output, "index", SETTINGS, work,
+            sources=[output.uri + inside], note=NOTE, overwrite=True,
+        )  # fmt: skip
+    assert read_manifest(output, "index") == made
+    beside = [output.uri + "-2", str(Path(output.uri).parent)]
+    produce(output, "index", SETTINGS, work, sources=beside, note=NOTE)

@@ -166,3 +166,19 @@ def test_an_artifact_in_s3(s3: S3) -> None:
     assert _check(folder.uri).faults == []
     _flip(folder, "pictures/0/1.png")
     assert _check(folder.uri).faults == [f"{folder.uri}/pictures/0/1.png: its content has changed"]
+
+
+def test_content_that_is_not_ours_is_a_fault_and_the_others_are_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its digests hold: whoever published it was not imgray."""
+    for name, data in (("strange", b"no Parquet"), ("sound", None)):
+        folder = Folder(str(tmp_path / name))
+        files = [] if data is None else [entry_of("part-0.parquet", data)]
+        if data:
+            folder.write("part-0.parquet", data)
+        publish(folder, Manifest(kind="predictions", config={}, files=files))
+    found = verify(VerifyConfig(artifacts=[str(tmp_path / "strange"), str(tmp_path / "sound")]))
+    strange, sound = found.artifacts
+    assert "not what imgray writes" in strange.faults[0]
+    assert (sound.faults, found.exit_code) == ([], 2)

@@ -12,8 +12,8 @@ Identity = dict[str, Any]
 Migrate = Callable[[Identity], Identity]
 """Brings settings that an earlier run has stored to the form that today's are stored in."""
 
-KEYWORDS = frozenset({"auto", "none"})
-"""What may stand in the place of a URI."""
+KEYWORDS = {"weights": frozenset({"auto", "none"})}
+"""What may stand in the place of a URI, by setting."""
 
 
 def settled(settings: Mapping[str, Any], uris: Collection[str]) -> Identity:
@@ -22,15 +22,18 @@ def settled(settings: Mapping[str, Any], uris: Collection[str]) -> Identity:
     Args:
         settings: by name.
         uris: names of the settings that hold URIs: one, a list of `NAME=URI`, or a dictionary by
-            URI. The words `auto` and `none` stay, as does what is not set.
+            URI. What is not set stays, and so do `KEYWORDS`.
     """
-    return {key: _absolute(value) if key in uris else value for key, value in settings.items()}
+    return {
+        key: _absolute(value, KEYWORDS.get(key, frozenset())) if key in uris else value
+        for key, value in settings.items()
+    }
 
 
-def _absolute(value: Any) -> Any:
+def _absolute(value: Any, keywords: Collection[str]) -> Any:
     if isinstance(value, list):
         pairs = [item.partition("=") for item in value]
-        return [f"{name}={_absolute(uri)}" for name, _, uri in pairs]
+        return [f"{name}={_absolute(uri, keywords)}" for name, _, uri in pairs]
     if isinstance(value, dict):
-        return {_absolute(uri): item for uri, item in value.items()}
-    return value if value is None or value in KEYWORDS else Folder(value).absolute
+        return {_absolute(uri, keywords): item for uri, item in value.items()}
+    return value if value is None or value in keywords else Folder(value).absolute

@@ -15,7 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    ValidationError,
+    field_validator,
+)
 
 from imgray import __version__
 from imgray.artifacts.folder import Folder
@@ -36,9 +43,16 @@ class FileEntry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    size: int
-    sha256: str
-    rows: int = 0
+    size: NonNegativeInt
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    rows: NonNegativeInt = 0
+
+    @field_validator("name")
+    @classmethod
+    def _inside(cls, name: str) -> str:
+        if name.startswith("/") or not {"", ".", ".."}.isdisjoint(name.split("/")):
+            raise ValueError(f"{name!r} names no file of the artifact")
+        return name
 
 
 class Manifest(BaseModel):
@@ -52,7 +66,7 @@ class Manifest(BaseModel):
     config: dict[str, Any]
     made_from: dict[str, str] = Field(default_factory=dict)
     """URI or name of every source, with its digest."""
-    counts: dict[str, int] = Field(default_factory=dict)
+    counts: dict[str, NonNegativeInt] = Field(default_factory=dict)
     about: dict[str, Any] = Field(default_factory=dict)
     """What a reader needs to know before it opens a data file, such as the features' shapes."""
     files: list[FileEntry]
@@ -120,7 +134,7 @@ def read_manifest(folder: Folder, kind: Kind | None = None) -> Manifest:
             )
         manifest = Manifest.model_validate(raw)
         intact = manifest.sealed().to_bytes() == data
-    except (ValueError, AttributeError, ValidationError):
+    except (ValueError, AttributeError, RecursionError, ValidationError):
         intact = False
     if not intact:
         raise UserError(
@@ -170,6 +184,23 @@ def local_file(folder: Folder, entry: FileEntry) -> Path:
 def cache() -> Path:
     """Where files fetched from S3 are kept on this machine."""
     return Path(os.environ.get("IMGRAY_CACHE") or Path.home() / ".cache" / "imgray")
+
+
+@contextlib.contextmanager
+def opening(folder: Folder) -> Iterator[None]:
+    """Within the block, what an artifact's verified but strange content raises is a `UserError`.
+
+    Digests say that files are as they were published, not that imgray has published them.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(
+            f"{folder.uri}: its content is not what imgray writes ({reason}); make it again"
+        ) from error
 
 
 def _differs(folder: Folder, entry: FileEntry) -> UserError:
@@ -223,11 +254,22 @@ def _started_with(folder: Folder) -> Identity:
 
 def discard(folder: Folder) -> None:
     """Remove an artifact, or the beginnings of one; any other folder is refused."""
-    if folder.exists(NAME) or folder.exists(_RUN):
+    if folder.exists(_RUN) or _is_manifest(folder):
         folder.remove(NAME)
         folder.remove("")
     elif folder.sizes():
         raise UserError(f"{folder.uri}: not an imgray artifact, so --overwrite leaves it alone")
+
+
+def _is_manifest(folder: Folder) -> bool:
+    """Whether a folder's `manifest.json` is one of ours, perhaps damaged or of another version.
+
+    Applications of the web and browser extensions have files of this name too.
+    """
+    if not folder.exists(NAME):
+        return False
+    data = folder.read(NAME)
+    return all(f'"{word}":'.encode() in data for word in ("kind", "format", "imgray"))
 
 
 @contextlib.contextmanager

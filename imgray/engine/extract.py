@@ -77,6 +77,7 @@ def extract(config: ExtractConfig) -> ExtractResult:
         "features",
         identity,
         partial(_extract, config, identity, output),
+        sources=[config.images, *models],
         note=LISTED,
         overwrite=config.overwrite,
         migrate=migrate,

@@ -97,6 +97,7 @@ def build_index(config: IndexConfig) -> IndexResult:
         "index",
         identity,
         partial(_build, config, source, settings, output, made_from, identity),
+        sources=[config.features],
         note=FITTED,
         overwrite=config.overwrite,
         migrate=migrate,
@@ -183,7 +184,8 @@ def _build(
     _warn_of_many(settings.lists)
     cuts = _cuts(source.rows, config.shards)
     receipts = _build_shards(remote(_build_shard), source, output, codebooks, cuts)
-    frequency = _sum_frequencies(output, receipts, settings.lists)
+    kept = Codebooks.from_bytes(read_file(output, codebooks)).settings  # of an earlier run, perhaps
+    frequency = _sum_frequencies(output, receipts, kept.lists)
     built = time.monotonic()
     files = [codebooks, frequency] + [file for receipt in receipts for file in receipt.files]
     files += _copy_weights(source, made_from, output)

@@ -99,6 +99,7 @@ def predict(config: PredictConfig) -> PredictResult:
         "predictions",
         identity,
         partial(_predict, config, identity, output, task),
+        sources=[config.images, config.model],
         note=LISTED,
         overwrite=config.overwrite,
         migrate=migrate,

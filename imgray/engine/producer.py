@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.identity import Identity, Migrate
 from imgray.artifacts.manifest import Kind, Manifest, begin, nothing_left_before, publish
 from imgray.engine.progress import say
+from imgray.errors import UserError
 
 MADE: dict[Kind, str] = {
     "features": "extracted",
@@ -24,6 +25,7 @@ def produce(
     identity: Identity,
     work: Callable[[], Manifest],
     *,
+    sources: Collection[str],
     note: str,
     overwrite: bool = False,
     migrate: Migrate = dict,
@@ -35,6 +37,7 @@ def produce(
         kind: of the artifact.
         identity: the settings that determine its content.
         work: writes the data files that are not there yet, and gives the manifest to publish.
+        sources: URIs that the work reads, none of which may lie in `output`.
         note: the file in `output` that the first finished part of the work leaves. What is refused
             before leaves nothing behind, so that the corrected command need not overwrite.
         overwrite: remove what an earlier run has left.
@@ -43,9 +46,19 @@ def produce(
     Raises:
         UserError: `output` holds something else, or the work cannot be done.
     """
+    for uri in sources:
+        _refuse_inside(output, Folder(uri))
     finished = begin(output, kind, identity, overwrite, migrate)
     if finished is not None:
         say(f"{output.uri}: already {MADE[kind]}, nothing to do")
         return finished
     with nothing_left_before(output, note):
         return publish(output, work())
+
+
+def _refuse_inside(output: Folder, source: Folder) -> None:
+    """Refuse to write over what is read. Raises `UserError`."""
+    if f"{source.absolute}/".startswith(f"{output.absolute.rstrip('/')}/"):
+        raise UserError(
+            f"--output {output.uri}: {source.uri}, which is read, lies there; choose another folder"
+        )

@@ -8,7 +8,7 @@ import numpy as np
 from safetensors.numpy import load as load_safetensors
 
 from imgray.artifacts.folder import Folder
-from imgray.artifacts.manifest import Manifest, local_file, read_file
+from imgray.artifacts.manifest import Manifest, local_file, opening, read_file
 from imgray.retrieval.codebook import Codebooks
 from imgray.retrieval.deepindex import DeepIndex, Shard
 
@@ -19,6 +19,11 @@ def open_shards(
     folder: Folder, manifest: Manifest, only: Collection[int] | None = None
 ) -> DeepIndex:
     """Load an index, or some shards of it, every file verified against the manifest before use."""
+    with opening(folder):
+        return _opened(folder, manifest, only)
+
+
+def _opened(folder: Folder, manifest: Manifest, only: Collection[int] | None) -> DeepIndex:
     codebooks = Codebooks.from_bytes(read_file(folder, manifest.file(CODEBOOKS)))
     stored = load_safetensors(read_file(folder, manifest.file(FREQUENCY)))
     frequency = np.zeros(codebooks.settings.lists, np.int64)

@@ -110,6 +110,7 @@ def train(config: TrainConfig) -> TrainResult:
         "model",
         identity,
         partial(_train, config, recipe, identity, output),
+        sources=[config.data, *([recipe.start] if recipe.start else [])],
         note=CHECKPOINTS,
         overwrite=config.overwrite,
         migrate=_migrated,

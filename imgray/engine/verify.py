@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from imgray.artifacts.folder import Folder
-from imgray.artifacts.manifest import NAME, Manifest, read_manifest
+from imgray.artifacts.manifest import NAME, Manifest, opening, read_manifest
 from imgray.engine.progress import Progress
 from imgray.engine.settings import VerifyConfig
 from imgray.errors import UserError
@@ -68,13 +68,16 @@ def _check(folder: Folder) -> Checked:
         return found.model_copy(update={"faults": [str(error)]})
     found.kind, found.files, found.bytes = manifest.kind, 1, sizes.pop(NAME)
     progress = Progress("verify", len(sizes), unit="files")
-    for name, digest, size in _listed(folder, manifest, found):
-        have = sizes.pop(name, None)
-        if fault := _fault(folder, name, digest, size, have):
-            found.faults.append(fault)
-        found.files += 1
-        found.bytes += have or 0
-        progress.add(have is not None)
+    try:
+        for name, digest, size in _listed(folder, manifest, found):
+            have = sizes.pop(name, None)
+            if fault := _fault(folder, name, digest, size, have):
+                found.faults.append(fault)
+            found.files += 1
+            found.bytes += have or 0
+            progress.add(have is not None)
+    except UserError as error:
+        found.faults.append(str(error))
     progress.add(len(sizes))
     found.beside = sorted(sizes)
     return found
@@ -97,7 +100,7 @@ def _listed(
 
 def _pictures(folder: Folder, part: str) -> Iterator[tuple[str, str, None]]:
     """Name and SHA-256 of the pictures that a table of predictions names."""
-    with folder.open(part) as file:
+    with opening(folder), folder.open(part) as file:
         for batch in pq.ParquetFile(file).iter_batches(columns=["picture", "sha256"]):
             for row in batch.to_pylist():
                 if row["picture"] is not None:

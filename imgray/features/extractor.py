@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from imgray.artifacts.folder import Folder
-from imgray.artifacts.manifest import Manifest, entry_of, read_file
+from imgray.artifacts.manifest import Manifest, entry_of, opening, read_file
 from imgray.data import pixels
 from imgray.features.backbones import Backbone, BackboneConfig, regions_of
 from imgray.features.columns import FeatureInfo, Vectors
@@ -130,12 +130,13 @@ def save_extractor(extractor: Extractor, folder: Folder) -> list[Any]:
 
 def load_extractor(folder: Folder, manifest: Manifest) -> Extractor:
     """The extractor that made an artifact, from the verified weights inside it."""
-    config = ExtractorConfig.model_validate(manifest.about["extractor"])
-    nets = {
-        name: restore(net, read_file(folder, manifest.file(weights_file(name))))
-        for name, net in config.nets.items()
-    }
-    return Extractor(config, nets)
+    with opening(folder):
+        config = ExtractorConfig.model_validate(manifest.about["extractor"])
+        nets = {
+            name: restore(net, read_file(folder, manifest.file(weights_file(name))))
+            for name, net in config.nets.items()
+        }
+        return Extractor(config, nets)
 
 
 def to_table(

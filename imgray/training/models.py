@@ -20,6 +20,7 @@ from imgray.artifacts.manifest import (
     FileEntry,
     Manifest,
     entry_of,
+    opening,
     read_file,
     read_manifest,
     sha256,
@@ -166,17 +167,21 @@ def load_backbone(
 
 def load_task(folder: Folder, manifest: Manifest) -> tuple[Recipe, Task]:
     """The recipe and the task of a model artifact, without its tensors. Raises `UserError`."""
-    settings = json.loads(read_file(folder, manifest.file(CONFIG)))
-    recipe = validate(Recipe, settings["recipe"], f"{folder.uri}/{CONFIG}")
-    return recipe, task_of(recipe, settings["classes"])
+    with opening(folder):
+        settings = json.loads(read_file(folder, manifest.file(CONFIG)))
+        recipe = validate(Recipe, settings["recipe"], f"{folder.uri}/{CONFIG}")
+        return recipe, task_of(recipe, settings["classes"])
 
 
 def load_states(folder: Folder, manifest: Manifest) -> States:
     """The verified tensors of a model artifact."""
-    found: States = unpack(read_file(folder, manifest.file(WEIGHTS)))
-    return found
+    with opening(folder):
+        found: States = unpack(read_file(folder, manifest.file(WEIGHTS)))
+        return found
 
 
 def fingerprint_of(manifest: Manifest) -> str:
-    """The digest of a model's tensors, recipe and classes."""
+    """The digest of a model's tensors, recipe and classes. Raises `UserError` if there is none."""
+    if "fingerprint" not in manifest.about:
+        raise UserError("a model's manifest without a fingerprint; make the model again")
     return str(manifest.about["fingerprint"])
