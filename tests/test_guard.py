@@ -209,3 +209,15 @@ def test_a_form_may_say_that_it_is_in_utf_8(client: TestClient) -> None:
     for charset in ("utf-8", '"UTF-8"'):
         headers = {**KEY, "Content-Type": f"{FORM}; charset={charset}"}
         assert client.post("/", content=content, headers=headers).json()["prefix"] == "ö"
+
+
+@pytest.mark.parametrize("content", [b"", b"# none yet\n\n", b"\xff\xfe\x00"])
+def test_a_file_without_keys_is_no_reason_to_be_open(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "keys").write_bytes(content)
+    with pytest.raises(UserError, match=r"keys: (holds no key|cannot be read \(not UTF-8\))"):
+        Keys(str(tmp_path / "keys"), "IMGRAY_API_KEYS")
+
+
+def test_a_mark_at_the_start_of_a_file_belongs_to_no_key(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_bytes("first\nsecond\n".encode("utf-8-sig"))
+    assert Keys(str(tmp_path / "keys"), "IMGRAY_API_KEYS").know("first")

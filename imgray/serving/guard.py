@@ -116,14 +116,13 @@ class Keys:
     """
 
     def __init__(self, file: str | None, variable: str) -> None:
-        lines = os.environ.get(variable, "").split(",")
+        keys = _keys(os.environ.get(variable, "").split(","))
         if file:
-            try:
-                lines += Path(file).read_text().splitlines()
-            except OSError as fault:
-                raise UserError(f"{file}: cannot be read ({fault.strerror})") from None
-        found = (line.strip() for line in lines)
-        self.digests = [_digest(key) for key in found if key and not key.startswith("#")]
+            found = _keys(_text(file).splitlines())
+            if not found:
+                raise UserError(f"{file}: holds no key; give one a line, or leave the file out")
+            keys += found
+        self.digests = [_digest(key) for key in keys]
 
     def __bool__(self) -> bool:
         return bool(self.digests)
@@ -132,6 +131,20 @@ class Keys:
         """Whether this is one of the keys."""
         given = _digest(key)
         return any([hmac.compare_digest(given, digest) for digest in self.digests])
+
+
+def _keys(lines: Iterable[str]) -> list[str]:
+    stripped = (line.strip() for line in lines)
+    return [line for line in stripped if line and not line.startswith("#")]
+
+
+def _text(file: str) -> str:
+    try:
+        return Path(file).read_text("utf-8-sig")
+    except OSError as fault:
+        raise UserError(f"{file}: cannot be read ({fault.strerror})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: cannot be read (not UTF-8)") from None
 
 
 def _digest(key: str) -> bytes:

@@ -149,7 +149,7 @@ def _reason(message: str) -> str:
 
 def _pair(item: str) -> tuple[str, str]:
     name, equals, uri = item.partition("=")
-    if not (equals and uri and name.replace("-", "").replace("_", "").isalnum()):
+    if not (equals and uri and re.fullmatch("[A-Za-z0-9_-]+", name)):
         raise UserError(f"--model {item}: expected NAME=URI, NAME of letters, digits, - and _")
     return name, Folder(uri).absolute
 
