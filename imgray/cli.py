@@ -162,17 +162,26 @@ def _end(_signal: int, _frame: types.FrameType | None) -> None:
 
 
 def _show(text: str) -> None:
-    """Print a line or several; that nobody reads on, as after `head`, is no error."""
+    """Print a line or several; that nobody reads on, as after `head`, is no error.
+
+    Raises `SystemExit` where they cannot be written, as on a full disk.
+    """
     try:
         print(text, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        print(f"error: cannot write the result: {error.strerror}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def leave(code: int) -> NoReturn:
     """End the process. Its work is done: Ray's native threads may abort while Python unloads."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream:  # None where it was closed from the start
+            with contextlib.suppress(OSError):
+                stream.flush()
     os._exit(code)
 
 
@@ -193,6 +202,7 @@ def run_job(
         config, as_json = parse(model, argv, program, listing)
         with contextlib.redirect_stdout(sys.stderr):  # Ray prints news of its workers there
             result = work(config)
+        _show(json.dumps(result.model_dump(mode="json")) if as_json else str(result))
     except KeyboardInterrupt:
         print("interrupted: nothing half-done is visible; run it again to go on", file=sys.stderr)
         return 130
@@ -202,7 +212,6 @@ def run_job(
             raise
         print(f"error: {cause}", file=sys.stderr)
         return 3 if isinstance(cause, TooManyRejected) else 2
-    _show(json.dumps(result.model_dump(mode="json")) if as_json else str(result))
     return int(getattr(result, "exit_code", 0))
 
 
@@ -268,7 +277,7 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> N
     kind = _without_none(field.annotation)
     extra = field.json_schema_extra
     if isinstance(extra, dict) and extra.get("positional"):
-        parser.add_argument(name, nargs="+", metavar=_metavar(name, field), help=_help(field))
+        parser.add_argument(name, nargs="*", metavar=_metavar(name, field), help=_help(field))
         return
     if kind is bool:
         options["action"] = argparse.BooleanOptionalAction

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import typing
 from pathlib import Path
@@ -23,7 +24,7 @@ TRUSTED = "IMGRAY_TRUSTED_MODULES"
 class JobConfig(BaseModel):
     """Base of every job's settings. Unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     runtime: ClassVar[frozenset[str]] = frozenset()
     """Settings that do not change the content of the output, such as the number of workers."""
@@ -46,7 +47,8 @@ def validate(model: type[Model], values: Any, place: str = "") -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise UserError("; ".join(_fault(place, item) for item in error.errors())) from None
+        faults = [item for item in error.errors() if item["type"] != "default_factory_not_called"]
+        raise UserError("; ".join(_fault(place, item) for item in faults)) from None
 
 
 def _fault(place: str, item: Any) -> str:
@@ -81,7 +83,7 @@ def class_named(name: str, base: type[Any], what: str) -> Any:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{what} {name!r}: {error}; expected package.module:Class") from None
-    if not (isinstance(found, type) and issubclass(found, base)):
+    if not (isinstance(found, type) and issubclass(found, base)) or inspect.isabstract(found):
         raise UserError(f"{what} {name!r}: not a {what}")
     _refuse_untrusted(found.__module__, f"{what} {name!r}")
     return found
@@ -114,5 +116,7 @@ def parse_yaml(text: str | bytes, place: str) -> Any:
     """The value of a YAML text; `place` says where it stands. Raises `UserError`."""
     try:
         return yaml.safe_load(text)
+    except RecursionError:
+        raise UserError(f"{place}: nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:  # the latter for such as the 13th month
         raise UserError(f"{place}: not YAML: {' '.join(str(error).split())}") from None

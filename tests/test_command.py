@@ -149,7 +149,7 @@ def test_version_and_recipes_are_listed() -> None:
 
 
 def test_each_job_is_the_command_of_its_name() -> None:
-    assert sorted({name.split()[0] for name in COMMANDS} - {"verify"}) == JOBS
+    assert sorted({name.split()[0] for name in COMMANDS}) == JOBS
     for job in JOBS:
         script = [sys.executable, f"jobs/{job}.py", "--help"]
         done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -241,3 +241,25 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     process.stdout.close()
     assert process.stderr.read() == ""
     assert process.wait(timeout=30) == 0
+
+
+def test_a_result_that_cannot_be_written_is_one_line() -> None:
+    command = [sys.executable, "-m", "imgray", "--version"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert done.stderr == "error: cannot write the result: No space left on device\n"
+
+
+def test_a_closed_output_is_no_error() -> None:
+    command = f"{sys.executable} -m imgray --version >&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_is_verified_may_stand_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text(f"artifacts: [{tmp_path}/nothing]")
+    command = [sys.executable, "-m", "imgray", "verify", "--config", f"{tmp_path}/settings.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert "no artifact here" in done.stdout + done.stderr

@@ -279,3 +279,18 @@ def test_a_class_that_a_module_of_ours_has_only_imported_is_not_ours() -> None:
     """`torch.nn` has classes that read files or fill memory, with arguments of an artifact."""
     with pytest.raises(UserError, match=r"BaseModel': module pydantic\.main is not trusted"):
         class_named("imgray.config:BaseModel", BaseModel, "network")
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "a: " + "{b: " * 3000])
+def test_settings_nested_without_end_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "deep.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"deep.yaml: (nested too deeply|not YAML)"):
+        parse(Settings, ["--config", str(path)])
+
+
+def test_a_class_that_is_only_a_base_is_none_of_its_kind() -> None:
+    from imgray.training.task import Task
+
+    with pytest.raises(UserError, match="not a task"):
+        class_named("imgray.training.task:Task", Task, "task")

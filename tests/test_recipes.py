@@ -177,3 +177,21 @@ def test_a_change_that_is_not_yaml_is_refused_in_one_line(change: str) -> None:
         _read("cfn-digits", change)
     assert str(error.value).startswith(f"--set {change}: not YAML: ")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ("epochs=.inf", "epochs"), ("settings.rate=.nan", "rate"), ("seed=1" + "0" * 40, "seed"),
+        ("settings.resize=8", "resize 8 is less than size"),
+    ],
+)  # fmt: skip
+def test_numbers_that_cannot_be_meant_are_refused(change: str, fault: str) -> None:
+    with pytest.raises(UserError, match=fault):
+        task_of(read_recipe("cfn-digits", [change]), ["a", "b"])
+
+
+def test_a_wrong_format_is_one_fault() -> None:
+    with pytest.raises(UserError) as error:
+        read_recipe("cfn-digits", ["data.format=tar"])
+    assert ";" not in str(error.value)

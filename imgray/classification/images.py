@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from imgray.classification.cfn import LAYOUTS, FusionNet, layers_of
@@ -52,6 +52,12 @@ class ClassificationSettings(Settings):
     rate: float = Field(default=0.1, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=1e-4, ge=0)
+
+    @model_validator(mode="after")
+    def _large_enough(self) -> ClassificationSettings:
+        if self.resize is not None and self.resize < self.size:
+            raise ValueError(f"resize {self.resize} is less than size {self.size}")
+        return self
 
     def network(self, classes: int) -> dict[str, Any]:
         """The arguments of `FusionNet`."""

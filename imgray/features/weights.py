@@ -18,7 +18,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from imgray.artifacts.folder import Folder
+from imgray.artifacts.folder import read_uri
 from imgray.config import Precision, class_named
 from imgray.errors import UserError
 from imgray.features.backbones import Backbone, BackboneConfig, layer_paths, misfits
@@ -195,9 +195,8 @@ def _state(request: Request, library: str, name: str, net: nn.Module) -> dict[st
 
 
 def _from_uri(request: Request, net: nn.Module) -> dict[str, Tensor]:
-    folder, _, file = request.weights.rpartition("/")
     try:
-        state = load_safetensors(Folder(folder or ".").read(file))
+        state = load_safetensors(read_uri(request.weights))
     except UserError:
         raise
     except Exception as error:

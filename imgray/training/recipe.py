@@ -16,7 +16,7 @@ from imgray.data.datasets import Dataset, Format, open_dataset, open_hold_out
 class Settings(BaseModel):
     """Base of what a recipe may say to its task. Unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     uris: ClassVar[frozenset[str]] = frozenset()
     """Settings that name places."""
@@ -114,7 +114,7 @@ class Recipe(Settings):
     epochs: float | None = Field(default=None, gt=0)
     schedule: Schedule = Schedule()
     precision: Precision = "float32"
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     evaluate_every: float = Field(default=1.0, gt=0, description="epochs between evaluations")
     start: str | None = Field(default=None, description="model artifact to take weights from")
     checkpoint_every: int = Field(default=200, ge=1, description="steps a lost worker may cost")
