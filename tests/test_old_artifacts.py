@@ -15,6 +15,7 @@ import pytest
 import torch
 from pydantic import BaseModel
 
+import imgray.engine.index
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import Kind, Manifest, read_file, read_manifest, sha256
 from imgray.engine.extract import extract
@@ -272,7 +273,19 @@ def test_an_extraction_is_continued(ray_cluster: None, capsys: pytest.CaptureFix
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_an_index_is_continued(ray_cluster: None) -> None:
+@pytest.mark.parametrize("words", [None, (3, 2)])
+def test_an_index_is_continued(
+    ray_cluster: None, monkeypatch: pytest.MonkeyPatch, words: tuple[int, int] | None
+) -> None:
+    """With its own codebooks, though by today's defaults there would be fewer words."""
+    plan = imgray.engine.index._codebook_settings
+    if words:
+        fewer = {"codewords": words}
+        monkeypatch.setattr(
+            imgray.engine.index,
+            "_codebook_settings",
+            lambda *given: plan(*given).model_copy(update=fewer),
+        )
     name = "index-unfinished"
     kept = _kept(name, "codebooks.safetensors", "shard-00000.faiss", "shard-00000.parquet")
     assert len(kept) == 3

@@ -1,4 +1,4 @@
-"""Settings of the service: arguments of the Serve application, in YAML, and of `jobs/serve.py`.
+"""Settings of the service: arguments of the Serve application, in YAML, and of `imgray serve`.
 
 Read before anything is served: this module needs neither Ray nor PyTorch.
 """
