@@ -78,7 +78,8 @@ def _check(folder: Folder) -> Checked:
             progress.add(have is not None)
     except UserError as error:
         found.faults.append(str(error))
-    progress.add(len(sizes))
+    if sizes:
+        progress.add(len(sizes))
     found.beside = sorted(sizes)
     return found
 
