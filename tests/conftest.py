@@ -87,7 +87,7 @@ def nodes(_nodes: Nodes) -> Nodes:
     return _nodes
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shared_head() -> Iterator[head.Cluster]:
     """A head node with a job server and keys for a service, as a shared cluster has one."""
     with head.start(IMGRAY_API_KEYS="a-key,another", IMGRAY_ADMIN_KEYS=service.ADMIN) as found:

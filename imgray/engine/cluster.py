@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -57,7 +58,12 @@ def cluster() -> Iterator[None]:
         raise UserError(f"cannot join Ray at {address or 'this machine'}: {reason}") from None
     try:
         with _silent_once_interrupted():
-            yield
+            try:
+                yield
+            except BaseException as error:
+                # Ray Data's iterators in these frames end their work, for which Ray must be there.
+                traceback.clear_frames(error.__traceback__)
+                raise
     finally:
         with _deaf(), quiet():
             ray.shutdown()
