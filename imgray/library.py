@@ -16,7 +16,8 @@ from PIL import Image
 
 from imgray.artifacts.folder import Folder, read_uri
 from imgray.artifacts.manifest import read_manifest
-from imgray.data import pixels
+from imgray.data import fields, pixels
+from imgray.data.fields import Input, Output, checked, sole_picture
 from imgray.errors import UserError
 from imgray.features.columns import columns_of, schema
 from imgray.retrieval.backend import check_installed
@@ -35,7 +36,9 @@ Picture = bytes | str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 Pixels are encoded without loss and go the way of all images: one picture has one answer. Only a
 JPEG of more than about twice the size that a network takes may answer in slightly other numbers
 by its pixels than by its bytes, which are decoded at a fraction of the size."""
-Each = TypeVar("Each", bound=Picture)
+Record = Picture | Mapping[str, Any]
+"""What a model is asked about: its inputs by name, or for one that takes a picture just that."""
+Each = TypeVar("Each", bound=Record)
 
 PREDICTED_AT_ONCE = 16
 
@@ -129,40 +132,81 @@ class Model:
         self._model.to(self._device)
 
     @property
+    def inputs(self) -> Mapping[str, Input]:
+        """What it takes, by name."""
+        return self._model.task.inputs
+
+    @property
+    def outputs(self) -> Mapping[str, Output]:
+        """What it gives, by name."""
+        return self._model.task.outputs
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of scores and of the values of painted pictures."""
         return self._model.task.classes
 
     @overload
-    def predict(self, image: Picture) -> Prediction: ...
+    def predict(self, record: Record, /) -> Prediction: ...
 
     @overload
-    def predict(self, image: list[Each]) -> list[Prediction]: ...
+    def predict(self, record: list[Each], /) -> list[Prediction]: ...
 
-    def predict(self, image: Picture | list[Each]) -> Prediction | list[Prediction]:
-        """What the model says of an image, or of each of a list: as `imgray predict` writes it.
+    @overload
+    def predict(self, /, **inputs: Any) -> Prediction: ...
+
+    def predict(
+        self, record: Record | list[Each] | None = None, /, **inputs: Any
+    ) -> Prediction | list[Prediction]:
+        """What the model says of a record, or of each of a list: as `imgray predict` writes it.
 
         `row` is its line of the predictions table; `picture` is what a model paints, uint8 (H, W)
         or (H, W, 3), else None. A list goes through the network in batches.
 
+        Args:
+            record: a picture, a mapping from the names of inputs, or a list of either.
+            inputs: instead, one record: `predict(photo="a.jpg", caption="a dog")`.
+
         Raises:
-            UserError: no image.
+            UserError: an input that is missing, unknown or not as declared.
         """
-        if not isinstance(image, list):
-            return self._predict([(_name(image), image)])[0]
-        named = [(_name(one, f"image[{place}]"), one) for place, one in enumerate(image)]
-        starts = range(0, len(named), PREDICTED_AT_ONCE)
-        batches = (named[start : start + PREDICTED_AT_ONCE] for start in starts)
+        if (record is None) != bool(inputs):
+            raise UserError("predict takes a record, or inputs by name: one of them")
+        if not isinstance(record, list):
+            return self._predict([("", inputs if record is None else record)])[0]
+        placed = [(f"[{place}]", one) for place, one in enumerate(record)]
+        starts = range(0, len(placed), PREDICTED_AT_ONCE)
+        batches = (placed[start : start + PREDICTED_AT_ONCE] for start in starts)
         return [found for batch in batches for found in self._predict(batch)]
 
-    def _predict(self, images: Sequence[tuple[str, Picture]]) -> list[Prediction]:
-        return self._model.predict([self._prepared(*one) for one in images], self._device)
+    def _predict(self, records: Sequence[tuple[str, Record]]) -> list[Prediction]:
+        return self._model.predict([self._prepared(*one) for one in records], self._device)
 
-    def _prepared(self, name: str, image: Picture) -> Arrays:
+    def _prepared(self, place: str, record: Record) -> Arrays:
+        named = isinstance(record, Mapping)
+        given = record if isinstance(record, Mapping) else {self._picture(): record}
+        what = f"record{place}" if named else _name(record, f"{self._picture()}{place}")
         try:
-            return self._model.task.prepare(_bytes(image, name))
+            values = {
+                name: _value(f"{name}{place}", self.inputs.get(name), one)
+                for name, one in given.items()
+            }
+            return self._model.task.prepare(checked(self.inputs, values))
         except pixels.Rejected as error:
-            raise UserError(f"{name}: {error}") from None
+            raise UserError(f"{what}: {error}") from None
+
+    def _picture(self) -> str:
+        """The input that a mere picture is."""
+        name = sole_picture(self.inputs)
+        if name is None:
+            raise UserError(f"this model takes {', '.join(self.inputs)}: give them by name")
+        return name
+
+
+def _value(name: str, declared: Input | None, given: Any) -> Any:
+    """An input as `checked` takes it. Raises `UserError`."""
+    absent = given is None and declared is not None and declared.optional
+    return given if absent or not isinstance(declared, fields.Picture) else _bytes(given, name)
 
 
 def _bytes(image: Picture | None, name: str = "image") -> bytes:

@@ -26,6 +26,8 @@ from running import Job, Start, run
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_file, read_manifest
 from imgray.data import samples
+from imgray.data.collections import Files
+from imgray.data.fields import Values
 from imgray.engine.cluster import Pool
 from imgray.engine.collection import Rejections, process_collection
 from imgray.errors import UserError
@@ -212,7 +214,7 @@ class _Deadly:
 
     schema = pa.schema([("id", pa.string())])
 
-    def prepare(self, data: bytes) -> None:
+    def prepare(self, values: Values) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def process(self, ids: Sequence[str], batch: Sequence[None]) -> tuple[pa.Table, Rejections]:
@@ -222,10 +224,11 @@ class _Deadly:
 def test_an_image_that_kills_every_worker_ends_the_job(
     ray_cluster: None, photos: Path, tmp_path: Path
 ) -> None:
+    collection = Files(Folder(str(photos)), "image")
     with pytest.raises(UserError, match="a worker died 6 times"):
         process_collection(
-            "test", Folder(str(photos)), Folder(str(tmp_path)), _Deadly, Pool(1, 1, 0),
-            batch_size=8, shard_size=8, suffixes=[".jpg"],
+            "test", collection, Folder(str(tmp_path)), _Deadly, Pool(1, 1, 0),
+            batch_size=8, shard_size=8,
         )  # fmt: skip
     assert not (tmp_path / "manifest.json").exists()
 

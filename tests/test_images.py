@@ -47,7 +47,7 @@ def test_a_picture_is_scaled_whole_and_its_centre_cut(size: Size, settings: Any)
     picture = _noise(size)
     scaled = picture.resize(whole, Image.Resampling.BICUBIC, reducing_gap=3.0)  # type: ignore[arg-type]
     left, top = ((length - side) // 2 for length in whole)
-    found = _task(**settings).prepare(encoded(picture, "PNG"))["image"]
+    found = _task(**settings).prepare({"image": encoded(picture, "PNG")})["image"]
     np.testing.assert_array_equal(found, scaled.crop((left, top, left + side, top + side)))
 
 
@@ -58,7 +58,7 @@ def test_a_thin_picture_needs_bounded_memory(size: Size, short: int, side: int) 
     task = _task(size=side, resize=short, pad=4, mirror=True)
     with _memory(400 * 2**20):
         seen = [
-            task.prepare(data)["image"],
+            task.prepare({"image": data})["image"],
             task.example({"image": data, "label": 0}, np.random.default_rng(0))["image"],
         ]
     assert {(image.dtype.name, image.shape) for image in seen} == {("uint8", (side, side, 3))}
@@ -72,6 +72,6 @@ def test_leaving_out_the_ends_hardly_changes_the_centre(
     picture = _noise((length, 2), seed=1)
     data = encoded(picture.transpose(Image.Transpose.ROTATE_90) if upright else picture, "PNG")
     task = _task(size=32)
-    whole = task.prepare(data)["image"].astype(int)
+    whole = task.prepare({"image": data})["image"].astype(int)
     monkeypatch.setattr(images, "MOST_PIXELS", 32 * 500)
-    assert np.abs(task.prepare(data)["image"] - whole).max() <= 1
+    assert np.abs(task.prepare({"image": data})["image"] - whole).max() <= 1

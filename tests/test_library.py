@@ -189,7 +189,7 @@ def test_a_model_says_what_its_task_says(model: Model, segmenter: str, tmp_path:
     Image.fromarray(pixels).save(tmp_path / "a.png")
     raw = load_model(segmenter)
     data = (tmp_path / "a.png").read_bytes()
-    [expected] = raw.predict([raw.task.prepare(data)], "cpu")
+    [expected] = raw.predict([raw.task.prepare({"image": data})], "cpu")
     for image in (data, tmp_path / "a.png", pixels, Image.fromarray(pixels)):
         found = model.predict(image)
         assert found.row == expected.row

@@ -178,7 +178,7 @@ def test_the_classification_model_predicts_what_it_did() -> None:
     model = load_model("model-classification")
     assert model.fingerprint == EXPECTED["fingerprints"]["model-classification"]
     ids = list(EXPECTED["predictions"])
-    prepared = [model.task.prepare(Path("images", id).read_bytes()) for id in ids]
+    prepared = [model.task.prepare({"image": Path("images", id).read_bytes()}) for id in ids]
     for id, found in zip(ids, model.predict(prepared, "cpu"), strict=True):
         wanted = EXPECTED["predictions"][id]
         assert found.row["labels"] == wanted["labels"]
@@ -189,7 +189,7 @@ def test_the_classification_model_predicts_what_it_did() -> None:
 def test_a_model_paints_what_it_did(name: str) -> None:
     wanted = EXPECTED["pictures"][name]
     model = load_model(f"model-{name}")
-    prepared = model.task.prepare(Path("images", wanted["image"]).read_bytes())
+    prepared = model.task.prepare({"image": Path("images", wanted["image"]).read_bytes()})
     [found] = model.predict([prepared], "cpu")
     assert found.picture is not None
     assert list(found.picture.shape) == wanted["shape"]

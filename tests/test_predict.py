@@ -83,7 +83,7 @@ def test_predictions_are_the_models_own(ray_cluster: None, made: Any, tmp_path: 
     assert sorted(rows) == [f"{number}.png" for number in range(5)]
     model = load_model(uri)
     for id, row in rows.items():
-        arrays = model.task.prepare((images / id).read_bytes())
+        arrays = model.task.prepare({"image": (images / id).read_bytes()})
         with torch.inference_mode():
             batch = {name: torch.tensor(array)[None] for name, array in arrays.items()}
             [alone] = model.learner.predict(batch)

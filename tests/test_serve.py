@@ -126,7 +126,7 @@ def test_an_embedding_is_the_extracted_one(
 
 def _predicted(uri: str, data: bytes) -> Any:
     model = load_model(uri)
-    arrays = model.task.prepare(data)
+    arrays = model.task.prepare({"image": data})
     with torch.inference_mode():
         batch = {name: torch.tensor(value)[None] for name, value in arrays.items()}
         return model.learner.predict(batch)[0]

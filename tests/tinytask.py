@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from imgray.data.datasets import Dataset, Record
+from imgray.data.fields import Label, Picture, Text, Values
 from imgray.errors import UserError
 from imgray.training.recipe import Settings
 from imgray.training.task import Arrays, Batch, Learner, Prediction, Task
@@ -33,17 +34,19 @@ class TinySettings(Settings):
 class TinyTask(Task):
     Settings = TinySettings
     settings: TinySettings
-    columns = pa.schema([("label", pa.string())])
+    inputs = {"image": Picture()}
+    truth = {"label": Label()}
+    outputs = {"label": Text()}
 
     def check_classes(self, part: Dataset) -> None:
         if len(part.classes) > len(self.classes):
             raise UserError("more classes than the model has")
 
-    def prepare(self, data: bytes) -> Arrays:
-        return {"point": np.frombuffer(data, np.float32)}
+    def prepare(self, values: Values) -> Arrays:
+        return {"point": np.frombuffer(values["image"], np.float32)}
 
     def example(self, record: Record, chance: np.random.Generator | None) -> Arrays:
-        point = self.prepare(record["image"])["point"]
+        point = self.prepare(record)["point"]
         if chance is not None:
             point = point + self.settings.noise * chance.normal(size=2).astype(np.float32)
         return {"point": point, "label": np.array(record["label"])}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -29,6 +28,7 @@ from imgray.classification.relaxed import (
 from imgray.classification.ridges import nms
 from imgray.classification.segmentation import mask_of, same_size
 from imgray.data.datasets import Dataset, Record
+from imgray.data.fields import Boundaries, ClassMap, Picture, Scores
 from imgray.drawing import plots
 from imgray.errors import UserError
 from imgray.features.backbones import standardised
@@ -66,7 +66,8 @@ class EdgeDetection(PixelTask):
     kind = "edges"
     Settings = EdgeSettings
     settings: EdgeSettings
-    columns = pa.schema([("edge_share", pa.float32())])
+    truth = {"boundaries": Boundaries(optional=True), "mask": ClassMap((), optional=True)}
+    outputs = {"edge_share": Scores(), "edges": Picture()}
 
     def check_classes(self, part: Dataset) -> None:
         if not {"boundaries", "mask"} & part[0].keys():

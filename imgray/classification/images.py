@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from imgray.classification.fusion import Fusion
 from imgray.classification.rates import sgd
 from imgray.data import pixels
 from imgray.data.datasets import Dataset, Record
+from imgray.data.fields import Label, Labels, Picture, Values
 from imgray.drawing import plots
 from imgray.errors import UserError
 from imgray.features.backbones import BackboneConfig, standardised
@@ -71,14 +71,9 @@ class Classification(Task):
     kind = "classify"
     Settings = ClassificationSettings
     settings: ClassificationSettings
-    columns = pa.schema(
-        [
-            ("label", pa.string()),
-            ("score", pa.float32()),
-            ("labels", pa.list_(pa.string())),
-            ("scores", pa.list_(pa.float32())),
-        ]
-    )
+    inputs = {"image": Picture()}
+    truth = {"label": Label()}
+    outputs = {"labels": Labels(scores="scores", best=("label", "score"))}
 
     def check_training_data(self, train: Dataset) -> None:
         super().check_training_data(train)
@@ -109,11 +104,8 @@ class Classification(Task):
         sides = [f"side{place}" for place in range(1, len(weights))]
         return {plots.FUSION: plots.fusion(weights.numpy(), [*sides, "main"])}
 
-    def words(self, row: Mapping[str, Any]) -> list[tuple[str, float]]:
-        return list(zip(row["labels"], row["scores"], strict=True))
-
-    def prepare(self, data: bytes) -> Arrays:
-        return {"image": self._cut(self._decoded(data), None)}
+    def prepare(self, values: Values) -> Arrays:
+        return {"image": self._cut(self._decoded(values["image"]), None)}
 
     def example(self, record: Record, chance: np.random.Generator | None) -> Arrays:
         image = self._decoded(record["image"])

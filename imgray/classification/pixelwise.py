@@ -13,6 +13,7 @@ from torch import Tensor
 
 from imgray.classification.trunk import TRUNKS, Trunk
 from imgray.data import pixels
+from imgray.data.fields import Picture, Values
 from imgray.drawing import plots
 from imgray.features import weights
 from imgray.training.recipe import Settings, one_of
@@ -54,9 +55,10 @@ class PixelTask(Task):
 
     one_shape = False
     settings: PixelSettings
+    inputs = {"image": Picture()}
 
-    def prepare(self, data: bytes) -> Arrays:
-        return {"image": photograph(data, self.settings.longest)[0]}
+    def prepare(self, values: Values) -> Arrays:
+        return {"image": photograph(values["image"], self.settings.longest)[0]}
 
     def portraits(self, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, bytes]:
         """The weights of a local or shared fusion."""

@@ -5,13 +5,10 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
 from torch import Tensor
@@ -21,9 +18,9 @@ from imgray.classification.fusion import Fusion
 from imgray.classification.images import confusion
 from imgray.classification.pixelwise import PixelSettings, PixelTask, cut, photograph, trunk_of
 from imgray.classification.rates import sgd
+from imgray.data import fields
 from imgray.data.datasets import Dataset, Record
 from imgray.drawing import plots
-from imgray.drawing.canvas import distinct
 from imgray.errors import UserError
 from imgray.features.backbones import standardised
 from imgray.training.task import Arrays, Batch, Learner, Prediction
@@ -45,10 +42,17 @@ class Segmentation(PixelTask):
     kind = "segment"
     Settings = SegmentationSettings
     settings: SegmentationSettings
-    columns = pa.schema([("classes", pa.list_(pa.string())), ("shares", pa.list_(pa.float32()))])
 
     def __init__(self, settings: SegmentationSettings, classes: Sequence[str]) -> None:
         super().__init__(settings, settings.classes)
+
+    @property
+    def truth(self) -> Mapping[str, fields.Input]:
+        return {"mask": fields.ClassMap(self.classes)}
+
+    @property
+    def outputs(self) -> Mapping[str, fields.Output]:
+        return {"classes": fields.Labels(scores="shares"), "mask": fields.ClassMap(self.classes)}
 
     def check_classes(self, part: Dataset) -> None:
         if "mask" not in part[0]:
@@ -92,14 +96,6 @@ class Segmentation(PixelTask):
             "loss": float(sums["loss"] / counts.sum()),
             **by_class,
         }
-
-    def words(self, row: Mapping[str, Any]) -> list[tuple[str, float]]:
-        pairs = zip(row["classes"], row["shares"], strict=True)
-        return sorted(pairs, key=lambda pair: -pair[1])
-
-    @property
-    def palette(self) -> NDArray[np.uint8]:
-        return distinct(len(self.classes))
 
     def plot(self, sums: Mapping[str, Tensor], path: Path) -> None:
         """The confusion matrix of pixels."""

@@ -241,6 +241,23 @@ class Label(Input):
         return {"type": ["integer", "string"]}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Boundaries(Input):
+    """The boundaries that several people have drawn in a picture: bool (A, H, W), A >= 1."""
+
+    type = "boundaries"
+
+    def value(self, given: Any) -> NDArray[np.bool_]:
+        found = np.asarray(given)
+        if found.ndim != 3 or not len(found) or found.dtype.kind not in "biu":
+            raise Rejected("maps of boundaries, annotators x height x width, are expected")
+        return found.astype(bool)
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        return {"type": "array", "items": {"type": "array", "items": {"type": "array"}}}
+
+
 @dataclass(frozen=True)
 class Labels(Output):
     """Classes with their scores, from 0 to 1: two lists, of which `NAME` holds the classes.

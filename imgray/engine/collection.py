@@ -1,4 +1,4 @@
-"""Run a step over every image of a collection, exactly once.
+"""Run a step over every record of a collection, exactly once.
 
 The sorted listing is frozen at the start and cut into shards; a shard is a row group of
 `listing.parquet`. A worker turns one shard into `part-NNNNN.parquet` and, if images were set
@@ -13,7 +13,7 @@ import io
 import itertools
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
@@ -27,7 +27,9 @@ from ray.util.annotations import RayDeprecationWarning
 
 from imgray.artifacts.folder import Entry, Folder, Skipped
 from imgray.artifacts.manifest import WORK, FileEntry, Manifest, entry_of, entry_of_file, scratch
-from imgray.data.pixels import MAX_BYTES, Rejected
+from imgray.data.collections import Collection, open_collection
+from imgray.data.fields import Input, Values
+from imgray.data.pixels import Rejected
 from imgray.engine.cluster import Pool, plan_pool
 from imgray.engine.progress import Progress, say
 from imgray.engine.settings import CollectionConfig
@@ -46,19 +48,30 @@ _LISTING = pa.schema([("id", pa.string()), ("size", pa.int64())])
 _REJECTED = pa.schema([("id", pa.string()), ("stage", pa.string()), ("reason", pa.string())])
 
 Rejections = list[tuple[str, str, str]]
-"""Id, stage (`read`, `decode` or the step's own) and reason of every image set aside."""
+"""Id, stage (`read`, `decode` or the step's own) and reason of every record set aside."""
 
 
 class Step(Protocol):
-    """What a job does with images on one worker."""
+    """What a job does with records on one worker."""
 
     schema: pa.Schema
 
-    def prepare(self, data: bytes) -> Any:
-        """Decode one image; runs in a thread. Raises `Rejected`."""
+    def prepare(self, values: Values) -> Any:
+        """Decode the inputs of one record; runs in a thread. Raises `Rejected`."""
 
     def process(self, ids: Sequence[str], batch: Sequence[Any]) -> tuple[pa.Table, Rejections]:
-        """Turn a batch of prepared images into rows, setting aside those that cannot be."""
+        """Turn a batch of prepared records into rows, setting aside those that cannot be."""
+
+
+class MakeStep(Protocol):
+    """Makes the step on a worker, to which it is sent."""
+
+    @property
+    def inputs(self) -> Mapping[str, Input]:
+        """What the step takes, by name."""
+
+    def __call__(self) -> Step:
+        """The step."""
 
 
 class Receipt(BaseModel):
@@ -85,42 +98,41 @@ class Outcome(BaseModel):
 
 
 def process_configured(
-    what: str, config: CollectionConfig, output: Folder, make_step: Callable[[], Step]
+    what: str, config: CollectionConfig, output: Folder, make_step: MakeStep
 ) -> Outcome:
     """`process_collection` with the settings of a job, on the cluster that it has joined."""
     pool = plan_pool(config.workers, config.cpus_per_worker, config.gpus_per_worker)
     return process_collection(
         what,
-        Folder(config.images),
+        open_collection(config.images, make_step.inputs, config.suffixes),
         output,
         make_step,
         pool,
         batch_size=config.batch_size,
         shard_size=config.shard_size,
-        suffixes=config.suffixes,
     )
 
 
 def process_collection(
     what: str,
-    images: Folder,
+    collection: Collection,
     output: Folder,
     make_step: Callable[[], Step],
     pool: Pool,
     *,
     batch_size: int,
     shard_size: int,
-    suffixes: Sequence[str],
 ) -> Outcome:
-    """Do all shards that are not done yet, and account for every listed image."""
-    listing = _freeze_listing(images, output, shard_size, suffixes)
+    """Do all shards that are not done yet, and account for every listed record."""
+    listing = _freeze_listing(collection, output, shard_size)
     receipts = {r.shard: r for r in _receipts(output)}
     pending = [shard for shard in range(listing.shards) if shard not in receipts]
     earlier = sum(receipt.listed for receipt in receipts.values())
     if earlier:
         say(f"{what}: {earlier:,} of {listing.images:,} images were done by an earlier run")
     progress = Progress(what, listing.images, earlier)
-    worker = {"images": images, "output": output, "make_step": make_step, "batch": batch_size}
+    worker = {"collection": collection, "output": output, "make_step": make_step}
+    worker |= {"batch": batch_size, "shard_size": shard_size}
     for receipt in _run(pending, worker, pool):
         receipts[receipt.shard] = receipt
         progress.add(receipt.listed, receipt.rejected.rows if receipt.rejected else 0)
@@ -160,13 +172,11 @@ class _Listing(BaseModel):
     file: FileEntry
 
 
-def _freeze_listing(
-    images: Folder, output: Folder, shard_size: int, suffixes: Sequence[str]
-) -> _Listing:
+def _freeze_listing(collection: Collection, output: Folder, shard_size: int) -> _Listing:
     if output.exists(LISTED):
         return _Listing.model_validate_json(output.read(LISTED))
     skipped = Skipped()
-    entries = images.walk(suffixes, skipped)
+    entries = collection.entries(skipped)
     total = shards = 0
     with scratch() as folder:
         path = folder / LISTING
@@ -177,11 +187,11 @@ def _freeze_listing(
                 total, shards = total + len(chunk), shards + 1
         if not total:
             found = f", only {skipped}" if skipped.by_suffix else ""
-            raise UserError(f"{images.uri}: no images here{found}; see --suffixes")
+            raise UserError(f"{collection.uri}: no images here{found}; see --suffixes")
         file = entry_of_file(path, total)
         output.upload(path, LISTING)
     if skipped.by_suffix:
-        say(f"{images.uri}: passed over {skipped}")
+        say(f"{collection.uri}: passed over {skipped}")
     listing = _Listing(images=total, shards=shards, file=file)
     output.write(LISTED, listing.model_dump_json().encode())
     return listing
@@ -247,16 +257,18 @@ class Worker:
 
     def __init__(
         self,
-        images: Folder,
+        collection: Collection,
         output: Folder,
         make_step: Callable[[], Step],
         batch: int,
+        shard_size: int,
         pool: Pool,
     ) -> None:
         import torch
 
         torch.set_num_threads(pool.cpus)
-        self.images, self.output, self.batch = images, output, batch
+        self.collection, self.output = collection, output
+        self.batch, self.shard_size = batch, shard_size
         self.step = make_step()
         self.listing = pq.ParquetFile(output.open(LISTING))
         self.threads = ThreadPoolExecutor(4 * pool.cpus)
@@ -273,7 +285,9 @@ class Worker:
         if self.output.exists(note):
             return Receipt.model_validate_json(self.output.read(note))
         rows = self.listing.read_row_group(shard).to_pylist()
-        tables, rejections = self._rows([Entry(**row) for row in rows])
+        first = shard * self.shard_size
+        entries = [(first + place, Entry(**row)) for place, row in enumerate(rows)]
+        tables, rejections = self._rows(entries)
         table = pa.concat_tables([self.step.schema.empty_table(), *tables])
         receipt = Receipt(
             shard=shard,
@@ -284,7 +298,7 @@ class Worker:
         self.output.write(note, receipt.model_dump_json().encode())
         return receipt
 
-    def _rows(self, entries: list[Entry]) -> tuple[list[pa.Table], Rejections]:
+    def _rows(self, entries: list[tuple[int, Entry]]) -> tuple[list[pa.Table], Rejections]:
         tables: list[pa.Table] = []
         rejections: Rejections = []
         ready = _ahead(self.threads, self._prepare, entries, 2 * self.batch)
@@ -295,18 +309,15 @@ class Worker:
             rejections += refused
         return tables, rejections
 
-    def _prepare(self, entry: Entry) -> tuple[str, Any]:
-        """The prepared image, or the stage and reason of its rejection."""
-        if entry.size > MAX_BYTES:
-            return entry.id, ("read", f"file of {entry.size:,} bytes; at most {MAX_BYTES:,}")
+    def _prepare(self, numbered: tuple[int, Entry]) -> tuple[str, Any]:
+        """The prepared record, or the stage and reason of its rejection."""
+        number, entry = numbered
         try:
-            data = self.images.read(entry.id)
-        except UserError as error:
-            if not isinstance(error.__cause__, FileNotFoundError | PermissionError):
-                raise
+            values = self.collection.values(number, entry)
+        except Rejected as error:
             return entry.id, ("read", str(error))
         try:
-            return entry.id, self.step.prepare(data)
+            return entry.id, self.step.prepare(values)
         except Rejected as error:
             return entry.id, ("decode", str(error))
 

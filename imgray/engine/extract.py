@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.identity import Identity, settled
 from imgray.artifacts.manifest import Manifest, read_manifest
+from imgray.data.fields import Input, Picture, Values
 from imgray.engine.cluster import cluster, given_device
 from imgray.engine.collection import LISTED, Rejections, check_rejected, process_configured
 from imgray.engine.producer import produce
@@ -54,8 +55,8 @@ class ExtractStep:
         self.extractor = extractor
         self.schema = schema(columns)
 
-    def prepare(self, data: bytes) -> Prepared:
-        return self.extractor.prepare(data)
+    def prepare(self, values: Values) -> Prepared:
+        return self.extractor.prepare(values["image"])
 
     def process(self, ids: Sequence[str], batch: Sequence[Prepared]) -> tuple[pa.Table, Rejections]:
         table = to_table(ids, batch, vectors := self.extractor.run(batch), self.schema)
@@ -133,7 +134,9 @@ def build_extractor(config: ExtractConfig) -> Extractor:
 
 
 class StepFactory:
-    """Builds the step on a worker, from the weights in the output: all workers run the same."""
+    """Makes the step on a worker, from the weights in the output: all workers run the same."""
+
+    inputs: Mapping[str, Input] = {"image": Picture()}
 
     def __init__(
         self, output: Folder, config: ExtractorConfig, columns: dict[str, FeatureInfo]

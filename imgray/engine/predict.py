@@ -1,13 +1,13 @@
-"""Run a trained model over every image of a collection, exactly once, into a predictions artifact.
+"""Run a trained model over every record of a collection, exactly once: a predictions artifact.
 
-One row per image in `part-*.parquet`. A model that paints (segments, edges) also leaves a PNG per
-image below `pictures/`; the row holds its name and digest.
+One row per record in `part-*.parquet`. A model that paints (segments, edges) also leaves a PNG per
+record below `pictures/`; the row holds its name and digest.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.identity import Identity, settled
 from imgray.artifacts.manifest import Manifest, read_manifest, sha256
+from imgray.data.fields import Input, Values
 from imgray.engine.cluster import cluster, given_device
 from imgray.engine.collection import LISTED, Rejections, check_rejected, process_configured
 from imgray.engine.producer import produce
@@ -45,7 +46,7 @@ class PredictResult(BaseModel):
 
 
 class PredictStep:
-    """Encoded images to rows of the predictions artifact."""
+    """Records to rows of the predictions artifact."""
 
     def __init__(self, model: str, output: Folder) -> None:
         self.device = given_device()
@@ -55,8 +56,8 @@ class PredictStep:
         picture = [pa.field("picture", pa.string()), pa.field("sha256", pa.string())]
         self.schema = pa.schema([pa.field("id", pa.string()), *columns, *picture])
 
-    def prepare(self, data: bytes) -> Arrays:
-        return self.model.task.prepare(data)
+    def prepare(self, values: Values) -> Arrays:
+        return self.model.task.prepare(values)
 
     def process(self, ids: Sequence[str], batch: Sequence[Arrays]) -> tuple[pa.Table, Rejections]:
         found = self.model.predict(batch, self.device)
@@ -78,10 +79,10 @@ class PredictStep:
 
 
 class StepFactory:
-    """Builds the step on a worker, from the model artifact."""
+    """Makes the step on a worker, from the model artifact."""
 
-    def __init__(self, model: str, output: Folder) -> None:
-        self.model, self.output = model, output
+    def __init__(self, model: str, output: Folder, inputs: Mapping[str, Input]) -> None:
+        self.model, self.output, self.inputs = model, output, inputs
 
     def __call__(self) -> PredictStep:
         return PredictStep(self.model, self.output)
@@ -112,7 +113,7 @@ def predict(config: PredictConfig) -> PredictResult:
 
 def _predict(config: PredictConfig, identity: Identity, output: Folder, task: Task) -> Manifest:
     with cluster():
-        factory = StepFactory(identity["model"], output)
+        factory = StepFactory(identity["model"], output, task.inputs)
         outcome = process_configured("predict", config, output, factory)
     return Manifest(
         kind="predictions",

@@ -294,7 +294,8 @@ class Service:
         index = await self.searcher.current() if self.searcher and options.id else None
         image = await self._picture(pictures, options.id, index)
         method, retries = self.predictors[model.name].predict, self.limits.retries
-        return model, await call_with_picture(method, image, painted, retries=retries)
+        values = {"image": image}
+        return model, await call_with_picture(method, values, painted, retries=retries)
 
     def _model(self, kind: str, name: str | None) -> Served:
         fit = {n: model for n, model in self.models.items() if model.task.kind == kind}

@@ -1,4 +1,4 @@
-"""The deployment that runs one trained model on pictures."""
+"""The deployment that runs one trained model."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from ray import serve
 
+from imgray.data.fields import Picture, Values
 from imgray.data.pixels import Rejected, check_header
 from imgray.features.backbones import visible_device
 from imgray.serving.metrics import metrics, timed
@@ -43,16 +44,16 @@ class Predictor:
         self.model.to(self.device)
         batching.apply(self._run)
 
-    async def predict(self, image: bytes, painted: bool) -> Answer | Rejected:
-        """What the model says of a picture; one that cannot be decoded: the reason.
+    async def predict(self, values: Values, painted: bool) -> Answer | Rejected:
+        """What the model says of a record; of one that cannot be decoded: the reason.
 
         Args:
-            image: encoded.
+            values: its inputs by name, checked.
             painted: whether the picture that the model paints is wanted.
         """
         try:
             with timed("decode"):
-                prepared = await asyncio.to_thread(self._prepare, image)
+                prepared = await asyncio.to_thread(self._prepare, values)
         except Rejected as error:
             return error
         with timed("predict"):
@@ -67,9 +68,11 @@ class Predictor:
         """Answered when this replica can answer."""
         return True
 
-    def _prepare(self, image: bytes) -> Arrays:
-        check_header(image, self.pixels)
-        return self.model.task.prepare(image)
+    def _prepare(self, values: Values) -> Arrays:
+        for name, value in values.items():
+            if isinstance(self.model.task.inputs[name], Picture):
+                check_header(value, self.pixels)
+        return self.model.task.prepare(values)
 
     @serve.batch
     async def _run(self, items: list[Arrays]) -> list[Prediction]:

@@ -1,7 +1,7 @@
 """What a theme offers to the training loop (`imgray.training.loop`).
 
-A `Task` says how a record becomes an example, makes the networks with their optimizers, and sums up
-an evaluation.
+A `Task` declares what a model takes and gives (`imgray.data.fields`), says how a record becomes an
+example, makes the networks with their optimizers, and sums up an evaluation.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from torch.optim import Optimizer
 from imgray.artifacts.identity import settled
 from imgray.config import class_named, validate
 from imgray.data.datasets import Dataset, Record
+from imgray.data.fields import ClassMap, Input, Labels, Output, Values
+from imgray.drawing.canvas import distinct
 from imgray.errors import UserError
 from imgray.features.backbones import BackboneConfig
 from imgray.training.recipe import Recipe, Settings
@@ -31,7 +33,7 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one image: a row of the predictions table, and perhaps a picture.
+    """What a model says of one record: a row of the predictions table, and perhaps a picture.
 
     row: by column of `Task.columns`; picture: uint8 (H, W) or (H, W, 3).
     """
@@ -88,17 +90,44 @@ class Task(ABC):
     Settings: ClassVar[type[Settings]]
     one_shape: ClassVar[bool] = True
     """Whether images have one shape when they are not augmented, and so can form batches."""
-    columns: ClassVar[pa.Schema]
-    """Of the predictions table."""
     kind: ClassVar[str] = ""
-    """What a model of this task does over HTTP: POST /v1/KIND; none where it is empty."""
+    """POST /v1/KIND asks a model of this task as POST /v1/models/NAME does; none where empty."""
 
     def __init__(self, settings: Any, classes: Sequence[str]) -> None:
         self.settings, self.classes = settings, tuple(classes)
 
+    @property
     @abstractmethod
-    def prepare(self, data: bytes) -> Arrays:
-        """Decode an encoded image for prediction. Raises `pixels.Rejected`."""
+    def inputs(self) -> Mapping[str, Input]:
+        """What `prepare` takes, by name."""
+
+    @property
+    def truth(self) -> Mapping[str, Input]:
+        """What a record to learn from has beside the inputs, by name."""
+        return {}
+
+    @property
+    @abstractmethod
+    def outputs(self) -> Mapping[str, Output]:
+        """What a `Prediction` holds, by name."""
+
+    @property
+    def columns(self) -> pa.Schema:
+        """Of the predictions table, as the outputs have them."""
+        return pa.schema([f for name, one in self.outputs.items() for f in one.columns(name)])
+
+    @property
+    def painted(self) -> str | None:
+        """The output that is the picture of a prediction, if there is one."""
+        return next((name for name, one in self.outputs.items() if one.painted), None)
+
+    @abstractmethod
+    def prepare(self, values: Values) -> Arrays:
+        """Decode the inputs of a record, of which optional ones may lack, for prediction.
+
+        Raises:
+            pixels.Rejected: what cannot be decoded.
+        """
 
     @abstractmethod
     def example(self, record: Record, chance: np.random.Generator | None) -> Arrays:
@@ -142,13 +171,15 @@ class Task(ABC):
         return {}
 
     def words(self, row: Mapping[str, Any]) -> list[tuple[str, float]]:
-        """What a row of predictions says to a reader: names with shares (0 to 1), best first."""
-        return []
+        """What a row of predictions says to a reader: names with scores (0 to 1), best first."""
+        found = ((name, one) for name, one in self.outputs.items() if isinstance(one, Labels))
+        return next((one.pairs(name, row) for name, one in found), [])
 
     @property
     def palette(self) -> NDArray[np.uint8] | None:
         """Colours (n, 3) of the values of predicted pictures; None where they are shown as is."""
-        return None
+        maps = (one for one in self.outputs.values() if isinstance(one, ClassMap))
+        return next((distinct(len(one.labels)) for one in maps), None)
 
     def check_training_data(self, train: Dataset) -> None:
         """Refuse data that this task cannot learn from. Raises `UserError`."""
@@ -163,7 +194,25 @@ def task_of(recipe: Recipe, classes: Sequence[str]) -> Task:
     """The task that a recipe names, with its settings. Raises `UserError`."""
     kind: type[Task] = class_named(recipe.task, Task, "task")
     settings = validate(kind.Settings, recipe.settings, "recipe: settings")
-    return kind(settings, classes)
+    task = kind(settings, classes)
+    _check_declared(task)
+    return task
+
+
+RESERVED = frozenset({"id", "group", "split", "class", "picture", "sha256"})
+"""Columns of tables that are no inputs, and of predictions that are no outputs."""
+
+
+def _check_declared(task: Task) -> None:
+    """Refuse a declaration of which tables or forms cannot be made. Raises `UserError`."""
+    name = type(task).__name__
+    taken = [*task.inputs, *task.truth]
+    columns = task.columns.names
+    for kind, names in (("input", taken), ("column of an output", columns)):
+        if wrong := sorted(RESERVED.intersection(names) | {n for n in names if names.count(n) > 1}):
+            raise UserError(f"{name}: {kind} {wrong[0]!r}: declared twice, or a name of ours")
+    if sum(one.painted for one in task.outputs.values()) > 1:
+        raise UserError(f"{name}: more than one output is a picture")
 
 
 def settled_recipe(recipe: Recipe) -> Recipe:
