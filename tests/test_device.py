@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 import ray
 import torch
+from running import free_port
 
-from imgray.engine.cluster import given_device
+from imgray.engine.cluster import cluster, given_device
+from imgray.errors import UserError
 from imgray.features.backbones import visible_device
 
 
@@ -37,3 +39,11 @@ def test_a_worker_takes_no_gpu_that_it_was_not_given(
 ) -> None:
     machine(visible, given)
     assert (visible_device(), given_device()) == (anywhere, in_a_job)
+
+
+def test_a_ray_that_is_not_there_is_a_line_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
+    refused = r"cannot join Ray at 127\.0\.0\.1:\d+: .*refused"
+    with pytest.raises(UserError, match=refused), cluster():
+        pass

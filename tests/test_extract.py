@@ -361,6 +361,16 @@ def test_a_corrected_command_needs_no_overwrite(
     assert not (tmp_path / "out").exists()
 
 
+def test_weights_that_lie_in_the_output_are_left_alone(make: Make, tmp_path: Path) -> None:
+    file = tmp_path / "out" / "tiny.safetensors"
+    Folder(str(file.parent)).write(file.name, b"of the user")
+    for overwrite in (False, True):
+        weights = [f"test_efficientnet={file}"]
+        found = _refused(make(file.parent, weights=weights, overwrite=overwrite))
+        assert "which is read, lies there" in found
+    assert file.read_bytes() == b"of the user"
+
+
 def test_an_output_that_is_something_else_is_left_alone(
     make: Make, tmp_path: Path, collection: Path
 ) -> None:

@@ -62,6 +62,8 @@ OTHERS = {
     "an older browser, on another port": {"Origin": "http://127.0.0.1:3000"},
     "the other loopback name": {"Origin": "http://localhost:8000"},
     "a page of no origin": {"Origin": "null"},
+    "an extension under an allowed name": {"Origin": "app://pictures.example"},
+    "another port of an allowed name": {"Origin": "https://pictures.example:3000"},
 }
 OWN = {
     "curl": {},
@@ -69,6 +71,7 @@ OWN = {
     "its own page in an older browser": {"Origin": f"http://{LOCAL}"},
     "the address bar": {**VISIT, "Sec-Fetch-Site": "none"},
     "a page behind a proxy that renames it": {"Origin": "https://pictures.example"},
+    "a page behind a proxy on the same port": {"Origin": "http://pictures.example:8000"},
 }
 
 

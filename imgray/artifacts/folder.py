@@ -73,6 +73,8 @@ class Folder:
             )
         path = os.path.expanduser(self.uri.removeprefix("file://"))
         bucket = self.uri.removeprefix("s3://").strip("/")
+        if not (bucket if self.is_s3 else path):
+            raise UserError(f"{self.uri!r} names no place: say a folder or s3://bucket/prefix")
         object.__setattr__(self, "root", bucket if self.is_s3 else os.path.abspath(path))
 
     @cached_property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import traceback
@@ -19,6 +20,7 @@ from imgray.errors import UserError
 
 LOCAL_STORE_BYTES = 300 * 2**20
 TASK_RETRIES = 5
+REACH_SECONDS = 10
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_LOG_LEVEL": "ERROR",
@@ -50,6 +52,7 @@ def cluster() -> Iterator[None]:
     try:
         with quiet():
             if address:
+                _reach(address)
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             else:
                 _start_local()
@@ -67,6 +70,13 @@ def cluster() -> Iterator[None]:
     finally:
         with _deaf(), quiet():
             ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Knock at HOST:PORT, for which Ray itself would wait in silence, for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), REACH_SECONDS).close()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import pyarrow as pa
 from pydantic import BaseModel
 
 from imgray.artifacts.folder import Folder
-from imgray.artifacts.identity import Identity, settled
+from imgray.artifacts.identity import KEYWORDS, Identity, settled
 from imgray.artifacts.manifest import Manifest, read_manifest
 from imgray.data.fields import Input, Picture, Values
 from imgray.engine.cluster import cluster, given_device
@@ -78,7 +78,7 @@ def extract(config: ExtractConfig) -> ExtractResult:
         "features",
         identity,
         partial(_extract, config, identity, output),
-        sources=[config.images, *models],
+        sources=[config.images, *_weights(config)],
         note=LISTED,
         overwrite=config.overwrite,
         migrate=migrate,
@@ -93,6 +93,12 @@ def _models(config: ExtractConfig) -> dict[str, str]:
     requests = parse_extractors(config.extractor, config.weights)
     uris = [request.weights for request in requests if request.trained]
     return {uri: fingerprint_of(read_manifest(Folder(uri), "model")) for uri in uris}
+
+
+def _weights(config: ExtractConfig) -> list[str]:
+    """The places of the trained models and the files that extract."""
+    requests = parse_extractors(config.extractor, config.weights)
+    return [request.weights for request in requests if request.weights not in KEYWORDS["weights"]]
 
 
 def _extract(config: ExtractConfig, identity: Identity, output: Folder) -> Manifest:

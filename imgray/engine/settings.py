@@ -183,7 +183,7 @@ class TrainConfig(JobConfig):
     )
     workers: str = Field(
         default="1",
-        pattern=r"^\d+(-\d+)?$",
+        pattern=r"^[0-9]+(-[0-9]+)?$",
         description="worker processes, or the least and the most that a changing cluster may give",
         json_schema_extra={"metavar": "N or LEAST-MOST"},
     )

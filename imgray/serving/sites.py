@@ -68,8 +68,13 @@ def _is_visit(method: str, headers: Headers) -> bool:
 
 
 def _is_own(origin: str | None, host: str, names: Collection[str]) -> bool:
-    """Whether the page that asks, if one does, is of this service, under a proxy's name too."""
+    """Whether the page that asks, if one does, is of this service, or of a proxy before it.
+
+    A proxy answers on the usual port of its scheme, which browsers leave out, or on this one's.
+    """
     if origin is None:
         return True
-    place = origin.lower().partition("://")[2]
-    return place == host.lower() or _name(place) in names
+    scheme, _, place = origin.lower().partition("://")
+    port = re.search(r":\d*$", place)
+    renamed = _name(place) in names and (port is None or host.endswith(port[0]))
+    return scheme in ("http", "https") and (place == host.lower() or renamed)
