@@ -363,7 +363,7 @@ def _numbers(given: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
             raise Rejected(f"a text that is no JSON, where {expected}") from None
     try:
         with np.errstate(over="ignore"):
-            found = np.asarray(given, np.float32)
+            found = np.asarray([] if given is None else given, np.float32)
     except (TypeError, ValueError, OverflowError):
         raise Rejected(f"{_kind(given)}, where {expected}") from None
     if found.shape not in (shape, (int(np.prod(shape)),)):
