@@ -1,0 +1,189 @@
+"""A Parquet or CSV file, on disk or in S3, as row groups: only what is wanted of it is read."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from imgray.artifacts.folder import Folder
+from imgray.errors import UserError
+
+SUFFIXES = (".parquet", ".csv")
+CSV_BLOCK = 16 * 2**20
+"""Bytes of CSV parsed at once, and so of its longest row."""
+TAIL = 8
+"""Bytes at the end of a Parquet file that give the length of its footer."""
+
+
+class RowGroups(ABC):
+    """A file of rows.
+
+    Attributes:
+        place: its URI.
+        schema: its columns with their types.
+        counts: rows of each group (G,).
+    """
+
+    schema: pa.Schema
+    counts: NDArray[np.int64]
+
+    def __init__(self, folder: Folder, name: str) -> None:
+        self.folder, self.name = folder, name
+        self.place = f"{folder.uri.rstrip('/')}/{name}"
+
+    def check_columns(self, wanted: Sequence[str]) -> None:
+        """Raises `UserError` for a column that is not there, or is there twice."""
+        have = Counter(self.schema.names)
+        for column in wanted:
+            if not have[column]:
+                raise UserError(f"{self.place}: no column {column!r}; it has {', '.join(have)}")
+            if have[column] > 1:
+                raise UserError(f"{self.place}: {have[column]} columns are called {column!r}")
+
+    @abstractmethod
+    def sizes(self, columns: Sequence[str]) -> NDArray[np.int64]:
+        """Bytes in memory of these columns of each group, about (G,)."""
+
+    @abstractmethod
+    def read(self, group: int, columns: Sequence[str]) -> pa.Table:
+        """Columns of a group; any thread may call it. Raises `UserError`."""
+
+    @abstractmethod
+    def nulls(self, column: str) -> NDArray[np.bool_]:
+        """Which groups may lack values of a column (G,)."""
+
+    @cached_property
+    @abstractmethod
+    def digest(self) -> str:
+        """Hexadecimal SHA-256 of what tells this file from another version of it."""
+
+    @contextlib.contextmanager
+    def _reading(self, kind: str) -> Iterator[None]:
+        try:
+            yield
+        except (pa.ArrowException, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{self.place}: not {kind}, damaged, truncated or out of reach: {reason}"
+            ) from error
+
+
+class ParquetGroups(RowGroups):
+    """A Parquet file. Its digest is of its footer, which lies at its end and says where all is."""
+
+    def __init__(self, folder: Folder, name: str) -> None:
+        super().__init__(folder, name)
+        self.lock = threading.Lock()
+        self.raw = folder.open(name)
+        with self._reading("a Parquet file"):
+            self.file = pq.ParquetFile(self.raw)
+            self.schema = self.file.schema_arrow
+            groups = [self.file.metadata.row_group(g) for g in range(self.file.num_row_groups)]
+        self.counts = np.array([group.num_rows for group in groups], np.int64)
+
+    def sizes(self, columns: Sequence[str]) -> NDArray[np.int64]:
+        return np.array(
+            [
+                sum(chunk.total_uncompressed_size for chunk in self._chunks(group, columns))
+                for group in range(len(self.counts))
+            ],
+            np.int64,
+        )
+
+    def read(self, group: int, columns: Sequence[str]) -> pa.Table:
+        with self._reading("a Parquet file"), self.lock:
+            return self.file.read_row_group(group, list(columns))
+
+    def nulls(self, column: str) -> NDArray[np.bool_]:
+        stats = [
+            [chunk.statistics for chunk in self._chunks(group, [column])]
+            for group in range(len(self.counts))
+        ]
+        return np.array(
+            [any(s is None or not s.has_null_count or s.null_count for s in row) for row in stats],
+            bool,
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        with self._reading("a Parquet file"), self.lock:
+            end = self.raw.seek(0, 2)
+            self.raw.seek(end - TAIL)
+            footer = int.from_bytes(self.raw.read(4), "little") + TAIL
+            self.raw.seek(end - footer)
+            return hashlib.sha256(self.raw.read(footer)).hexdigest()
+
+    def _chunks(self, group: int, columns: Sequence[str]) -> list[pq.ColumnChunkMetaData]:
+        found = self.file.metadata.row_group(group)
+        chunks = [found.column(number) for number in range(found.num_columns)]
+        return [chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns]
+
+
+class CsvGroups(RowGroups):
+    """A CSV file in UTF-8, whose first line names the columns: one group, held in memory.
+
+    Every cell is a text, `0001` too; an empty one is null. Its digest is of all its bytes.
+    """
+
+    def __init__(self, folder: Folder, name: str) -> None:
+        super().__init__(folder, name)
+        self.lock = threading.Lock()
+        self.held: dict[str, pa.ChunkedArray] = {}
+        with self._reading("CSV"), folder.open(name) as file:
+            names = pa.csv.open_csv(file, self._read, self._parse).schema.names
+        self.schema = pa.schema([(column, pa.string()) for column in names])
+
+    @cached_property
+    def counts(self) -> NDArray[np.int64]:  # type: ignore[override]
+        return np.array([len(self.read(0, self.schema.names[:1]))], np.int64)
+
+    def sizes(self, columns: Sequence[str]) -> NDArray[np.int64]:
+        return np.array([self.read(0, columns).nbytes], np.int64)
+
+    def read(self, group: int, columns: Sequence[str]) -> pa.Table:
+        with self.lock:
+            lacking = [column for column in columns if column not in self.held]
+            if lacking:
+                self.held |= self._load(lacking)
+            return pa.table({column: self.held[column] for column in columns})
+
+    def nulls(self, column: str) -> NDArray[np.bool_]:
+        return np.array([bool(self.read(0, [column]).column(0).null_count)])
+
+    @cached_property
+    def digest(self) -> str:
+        return self.folder.sha256(self.name)
+
+    _read = pa.csv.ReadOptions(block_size=CSV_BLOCK)
+    _parse = pa.csv.ParseOptions(newlines_in_values=True)
+
+    def _load(self, columns: Sequence[str]) -> dict[str, pa.ChunkedArray]:
+        convert = pa.csv.ConvertOptions(
+            include_columns=columns,
+            column_types=dict.fromkeys(columns, pa.string()),
+            null_values=[""],
+            strings_can_be_null=True,
+        )
+        with self._reading("CSV"), self.folder.open(self.name) as file:
+            table = pa.csv.read_csv(file, self._read, self._parse, convert)
+        return dict(zip(columns, table.combine_chunks().columns, strict=True))
+
+
+def open_groups(folder: Folder, name: str) -> RowGroups:
+    """Open a table by the suffix of its name. Raises `UserError`."""
+    kind = CsvGroups if name.lower().endswith(".csv") else ParquetGroups
+    found = kind(folder, name)
+    if not found.counts.sum():
+        raise UserError(f"{found.place}: a table without rows")
+    return found
