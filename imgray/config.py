@@ -35,6 +35,16 @@ class JobConfig(BaseModel):
         """The settings that determine the content of the output."""
         return self.model_dump(mode="json", exclude=set(self.runtime))
 
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Those of them that need not be given: what runs had that know nothing of them yet."""
+        fields = cls.model_fields.items()
+        return {
+            name: field.get_default(call_default_factory=True)
+            for name, field in fields
+            if name not in cls.runtime and not field.is_required()
+        }
+
 
 Model = typing.TypeVar("Model", bound=BaseModel)
 

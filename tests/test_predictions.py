@@ -14,6 +14,7 @@ from poison import encoded, halves
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import Manifest, entry_of, sha256
 from imgray.config import class_named
+from imgray.data.collections import Files
 from imgray.drawing import canvas, plots
 from imgray.drawing.canvas import DISTINCT, distinct
 from imgray.drawing.predictions import (
@@ -139,7 +140,9 @@ def test_some_rows_of_an_artifact_from_first_to_last(
     monkeypatch.setattr("imgray.engine.sheets.panel_sheet", lambda panels, *_: drawn.extend(panels))
     task = _task("images:Classification")
     output, manifest = _artifact(tmp_path, rows)
-    draw_predictions(tmp_path / "a.png", Folder(str(tmp_path)), output, manifest, task)
+    draw_predictions(
+        tmp_path / "a.png", Files(Folder(str(tmp_path)), "image"), output, manifest, task
+    )
     numbers = [int(panel.id.removesuffix(".png")) for panel in drawn]
     assert len(numbers) == 12
     assert (numbers[0], numbers[-1]) == (0, 32)
@@ -162,7 +165,7 @@ def test_pictures_are_coloured_and_verified(
     row = {"id": "0.png", "picture": "pictures/0.png.png", "sha256": sha256(painted)}
     output, manifest = _artifact(tmp_path, [{"classes": ["one"], "shares": [1.0], **row}])
     output.write("pictures/0.png.png", painted)
-    places = tmp_path / "sheet.png", Folder(str(tmp_path)), output, manifest
+    places = tmp_path / "sheet.png", Files(Folder(str(tmp_path)), "image"), output, manifest
     draw_predictions(*places, _task(name, **settings))
     with Image.open(tmp_path / "sheet.png") as sheet:
         shown = _tile(sheet, 0, beside=True)

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
 
 from imgray.artifacts.folder import Entry, Folder, Skipped
-from imgray.data.fields import Input, Values, sole_picture
+from imgray.data.fields import Input, Picture, Values, sole_picture
 from imgray.data.pixels import MAX_BYTES, SUFFIXES, Rejected
+from imgray.data.rowgroups import SUFFIXES as TABLES
+from imgray.data.tables import Layout, Table, open_table
 from imgray.errors import UserError
+
+CHANGED = "it was changed after the job began; run it again with --overwrite"
 
 
 class Collection(ABC):
@@ -19,6 +25,11 @@ class Collection(ABC):
     """
 
     uri: str
+
+    @property
+    def digest(self) -> str | None:
+        """What tells it from another version of it, where that can be told at once."""
+        return None
 
     @abstractmethod
     def entries(self, skipped: Skipped) -> Iterator[Entry]:
@@ -68,12 +79,66 @@ class Files(Collection):
         return self.folder.read(id)
 
 
+class Rows(Collection):
+    """The rows of a table, whose columns hold or name the inputs."""
+
+    def __init__(self, table: Table) -> None:
+        self.table, self.uri = table, table.place
+
+    @property
+    def digest(self) -> str | None:
+        return self.table.file.digest
+
+    def entries(self, skipped: Skipped) -> Iterator[Entry]:
+        return (Entry(id, 0) for id in self.table.ids)
+
+    def values(self, number: int, entry: Entry) -> Values:
+        row = self.table.row(number)
+        if row.pop("id") != entry.id:
+            raise UserError(f"{self.uri}: row {number} is not {entry.id!r} any more; {CHANGED}")
+        return row
+
+    def picture(self, id: str) -> bytes:
+        name = next((n for n, one in self.table.fields.items() if one.type == Picture.type), None)
+        if name is None or id not in self._places:
+            raise UserError(f"{self.uri}: no picture of {id!r}")
+        try:
+            found: bytes = self.table.row(self._places[id])[name]
+        except (Rejected, KeyError) as error:
+            raise UserError(f"{self.uri}: {id}: {error}") from None
+        return found
+
+    @cached_property
+    def _places(self) -> Mapping[str, int]:
+        return {id: row for row, id in enumerate(self.table.ids)}
+
+
 def open_collection(
-    uri: str, inputs: Mapping[str, Input], suffixes: Sequence[str] = SUFFIXES
+    uri: str,
+    inputs: Mapping[str, Input],
+    layout: Layout | None = None,
+    suffixes: Sequence[str] = SUFFIXES,
 ) -> Collection:
-    """The collection at a URI, for a job that takes these inputs. Raises `UserError`."""
+    """The collection at a URI, for a job that takes these inputs: a folder, or a table.
+
+    Raises:
+        UserError: it cannot be opened, or lacks an input.
+    """
+    if uri.lower().endswith(TABLES):
+        return Rows(open_table(uri, inputs, layout))
+    if layout not in (None, Layout()):
+        raise UserError(f"{uri}: columns, root and pattern are of tables ({', '.join(TABLES)})")
     name = sole_picture(inputs)
     if name is None:
         wanted = ", ".join(f"{name} ({one.type})" for name, one in inputs.items())
-        raise UserError(f"{uri}: a folder holds pictures alone, but this takes {wanted}")
+        raise UserError(f"{uri}: a folder holds pictures alone, but needed are {wanted}: a table")
     return Files(Folder(uri), name, suffixes)
+
+
+def collection_of(about: Mapping[str, Any]) -> Collection:
+    """The collection from which a features or index artifact was made, as its manifest tells.
+
+    Raises:
+        UserError: it is not there any more.
+    """
+    return open_collection(about["images"], {"image": Picture()}, Layout(**about.get("layout", {})))

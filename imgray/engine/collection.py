@@ -27,7 +27,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from imgray.artifacts.folder import Entry, Folder, Skipped
 from imgray.artifacts.manifest import WORK, FileEntry, Manifest, entry_of, entry_of_file, scratch
-from imgray.data.collections import Collection, open_collection
+from imgray.data.collections import CHANGED, Collection, open_collection
 from imgray.data.fields import Input, Values
 from imgray.data.pixels import Rejected
 from imgray.engine.cluster import Pool, plan_pool
@@ -104,7 +104,7 @@ def process_configured(
     pool = plan_pool(config.workers, config.cpus_per_worker, config.gpus_per_worker)
     return process_collection(
         what,
-        open_collection(config.images, make_step.inputs, config.suffixes),
+        open_collection(config.images, make_step.inputs, config.layout, config.suffixes),
         output,
         make_step,
         pool,
@@ -170,11 +170,15 @@ class _Listing(BaseModel):
     images: int
     shards: int
     file: FileEntry
+    digest: str | None = None
 
 
 def _freeze_listing(collection: Collection, output: Folder, shard_size: int) -> _Listing:
     if output.exists(LISTED):
-        return _Listing.model_validate_json(output.read(LISTED))
+        listing = _Listing.model_validate_json(output.read(LISTED))
+        if listing.digest != collection.digest:
+            raise UserError(f"{collection.uri}: {CHANGED}")
+        return listing
     skipped = Skipped()
     entries = collection.entries(skipped)
     total = shards = 0
@@ -192,7 +196,7 @@ def _freeze_listing(collection: Collection, output: Folder, shard_size: int) -> 
         output.upload(path, LISTING)
     if skipped.by_suffix:
         say(f"{collection.uri}: passed over {skipped}")
-    listing = _Listing(images=total, shards=shards, file=file)
+    listing = _Listing(images=total, shards=shards, file=file, digest=collection.digest)
     output.write(LISTED, listing.model_dump_json().encode())
     return listing
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_manifest
+from imgray.data.collections import Files
 from imgray.data.samples import write_views
 from imgray.engine import sheets
 from imgray.engine.cluster import cluster
@@ -201,7 +202,8 @@ def _draw(
         path = root / f"{title}.png"
         hits = [_without(answers[id], id) for id in queries]
         pictures = {id: images.read(id) for id in queries}
-        sheets.draw_results(path, images, pictures, hits, groups, f"multi-DeepIndex: {title}")
+        collection, title = Files(images, "image"), f"multi-DeepIndex: {title}"
+        sheets.draw_results(path, collection, pictures, hits, groups, title)
         paths.append(str(path))
     return paths
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 
 import numpy as np
@@ -10,12 +11,13 @@ import pyarrow as pa
 from pydantic import BaseModel
 
 from imgray.artifacts.folder import Folder
-from imgray.artifacts.identity import KEYWORDS, Identity, settled
+from imgray.artifacts.identity import KEYWORDS, Identity
 from imgray.artifacts.manifest import Manifest, read_manifest
 from imgray.data.fields import Input, Picture, Values
+from imgray.data.tables import Layout
 from imgray.engine.cluster import cluster, given_device
 from imgray.engine.collection import LISTED, Rejections, check_rejected, process_configured
-from imgray.engine.producer import produce
+from imgray.engine.producer import migrated, produce
 from imgray.engine.settings import ExtractConfig
 from imgray.features.columns import FeatureInfo, columns_of, schema
 from imgray.features.extractor import (
@@ -71,7 +73,7 @@ def extract(config: ExtractConfig) -> ExtractResult:
     """Extract, continue an extraction, or find that it is done."""
     output = Folder(config.output)
     models = _models(config)
-    migrate = partial(settled, uris=config.uris)
+    migrate = partial(migrated, config)
     identity = migrate(config.identity() | ({"models": models} if models else {}))
     manifest = produce(
         output,
@@ -115,6 +117,7 @@ def _extract(config: ExtractConfig, identity: Identity, output: Folder) -> Manif
         counts=outcome.model_dump(exclude={"files"}),
         about={
             "images": identity["images"],
+            **({"layout": asdict(config.layout)} if config.layout != Layout() else {}),
             "extractor": extractor.config.model_dump(mode="json"),
             "features": {name: info.model_dump() for name, info in columns.items()},
         },

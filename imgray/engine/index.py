@@ -22,7 +22,7 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from imgray.artifacts.folder import Folder
-from imgray.artifacts.identity import Identity, settled
+from imgray.artifacts.identity import Identity
 from imgray.artifacts.manifest import (
     WORK,
     FileEntry,
@@ -34,7 +34,7 @@ from imgray.artifacts.manifest import (
     scratch,
 )
 from imgray.engine.cluster import TASK_RETRIES, cluster
-from imgray.engine.producer import produce
+from imgray.engine.producer import migrated, produce
 from imgray.engine.progress import Progress, say
 from imgray.engine.report import REPORT, measure, read_report
 from imgray.engine.rows import BLOCK, Source
@@ -90,7 +90,7 @@ def build_index(config: IndexConfig) -> IndexResult:
     if not source.rows:
         raise UserError(f"{features.uri}: holds no images, only rejected ones; nothing to index")
     settings = _codebook_settings(config, source)
-    migrate = partial(settled, uris=config.uris)
+    migrate = partial(migrated, config)
     identity = migrate(config.identity() | {"features_digest": made_from.digest})
     manifest = produce(
         output,
@@ -322,7 +322,7 @@ def _extractor(made_from: Manifest, columns: dict[str, FeatureInfo]) -> Extracto
 
 def _about(made_from: Manifest, columns: dict[str, FeatureInfo]) -> dict[str, Any]:
     return {
-        "images": made_from.about["images"],
+        **{key: made_from.about[key] for key in ("images", "layout") if key in made_from.about},
         "extractor": _extractor(made_from, columns).model_dump(mode="json"),
         "features": {name: info.model_dump() for name, info in columns.items()},
     }

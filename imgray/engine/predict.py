@@ -16,12 +16,13 @@ from PIL import Image
 from pydantic import BaseModel
 
 from imgray.artifacts.folder import Folder
-from imgray.artifacts.identity import Identity, settled
+from imgray.artifacts.identity import Identity
 from imgray.artifacts.manifest import Manifest, read_manifest, sha256
+from imgray.data.collections import open_collection
 from imgray.data.fields import Input, Values
 from imgray.engine.cluster import cluster, given_device
 from imgray.engine.collection import LISTED, Rejections, check_rejected, process_configured
-from imgray.engine.producer import produce
+from imgray.engine.producer import migrated, produce
 from imgray.engine.settings import PredictConfig
 from imgray.engine.sheets import draw_predictions
 from imgray.training.models import fingerprint_of, load_model, load_task
@@ -93,7 +94,7 @@ def predict(config: PredictConfig) -> PredictResult:
     output, folder = Folder(config.output), Folder(config.model)
     model = read_manifest(folder, "model")
     _, task = load_task(folder, model)
-    migrate = partial(settled, uris=config.uris)
+    migrate = partial(migrated, config)
     identity = migrate(config.identity() | {"fingerprint": fingerprint_of(model)})
     manifest = produce(
         output,
@@ -107,7 +108,8 @@ def predict(config: PredictConfig) -> PredictResult:
     )
     check_rejected(output, manifest, config.max_rejected)
     if config.contact_sheet:
-        draw_predictions(Path(config.contact_sheet), Folder(config.images), output, manifest, task)
+        collection = open_collection(config.images, task.inputs, config.layout)
+        draw_predictions(Path(config.contact_sheet), collection, output, manifest, task)
     return PredictResult(output=output.uri, contact_sheet=config.contact_sheet, **manifest.counts)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from imgray.artifacts.folder import Folder
-from imgray.artifacts.identity import Identity, Migrate
+from imgray.artifacts.identity import Identity, Migrate, settled
 from imgray.artifacts.manifest import Kind, Manifest, begin, nothing_left_before, publish
+from imgray.config import JobConfig
 from imgray.engine.progress import say
 from imgray.errors import UserError
 
@@ -54,6 +55,11 @@ def produce(
         return finished
     with nothing_left_before(output, note):
         return publish(output, work())
+
+
+def migrated(config: JobConfig, stored: Identity) -> Identity:
+    """Settings of an earlier run as they are stored today: later ones added, URIs absolute."""
+    return settled(config.defaults() | stored, config.uris)
 
 
 def _refuse_inside(output: Folder, source: Folder) -> None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from imgray.artifacts.folder import Folder, read_uri
 from imgray.artifacts.manifest import Manifest, read_manifest
+from imgray.data.collections import collection_of
 from imgray.data.pixels import Rejected
 from imgray.engine import sheets
 from imgray.engine.settings import SearchConfig
@@ -74,7 +75,7 @@ class SearchEngine:
         """The bytes of an indexed image. Raises `UserError` for an id that the index lacks."""
         if not self.index.holds(id):
             raise UserError(f"{self.folder.uri}: the index has no image {id!r}")
-        return Folder(self.manifest.about["images"]).read(id)
+        return collection_of(self.manifest.about).picture(id)
 
 
 def check_fingerprints(manifest: Manifest, columns: Mapping[str, FeatureInfo]) -> None:
@@ -117,7 +118,7 @@ def search(config: SearchConfig) -> SearchResult:
     engine = SearchEngine(config.index)
     answers = engine.search_images(images, config.top)
     if config.contact_sheet:
-        collection = Folder(engine.manifest.about["images"])
+        collection = collection_of(engine.manifest.about)
         sheets.draw_results(Path(config.contact_sheet), collection, images, answers)
     return SearchResult(
         answers=[

@@ -2,27 +2,58 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from imgray.artifacts.folder import Folder
 from imgray.config import Code, JobConfig, Precision
 from imgray.data import pixels
+
+if TYPE_CHECKING:
+    from imgray.data.tables import Layout
 
 Regions = Literal["global", "pyramid"]
 SHARD_IMAGES = 100_000
 
 
-class CollectionConfig(JobConfig):
+class TableConfig(JobConfig):
+    """The settings of every job that may read a table."""
+
+    columns: list[str] = Field(
+        default=[],
+        description="of a table, the columns that hold inputs, or id, group, split, class, under "
+        "another name",
+        json_schema_extra={"metavar": "NAME=COLUMN"},
+    )
+    root: str | None = Field(
+        default=None, description="where paths in cells start (default: where the table lies)"
+    )
+    pattern: str | None = Field(
+        default=None, description="the path, with {} where the cell's text belongs: images/{}.jpg"
+    )
+
+    @property
+    def layout(self) -> Layout:
+        """How a table is read. Raises `UserError`."""
+        from imgray.data.tables import Layout  # Arrow is slow to load
+
+        root = Folder(self.root).absolute if self.root else None
+        return Layout.parse(self.columns, root, self.pattern)
+
+
+class CollectionConfig(TableConfig):
     """The settings of every job that passes over a collection."""
 
     runtime: ClassVar[frozenset[str]] = frozenset(
         {"output", "workers", "cpus_per_worker", "gpus_per_worker", "batch_size", "max_rejected"}
         | {"overwrite"}
     )
-    uris: ClassVar[frozenset[str]] = frozenset({"images"})
+    uris: ClassVar[frozenset[str]] = frozenset({"images", "root"})
 
-    images: str = Field(description="folder or s3://bucket/prefix with the images")
+    images: str = Field(
+        description="folder or s3://bucket/prefix with the images, or a table: .parquet or .csv"
+    )
     output: str = Field(description="folder or s3://bucket/prefix for the artifact")
     suffixes: list[str] = Field(
         default=list(pixels.SUFFIXES), description='file suffixes that count as images, or "*"'

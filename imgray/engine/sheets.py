@@ -13,6 +13,7 @@ from PIL import Image
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import Manifest, read_file, sha256
+from imgray.data.collections import Collection
 from imgray.drawing.predictions import Panel, panel_sheet
 from imgray.drawing.results import Result, Row, contact_sheet
 from imgray.errors import UserError
@@ -25,7 +26,7 @@ PANELS = 12
 
 def draw_results(
     path: Path,
-    collection: Folder,
+    collection: Collection,
     queries: Mapping[str, bytes],
     answers: Sequence[Hits],
     groups: Mapping[str, str] | None = None,
@@ -39,7 +40,9 @@ def draw_results(
     contact_sheet(rows, path, SHOWN, title)
 
 
-def _results(query: str, hits: Hits, collection: Folder, groups: Mapping[str, str]) -> list[Result]:
+def _results(
+    query: str, hits: Hits, collection: Collection, groups: Mapping[str, str]
+) -> list[Result]:
     known = query in groups
     shown = list(zip(hits.ids, hits.scores, strict=True))[:SHOWN]
     return [
@@ -54,7 +57,7 @@ def _results(query: str, hits: Hits, collection: Folder, groups: Mapping[str, st
 
 
 def draw_predictions(
-    path: Path, collection: Folder, predictions: Folder, manifest: Manifest, task: Task
+    path: Path, collection: Collection, predictions: Folder, manifest: Manifest, task: Task
 ) -> None:
     """Draw some images of a collection, evenly spaced, and what a published artifact says of them.
 
@@ -109,8 +112,8 @@ def _coloured(picture: Image.Image | None, task: Task) -> Image.Image | None:
     return Image.fromarray(task.palette[np.asarray(picture)])
 
 
-def _read(collection: Folder, id: str) -> bytes | None:
+def _read(collection: Collection, id: str) -> bytes | None:
     try:
-        return collection.read(id)
+        return collection.picture(id)
     except UserError:
         return None

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import Manifest
+from imgray.data.collections import Collection, collection_of
 from imgray.engine.report import Report, read_report
 from imgray.errors import UserError
 from imgray.features.columns import FeatureInfo, columns_of
@@ -61,9 +61,9 @@ class Described:
         return cls(version, manifest, read_report(folder, manifest), columns_of(manifest))
 
     @cached_property
-    def collection(self) -> Folder:
+    def collection(self) -> Collection:
         """Where the indexed images lie."""
-        return Folder(self.manifest.about["images"])
+        return collection_of(self.manifest.about)
 
     @property
     def shards(self) -> int:
@@ -174,7 +174,7 @@ class Searcher:
         if not any(held):
             raise Refusal(404, "the index has no such image", "id")
         try:
-            return await asyncio.to_thread(index.collection.read, id)
+            return await asyncio.to_thread(index.collection.picture, id)
         except UserError as error:
             log.error("%s", error)
             text = "the collection does not give this image; the service's log says why"
