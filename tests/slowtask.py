@@ -11,7 +11,7 @@ import torch.distributed as dist
 from tinytask import TinyLearner, TinySettings, TinyTask
 from torch import Tensor
 
-from imgray.training.task import Batch
+from imgray.training.task import At, Batch
 
 
 class SlowSettings(TinySettings):
@@ -39,9 +39,9 @@ class SlowLearner(TinyLearner):
         self.count = torch.zeros((), dtype=torch.int64)
         self.modules["net"].register_buffer("steps", self.count)
 
-    def step(self, batch: Batch) -> dict[str, Tensor]:
+    def step(self, batch: Batch, at: At) -> dict[str, Tensor]:
         time.sleep(self.settings.pause)
-        found = super().step(batch)
+        found = super().step(batch, at)
         self.count += 1
         note = Note(
             time.time(), int(self.count), dist.get_rank(), dist.get_world_size(), os.getpid()

@@ -60,7 +60,10 @@ def test_the_newest_is_found_and_old_ones_go(tmp_path: Path) -> None:
     assert keeper.newest() is None
     for step in (5, 100, 20_000):
         keeper.save(step, {"step": step})
-    assert keeper.newest() == (20_000, {"step": 20_000})
+    found = keeper.newest()
+    assert found is not None
+    assert found[:2] == (20_000, {"step": 20_000})
+    assert keeper.load(found.name) == found
     assert len(list(tmp_path.iterdir())) == KEPT
 
 

@@ -16,7 +16,7 @@ from imgray.data.datasets import Dataset, Record
 from imgray.data.fields import Label, Picture, Text, Values
 from imgray.errors import UserError
 from imgray.training.recipe import Settings
-from imgray.training.task import Arrays, Batch, Learner, Prediction, Task
+from imgray.training.task import Arrays, At, Batch, Learner, Prediction, Task
 
 
 class TinySettings(Settings):
@@ -67,17 +67,16 @@ class TinyLearner(Learner):
         self.modules = {"net": nn.Sequential(hidden, nn.Linear(16, len(classes)))}
         parameters = self.modules["net"].parameters()
         self.optimizers = {"net": torch.optim.SGD(parameters, lr=settings.rate, momentum=0.9)}
-        self.settings, self.classes, self.steps = settings, classes, 0
+        self.settings, self.classes = settings, classes
 
-    def step(self, batch: Batch) -> dict[str, Tensor]:
+    def step(self, batch: Batch, at: At) -> dict[str, Tensor]:
         loss = F.cross_entropy(self.modules["net"](batch["point"]), batch["label"])
-        if self.steps + 1 == self.settings.overflow:
+        if at.step + 1 == self.settings.overflow:
             loss = loss + (self.modules["net"][1].bias * 0).sqrt().sum()
         self.descend("net", loss)
-        if self.steps == self.settings.bug:
+        if at.step == self.settings.bug:
             raise KeyError("a plain bug")
-        self.steps += 1
-        wrong = self.steps == self.settings.explode
+        wrong = at.step + 1 == self.settings.explode
         return {"loss": loss * float("nan") if wrong else loss}
 
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:

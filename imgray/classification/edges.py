@@ -32,7 +32,7 @@ from imgray.data.fields import Boundaries, ClassMap, Picture, Scores
 from imgray.drawing import plots
 from imgray.errors import UserError
 from imgray.features.backbones import standardised
-from imgray.training.task import Arrays, Batch, Learner, Prediction
+from imgray.training.task import Arrays, At, Batch, Learner, Prediction
 
 
 class EdgeSettings(PixelSettings):
@@ -159,7 +159,7 @@ class EdgeLearner(Learner):
         sides, fused = found if isinstance(found, tuple) else ((), found)
         return [side.float() for side in sides], fused.float()
 
-    def step(self, batch: Batch) -> dict[str, Tensor]:
+    def step(self, batch: Batch, at: At) -> dict[str, Tensor]:
         sides, fused = self.outputs(batch["image"])
         if sides:
             targets = batch["targets"].permute(0, 3, 1, 2)

@@ -24,7 +24,7 @@ from imgray.drawing import plots
 from imgray.errors import UserError
 from imgray.features.backbones import BackboneConfig, standardised
 from imgray.training.recipe import Settings, one_of
-from imgray.training.task import Arrays, Batch, Learner, Prediction, Task
+from imgray.training.task import Arrays, At, Batch, Learner, Prediction, Task
 
 BEST = 5
 MOST_PIXELS = 2**24
@@ -174,7 +174,7 @@ class ClassificationLearner(Learner):
         found: Tensor = self.modules["net"](maps)
         return found.float()
 
-    def step(self, batch: Batch) -> dict[str, Tensor]:
+    def step(self, batch: Batch, at: At) -> dict[str, Tensor]:
         loss = F.cross_entropy(self.logits(batch["image"]), batch["label"])
         self.descend("net", loss)
         return {"loss": loss}

@@ -23,7 +23,7 @@ from imgray.data.datasets import Dataset, Record
 from imgray.drawing import plots
 from imgray.errors import UserError
 from imgray.features.backbones import standardised
-from imgray.training.task import Arrays, Batch, Learner, Prediction
+from imgray.training.task import Arrays, At, Batch, Learner, Prediction
 
 IGNORED = 255
 
@@ -121,7 +121,7 @@ class SegmentationLearner(Learner):
         )
         return found.float()
 
-    def step(self, batch: Batch) -> dict[str, Tensor]:
+    def step(self, batch: Batch, at: At) -> dict[str, Tensor]:
         labels = batch["labels"].long()
         loss = F.cross_entropy(self.logits(batch["image"]), labels, ignore_index=IGNORED)
         self.descend("net", loss)

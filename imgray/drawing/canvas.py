@@ -33,7 +33,7 @@ def distinct(count: int) -> NDArray[np.uint8]:
     return np.array([rows[place % len(rows)] for place in range(count)], np.uint8)
 
 
-def blank(width: int, height: int, path: Path, what: str) -> Image.Image:
+def blank(width: int, height: int, path: Path | str, what: str) -> Image.Image:
     """A white sheet. Raises `UserError` where it is too large; `what` is to be drawn on it."""
     if width * height > MAX_PIXELS:
         raise UserError(f"{path}: {what} are too large a picture")
@@ -42,9 +42,14 @@ def blank(width: int, height: int, path: Path, what: str) -> Image.Image:
 
 def save(sheet: Image.Image, path: Path) -> None:
     """Write a PNG, seen whole or not at all. Raises `UserError`."""
+    Folder(str(path.parent)).write(path.name, png(sheet))
+
+
+def png(sheet: Image.Image) -> bytes:
+    """A picture as PNG."""
     data = io.BytesIO()
     sheet.save(data, "PNG")
-    Folder(str(path.parent)).write(path.name, data.getvalue())
+    return data.getvalue()
 
 
 def tile(size: tuple[int, int], picture: Image.Image | bytes | None, frame: int) -> Image.Image:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from imgray.drawing.canvas import HAIR, INK, PALE, WHITE, blank, font, save, short, tile
+from imgray.artifacts.folder import Folder
+from imgray.drawing.canvas import HAIR, INK, PALE, WHITE, blank, font, png, short, tile
 from imgray.errors import UserError
 
 COLUMNS = 3
@@ -34,17 +35,26 @@ class Panel:
 
 
 def panel_sheet(panels: Sequence[Panel], legend: Mapping[str, str], path: Path) -> None:
-    """Draw photographs, each with the picture or the words that a model gives it, into a PNG.
+    """Write `panel_png` to a path, seen whole or not at all; its folder is made if absent.
 
-    Three photographs in a row, each with its id below. The file appears whole or not at all.
+    Raises:
+        UserError: as there, or `path` cannot be written.
+    """
+    Folder(str(path.parent)).write(path.name, panel_png(panels, legend, path))
+
+
+def panel_png(panels: Sequence[Panel], legend: Mapping[str, str], path: Path | str) -> bytes:
+    """Draw photographs, each with the picture or the words that a model gives it, as PNG.
+
+    Three photographs in a row, each with its id below.
 
     Args:
         panels: what to draw.
         legend: colours by the names of what they stand for in the pictures, below the sheet.
-        path: the PNG to write; its folder is made if absent.
+        path: where it is to lie, for errors.
 
     Raises:
-        UserError: nothing to draw, a sheet of over 200 million pixels, or `path` cannot be written.
+        UserError: nothing to draw, or a sheet of over 200 million pixels.
     """
     if not panels:
         raise UserError(f"{path}: no predictions to draw")
@@ -57,7 +67,7 @@ def panel_sheet(panels: Sequence[Panel], legend: Mapping[str, str], path: Path) 
         _draw(sheet, panel, number)
     for (name, colour), (x, y) in zip(legend.items(), places, strict=True):
         _swatch(sheet, (x, foot + y), name, colour)
-    save(sheet, path)
+    return png(sheet)
 
 
 def panel_origin(number: int) -> tuple[int, int]:

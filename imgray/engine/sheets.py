@@ -18,6 +18,7 @@ from imgray.drawing.predictions import Panel, panel_sheet
 from imgray.drawing.results import Result, Row, contact_sheet
 from imgray.errors import UserError
 from imgray.retrieval.deepindex import Hits
+from imgray.training.sheet import coloured, legend
 from imgray.training.task import Task
 
 SHOWN = 8
@@ -67,18 +68,10 @@ def draw_predictions(
     rows = _some_rows(predictions, manifest)
     pictures = [_painted(predictions, row) for row in rows]
     panels = [
-        Panel(row["id"], _read(collection, row["id"]), task.words(row), _coloured(picture, task))
+        Panel(row["id"], _read(collection, row["id"]), task.words(row), coloured(picture, task))
         for row, picture in zip(rows, pictures, strict=True)
     ]
-    panel_sheet(panels, _legend(pictures, task), path)
-
-
-def _legend(pictures: Sequence[Image.Image | None], task: Task) -> dict[str, str]:
-    """The colours of the classes that occur in pictures, by name."""
-    if task.palette is None or not task.classes:
-        return {}
-    values = {int(v) for p in pictures if p is not None for v in np.unique(np.asarray(p))}
-    return {task.classes[v]: "#" + bytes(task.palette[v]).hex() for v in sorted(values)}
+    panel_sheet(panels, legend(pictures, task), path)
 
 
 def _some_rows(predictions: Folder, manifest: Manifest) -> list[dict[str, Any]]:
@@ -104,12 +97,6 @@ def _painted(predictions: Folder, row: Mapping[str, Any]) -> Image.Image | None:
             "make the artifact again with --overwrite"
         )
     return Image.open(io.BytesIO(data), formats=["PNG"])
-
-
-def _coloured(picture: Image.Image | None, task: Task) -> Image.Image | None:
-    if picture is None or task.palette is None:
-        return picture
-    return Image.fromarray(task.palette[np.asarray(picture)])
 
 
 def _read(collection: Collection, id: str) -> bytes | None:

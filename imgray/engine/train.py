@@ -27,13 +27,14 @@ from imgray.engine.producer import produce
 from imgray.engine.settings import TrainConfig
 from imgray.engine.watch import LostWorkers, follow, start_watch
 from imgray.errors import UserError, cause_of
-from imgray.training import catalog
+from imgray.training import catalog, models
 from imgray.training.checkpoints import Keeper
 from imgray.training.examples import Examples
-from imgray.training.loop import Place, Run, States
-from imgray.training.models import fingerprint_of, load_states, save_model
+from imgray.training.loop import Place, Run, States, load_start
+from imgray.training.models import fingerprint_of, save_model
 from imgray.training.recipe import Recipe
-from imgray.training.task import settled_recipe, task_of
+from imgray.training.sheet import SAMPLES
+from imgray.training.task import Task, check_names, settled_recipe, task_of
 
 CHECKPOINTS = f"{WORK}/checkpoints"
 LOOKED_AT = 64
@@ -92,6 +93,15 @@ def check_examples(examples: Examples) -> None:
             examples.example(part[int(index)], None)
 
 
+def check_recipe(recipe: Recipe, task: Task) -> None:
+    """Refuse names of no optimizer or network, and weights that do not fit. Raises `UserError`."""
+    if recipe.optimizers or recipe.start:
+        learner = task.learner(initial=False)
+        check_names(recipe, learner)
+        if start := _start(recipe):
+            load_start(learner.modules, start, recipe)
+
+
 def train(config: TrainConfig) -> TrainResult:
     """Train, continue a training, or find that it is done."""
     recipe = read_recipe(config.recipe, config.set)
@@ -103,14 +113,15 @@ def train(config: TrainConfig) -> TrainResult:
     output = Folder(config.output)
     identity = config.identity() | {"recipe": recipe.model_dump(mode="json", by_alias=True)}
     if recipe.start:
-        identity["start"] = fingerprint_of(read_manifest(Folder(recipe.start), "model"))
+        prints = {name: _fingerprint(uri) for name, uri in recipe.starts.items()}
+        identity["start"] = prints.get("", prints)
     identity = _migrated(identity)
     manifest = produce(
         output,
         "model",
         identity,
         partial(_train, config, recipe, identity, output),
-        sources=[config.data, *([recipe.start] if recipe.start else [])],
+        sources=[config.data, *recipe.starts.values()],
         note=CHECKPOINTS,
         overwrite=config.overwrite,
         migrate=_migrated,
@@ -121,6 +132,10 @@ def train(config: TrainConfig) -> TrainResult:
         fingerprint=manifest.about["fingerprint"],
         metrics=manifest.about["metrics"],
     )
+
+
+def _fingerprint(model: str) -> str:
+    return fingerprint_of(read_manifest(Folder(model), "model"))
 
 
 def _migrated(stored: Identity) -> Identity:
@@ -136,6 +151,7 @@ def _migrated(stored: Identity) -> Identity:
 def _train(config: TrainConfig, recipe: Recipe, identity: Identity, output: Folder) -> Manifest:
     examples = open_examples(recipe, config.data)
     check_examples(examples)
+    check_recipe(recipe, examples.task)
     kept = Folder(f"{output.uri.rstrip('/')}/{CHECKPOINTS}")
     steps = recipe.length(len(examples.train))
     with cluster():
@@ -144,8 +160,9 @@ def _train(config: TrainConfig, recipe: Recipe, identity: Identity, output: Fold
     assert found is not None
     assert found[0] == steps
     state = found[1]
+    samples = kept.read(SAMPLES) if kept.exists(SAMPLES) else None
     files, about = save_model(
-        output, recipe, examples.task.classes, state["modules"], state["lines"]
+        output, recipe, examples.task.classes, state["modules"], state["lines"], samples
     )
     counts = {"steps": steps, "train": len(examples.train), "validate": len(examples.val)}
     return Manifest(kind="model", config=identity, counts=counts, about=about, files=files)
@@ -257,10 +274,7 @@ def _device() -> str:
 
 
 def _start(recipe: Recipe) -> States | None:
-    if not recipe.start:
-        return None
-    folder = Folder(recipe.start)
-    return load_states(folder, read_manifest(folder, "model"))
+    return models.load_start(recipe.starts) if recipe.start else None
 
 
 def _lost_another(error: Exception) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load as load_safetensors
@@ -63,6 +63,14 @@ def _filled(outline: Any, tensors: dict[str, Tensor]) -> Any:
     return tuple(items) if kind == "tuple" else items
 
 
+class Checkpoint(NamedTuple):
+    """Steps done, the state after them, and the file that holds it."""
+
+    step: int
+    state: Any
+    name: str
+
+
 class Keeper:
     """Checkpoints of one run in a folder, the newest ones kept, each visible whole or not at all.
 
@@ -81,14 +89,20 @@ class Keeper:
         for name in self._names()[:-KEPT]:
             self.folder.remove(name)
 
-    def newest(self) -> tuple[int, Any] | None:
-        """Steps done and the state after them; None where nothing was saved."""
-        for name in reversed(self._names()):
-            data = self.folder.read(name)
-            _, step, digest = name.removesuffix(".safetensors").split("-")
-            if sha256(data) == digest:
-                return int(step), unpack(data)
-        return None
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole; None where there is none."""
+        return next(filter(None, map(self._read, reversed(self._names()))), None)
+
+    def load(self, name: str) -> Checkpoint:
+        """The checkpoint of a file. Raises `UserError` where it is damaged."""
+        if found := self._read(name):
+            return found
+        raise UserError(f"{self.folder.uri}/{name}: damaged, though another worker could read it")
+
+    def _read(self, name: str) -> Checkpoint | None:
+        data = self.folder.read(name)
+        _, step, digest = name.removesuffix(".safetensors").split("-")
+        return Checkpoint(int(step), unpack(data), name) if sha256(data) == digest else None
 
     def _names(self) -> list[str]:
         names = self.folder.sizes()

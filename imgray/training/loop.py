@@ -13,23 +13,27 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from imgray.artifacts.folder import Folder
+from imgray.data.datasets import Record
 from imgray.drawing import plots
 from imgray.errors import UserError
-from imgray.training.checkpoints import Keeper, check_finite, load_state
+from imgray.training import workers
+from imgray.training.checkpoints import Checkpoint, Keeper, check_finite, load_state
 from imgray.training.examples import Examples
 from imgray.training.recipe import Recipe
-from imgray.training.task import Arrays, Batch, Learner
+from imgray.training.sheet import SAMPLES, sample_sheet
+from imgray.training.task import Arrays, At, Batch, Learner, Prediction, check_names
 
 THREADS, AHEAD = 4, 3
 CURVES, CURVES_PNG = "curves.jsonl", "curves.png"
@@ -87,7 +91,8 @@ class Run:
         examples: its data.
         folder: where checkpoints and curves are kept; the same for all workers.
         place: this worker.
-        start: tensors by network and name to start from, instead of the task's own.
+        start: tensors by network and name to start from, instead of the task's own; of some
+            networks alone where the recipe says so.
     """
 
     def __init__(
@@ -104,22 +109,27 @@ class Run:
         self.steps = recipe.length(len(examples.train))
         self.lines: list[Line] = []
         self.sums: dict[str, float | Tensor] = {}
+        self.counts: Counter[str] = Counter()
 
     def fit(self) -> None:
         """Train to the end from the newest checkpoint, or from the beginning.
 
         Raises:
-            UserError: a loss or a tensor that is not finite, or a checkpoint of another model.
+            UserError: a loss or a tensor that is not finite, a checkpoint of another model, or a
+                recipe with names of no optimizer or network.
         """
         torch.manual_seed(self.recipe.seed)
-        self.learner = self.examples.task.learner(initial=self.start is None)
+        whole = self.start is not None and isinstance(self.recipe.start, str | None)
+        self.learner = self.examples.task.learner(initial=not whole)
+        check_names(self.recipe, self.learner)
+        self.learner.clips = {n: self.recipe.optimizer(n).clip for n in self.learner.optimizers}
         self.nets = {name: net.to(self.place.device) for name, net in self.learner.modules.items()}
         self.rates = {
             name: [group["lr"] for group in optimizer.param_groups]
             for name, optimizer in self.learner.optimizers.items()
         }
         steps = range(self._restore(), self.steps)
-        self.wrapped = {name: _parallel(net) for name, net in self.nets.items()}
+        workers.spread(self.nets)
         batches = self.place.batches(self._loader(self.examples.training), steps)
         for step, arrays in zip(steps, batches, strict=True):
             self._step(step, arrays)
@@ -130,34 +140,44 @@ class Run:
 
     def _restore(self) -> int:
         """Steps done by the newest checkpoint, after loading it."""
-        found = self.keeper.newest()
+        found = self._newest()
         if found is None:
             if self.start is not None:
-                load_nets(self.nets, self.start, "the model to start from")
+                load_start(self.nets, self.start, self.recipe)
             return 0
-        step, state = found
+        state = found.state
         load_nets(self.nets, state["modules"], f"{self.folder.uri}: checkpoint")
         for name, optimizer in self.learner.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
+        if kept := state.get("workers"):  # not in checkpoints of before
+            own = workers.dealt(kept, self.place.rank, self.place.world)
+            self.learner.load({name: items.to(self.place.device) for name, items in own.items()})
         self.lines = state["lines"]
-        return step
+        return found.step
+
+    def _newest(self) -> Checkpoint | None:
+        """The checkpoint that the first worker finds to be the newest: one for all."""
+        found = self.keeper.newest() if self.place.rank == 0 else None
+        name = workers.from_first(found and found.name)
+        return self.keeper.load(name) if name and not found else found
 
     def _step(self, step: int, arrays: Arrays) -> None:
         torch.manual_seed(_seed(self.recipe.seed, step, self.place.rank))
-        self._set_rates(self.recipe.schedule.factor(step, self.steps))
+        self._set_rates(step)
         batch = to_device(arrays, self.place.device)
         size = len(next(iter(batch.values())))
-        self.learner.modules = self.wrapped
         self.learner.loss_weight = size * self.place.world / self.recipe.batch_size
         for net in self.nets.values():
             net.train()
         with precision(self.recipe, self.place.device):
-            found = self.learner.step(batch)
-        for name, value in {**found, "examples": torch.ones(())}.items():
+            found = self.learner.step(batch, At(step, self.steps, self._epoch(step)))
+        for name, value in found.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.detach().double() * size
+            self.counts[name] += size
 
-    def _set_rates(self, factor: float) -> None:
+    def _set_rates(self, step: int) -> None:
         for name, optimizer in self.learner.optimizers.items():
+            factor = self.recipe.optimizer(name).schedule.factor(step, self.steps)
             for group, rate in zip(optimizer.param_groups, self.rates[name], strict=True):
                 group["lr"] = rate * factor
 
@@ -169,13 +189,17 @@ class Run:
         evaluating = last or self._due(step) > self._due(step - 1)
         if saving or evaluating or step % self.recipe.log_every == 0:
             line = self._line(step, "train", self._means(step))
+        if saving or evaluating:
+            workers.average_statistics(self.nets)
         if saving:
             check_finite({name: net.state_dict() for name, net in self.nets.items()}, step)
         if evaluating:
             line = self._line(step, "validate", self._evaluate())
+            self._draw()
+        state = self._state() if saving else {}
         if self.place.rank == 0:
             if saving:
-                self.keeper.save(step, self._state())
+                self.keeper.save(step, state)
             if saving or evaluating:
                 self.folder.write(CURVES, as_lines(self.lines))
             if evaluating:
@@ -195,12 +219,13 @@ class Run:
         return line
 
     def _means(self, step: int) -> dict[str, float]:
-        """Means over the examples of all workers since the last time."""
-        sums = {name: torch.as_tensor(value).cpu() for name, value in self.sums.items()}
-        totals = {name: float(value) for name, value in summed(sums).items()}
-        self.sums = {}
-        count = totals.pop("examples")
-        means = {name: value / count for name, value in totals.items()}
+        """Means over the examples since the last time for which any worker gave a value."""
+        sums = {
+            name: torch.tensor([float(value), self.counts[name]], dtype=torch.float64)
+            for name, value in self.sums.items()
+        }
+        self.sums, self.counts = {}, Counter()
+        means = {name: float(t[0] / t[1]) for name, t in workers.summed(sums).items()}
         for name, value in means.items():
             if not math.isfinite(value):
                 raise UserError(
@@ -212,17 +237,38 @@ class Run:
     def _evaluate(self) -> dict[str, float]:
         """Metrics over the validation part, each worker doing its share."""
         count = self.examples.validations(self.place.rank, self.place.world)
-        self.learner.modules = self.nets  # a wrapped one waits for the others at each batch
         with precision(self.recipe, self.place.device):
             batches = in_threads(self._loader(self.examples.validation), range(count))
             sums = add_up(self.learner.evaluate, self.learner, batches, self.place.device)
-        return self.examples.task.summarize(summed(sums))
+        return self.examples.task.summarize(workers.summed(sums))
+
+    def _draw(self) -> None:
+        """The sheet of samples, written before the checkpoint after which none may follow."""
+        if self.place.rank == 0 and self._paints:
+            task, part = self.examples.task, self.examples.val
+            self.folder.write(SAMPLES, sample_sheet(task, part, self._predict))
+
+    @cached_property
+    def _paints(self) -> bool:
+        """Whether the task gives pictures."""
+        return self._predict(self.examples.val[0]).picture is not None
+
+    @torch.inference_mode()
+    def _predict(self, record: Record) -> Prediction:
+        arrays = self.examples.task.prepare(record["image"])
+        batch = {name: array[None] for name, array in arrays.items()}
+        with precision(self.recipe, self.place.device):
+            [found] = self.learner.predict(to_device(batch, self.place.device))
+        return found
 
     def _state(self) -> dict[str, Any]:
+        """What a checkpoint holds; the first worker's is whole."""
         optimizers = self.learner.optimizers.items()
+        own = {name: items.detach().cpu() for name, items in self.learner.state().items()}
         return {
             "modules": {name: net.state_dict() for name, net in self.nets.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers},
+            "workers": workers.gathered(own),
             "lines": self.lines,
         }
 
@@ -244,19 +290,6 @@ def add_up(
     return sums
 
 
-def summed(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors on the CPU added over all workers by name; a worker may lack some."""
-    if not dist.is_initialized():
-        return dict(values)
-    parts: list[dict[str, Tensor]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(parts, dict(values))
-    totals: dict[str, Tensor] = {}
-    for part in parts:
-        for name, value in part.items():
-            totals[name] = totals[name] + value if name in totals else value
-    return totals
-
-
 def to_device(arrays: Arrays, device: str) -> Batch:
     """Arrays as tensors on a device."""
     return {name: torch.as_tensor(array).to(device) for name, array in arrays.items()}
@@ -276,16 +309,16 @@ def load_nets(nets: Mapping[str, nn.Module], states: States, what: str) -> None:
         load_state(net, states[name], what)
 
 
+def load_start(nets: Mapping[str, nn.Module], start: States, recipe: Recipe) -> None:
+    """Load what a recipe starts from, into all networks or those that it names. `UserError`."""
+    if isinstance(recipe.start, dict):
+        nets = {name: nets[name] for name in recipe.start}
+    load_nets(nets, start, "the model to start from")
+
+
 def as_lines(lines: Iterable[Line]) -> bytes:
     """JSON lines."""
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
-
-
-def _parallel(net: nn.Module) -> nn.Module:
-    """Wrap a network so that gradients are averaged over the workers, if there are several."""
-    if not dist.is_initialized() or not any(p.requires_grad for p in net.parameters()):
-        return net
-    return nn.parallel.DistributedDataParallel(net)
 
 
 def _seed(seed: int, step: int, rank: int) -> int:

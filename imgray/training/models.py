@@ -8,12 +8,13 @@ The fingerprint is the digest of the first two.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import (
@@ -42,6 +43,7 @@ from imgray.training.loop import (
     to_device,
 )
 from imgray.training.recipe import Recipe
+from imgray.training.sheet import SAMPLES
 from imgray.training.task import Arrays, Learner, Prediction, Task, task_of
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -98,8 +100,11 @@ def save_model(
     classes: Sequence[str],
     states: States,
     lines: Sequence[Line],
+    samples: bytes | None = None,
 ) -> tuple[list[FileEntry], dict[str, Any]]:
     """Write the files of a model artifact: their entries, and what its manifest says about it.
+
+    `samples` is the last sheet of samples, of a task that paints.
 
     Raises `UserError` for tensors that are not finite, before anything is written.
     """
@@ -110,6 +115,7 @@ def save_model(
         CONFIG: json.dumps(settings, indent=1).encode(),
         CURVES: as_lines(lines),
         CURVES_PNG: plots.curves(lines),
+        **({SAMPLES: samples} if samples else {}),
         **task_of(recipe, classes).portraits(states),
     }
     for name, data in contents.items():
@@ -178,6 +184,30 @@ def load_states(folder: Folder, manifest: Manifest) -> States:
     with opening(folder):
         found: States = unpack(read_file(folder, manifest.file(WEIGHTS)))
         return found
+
+
+def load_start(starts: Mapping[str, str]) -> States:
+    """What a recipe's networks start from (`Recipe.starts`), by network and name.
+
+    Raises:
+        UserError: no model artifact, a damaged one, or one of several networks, none of that name.
+    """
+    if "" in starts:
+        return _verified(starts[""])
+    return {name: _network(name, uri) for name, uri in starts.items()}
+
+
+def _network(name: str, uri: str) -> dict[str, Tensor]:
+    """The only network of a model artifact, or the one of a name."""
+    states = _verified(uri)
+    if len(states) > 1 and name not in states:
+        raise UserError(f"start.{name}: {uri} has {', '.join(states)}, no {name!r}")
+    return states[name] if name in states else next(iter(states.values()))
+
+
+def _verified(uri: str) -> States:
+    folder = Folder(uri)
+    return load_states(folder, read_manifest(folder, "model"))
 
 
 def fingerprint_of(manifest: Manifest) -> str:

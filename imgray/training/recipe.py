@@ -64,6 +64,13 @@ class Schedule(Settings):
         return 1.0
 
 
+class OptimizerSettings(Settings):
+    """How one optimizer goes down; what is not set is as for all."""
+
+    schedule: Schedule = Schedule()
+    clip: float | None = Field(default=None, gt=0)
+
+
 class DataSettings(Settings):
     """Which parts of the data set at `--data` are read, and how they are laid out."""
 
@@ -104,8 +111,6 @@ class DataSettings(Settings):
 class Recipe(Settings):
     """Everything that determines a trained model but the data themselves."""
 
-    uris = frozenset({"start"})
-
     task: str = Field(description="the task's class, as package.module:Class")
     settings: dict[str, Any] = Field(default={}, description="of the task")
     data: DataSettings
@@ -113,10 +118,16 @@ class Recipe(Settings):
     steps: int | None = Field(default=None, ge=1)
     epochs: float | None = Field(default=None, gt=0)
     schedule: Schedule = Schedule()
+    clip: float | None = Field(default=None, gt=0, description="largest norm of a gradient")
+    optimizers: dict[str, OptimizerSettings] = Field(
+        default={}, description="schedule and clip of single optimizers, by name"
+    )
     precision: Precision = "float32"
     seed: int = Field(default=0, ge=0, lt=2**63)
     evaluate_every: float = Field(default=1.0, gt=0, description="epochs between evaluations")
-    start: str | None = Field(default=None, description="model artifact to take weights from")
+    start: str | dict[str, str] | None = Field(
+        default=None, description="model artifact to take weights from, or one for each network"
+    )
     checkpoint_every: int = Field(default=200, ge=1, description="steps a lost worker may cost")
     log_every: int = Field(default=20, ge=1, description="steps per line of the curves")
 
@@ -125,6 +136,25 @@ class Recipe(Settings):
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either steps or epochs")
         return self
+
+    @model_validator(mode="after")
+    def _complete(self) -> Recipe:
+        """Single optimizers have in full what applies to them."""
+        for name, own in self.optimizers.items():
+            common = {key: getattr(self, key) for key in ("schedule", "clip")}
+            unset = common.keys() - own.model_fields_set
+            self.optimizers[name] = own.model_copy(update={key: common[key] for key in unset})
+        return self
+
+    @property
+    def starts(self) -> dict[str, str]:
+        """URIs to take weights from, by network; of all networks at once under an empty name."""
+        return {"": self.start} if isinstance(self.start, str) else self.start or {}
+
+    def optimizer(self, name: str) -> OptimizerSettings:
+        """How an optimizer goes down."""
+        common = OptimizerSettings(schedule=self.schedule, clip=self.clip)
+        return self.optimizers.get(name, common)
 
     def length(self, examples: int) -> int:
         """Steps of the whole run."""

@@ -7,9 +7,10 @@ example, makes the networks with their optimizers, and sums up an evaluation.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from imgray.artifacts.folder import Folder
 from imgray.artifacts.identity import settled
 from imgray.config import class_named, validate
 from imgray.data.datasets import Dataset, Record
@@ -26,6 +28,7 @@ from imgray.drawing.canvas import distinct
 from imgray.errors import UserError
 from imgray.features.backbones import BackboneConfig
 from imgray.training.recipe import Recipe, Settings
+from imgray.training.workers import average_gradients
 
 Arrays = dict[str, NDArray[Any]]
 Batch = dict[str, Tensor]
@@ -42,23 +45,38 @@ class Prediction:
     picture: NDArray[np.uint8] | None = None
 
 
+@dataclass(frozen=True)
+class At:
+    """Where a run is: steps done, steps of the whole run, epochs done."""
+
+    step: int
+    steps: int
+    epoch: float
+
+
 class Learner(ABC):
     """The networks of a system with their optimizers.
 
     Attributes:
-        modules: by name; the loop may wrap them, for data parallel training.
+        modules: by name; all are saved and published, also those that no optimizer changes, such
+            as a running average of another.
         optimizers: by name.
         loss_weight: the worker's share of the batch times the number of workers, by which its mean
             loss counts among theirs: 1 but for uneven parts.
+        clips: by optimizer the largest norm of its gradient, None where it is not clipped.
     """
 
     modules: dict[str, nn.Module]
     optimizers: dict[str, Optimizer]
     loss_weight: float = 1.0
+    clips: Mapping[str, float | None] = MappingProxyType({})
 
     @abstractmethod
-    def step(self, batch: Batch) -> dict[str, Tensor]:
-        """Learn from a batch; what it gives, such as the loss, is averaged into the curves."""
+    def step(self, batch: Batch, at: At) -> dict[str, Tensor]:
+        """Learn from a batch: means over it, such as the loss, for the curves.
+
+        One that is not given at every step is averaged over the steps that give it.
+        """
 
     @abstractmethod
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
@@ -72,11 +90,36 @@ class Learner(ABC):
     def predict(self, batch: Batch) -> list[Prediction]:
         """Predictions for a batch of `Task.prepare`."""
 
-    def descend(self, optimizer: str, loss: Tensor) -> None:
-        """One step of an optimizer down the gradient of a loss that is a mean over the batch."""
-        self.optimizers[optimizer].zero_grad(set_to_none=True)
-        (loss * self.loss_weight).backward()
-        self.optimizers[optimizer].step()
+    def state(self) -> dict[str, Tensor]:
+        """What this worker keeps beside the networks, items along the first axis: an image pool."""
+        return {}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take back a `state`, on the worker's device.
+
+        It is this worker's own, or, where the number of workers has changed, a share of what all
+        had: perhaps more items than before, or none.
+        """
+        assert not state, "a learner with a state takes it back"
+
+    def descend(self, optimizer: str, loss: Tensor, keep_graph: bool = False) -> None:
+        """One step of an optimizer down the gradient, over all workers, of a loss.
+
+        Only parameters of that optimizer are given gradients.
+
+        Args:
+            optimizer: its name.
+            loss: a mean over the batch.
+            keep_graph: for another descent from the same forward pass.
+        """
+        own = self.optimizers[optimizer]
+        own.zero_grad(set_to_none=True)
+        parameters = [p for group in own.param_groups for p in group["params"] if p.requires_grad]
+        (loss * self.loss_weight).backward(inputs=parameters, retain_graph=keep_graph)
+        average_gradients(parameters)
+        if clip := self.clips.get(optimizer):
+            nn.utils.clip_grad_norm_(parameters, clip)
+        own.step()
 
 
 class Task(ABC):
@@ -220,5 +263,23 @@ def settled_recipe(recipe: Recipe) -> Recipe:
     kind: type[Task] = class_named(recipe.task, Task, "task")
     validate(kind.Settings, recipe.settings, "recipe: settings")
     settings = settled(recipe.settings, kind.Settings.uris)
-    place = settled({"start": recipe.start}, recipe.uris)
-    return recipe.model_copy(update={"settings": settings, **place})
+    start = recipe.start
+    if isinstance(start, dict):
+        start = settled(start, start.keys())
+    elif start is not None:
+        start = Folder(start).absolute
+    return recipe.model_copy(update={"settings": settings, "start": start})
+
+
+def check_names(recipe: Recipe, learner: Learner) -> None:
+    """Refuse names of optimizers and networks that a learner lacks. Raises `UserError`."""
+    _check_known("optimizers", recipe.optimizers, learner.optimizers, recipe.task)
+    if isinstance(recipe.start, dict):
+        _check_known("start", recipe.start, learner.modules, recipe.task)
+
+
+def _check_known(setting: str, names: Iterable[str], own: Iterable[str], task: str) -> None:
+    if unknown := sorted(set(names) - set(own)):
+        raise UserError(
+            f"recipe: {setting}.{unknown[0]}: {task} has {', '.join(own)}, no {unknown[0]!r}"
+        )
