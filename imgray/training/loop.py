@@ -256,7 +256,7 @@ class Run:
     @torch.inference_mode()
     def _predict(self, record: Record) -> Prediction:
         arrays = self.examples.task.prepare(record["image"])
-        batch = {name: array[None] for name, array in arrays.items()}
+        batch = {name: np.stack([array]) for name, array in arrays.items()}
         with precision(self.recipe, self.place.device):
             [found] = self.learner.predict(to_device(batch, self.place.device))
         return found

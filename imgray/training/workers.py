@@ -102,10 +102,9 @@ def average_statistics(nets: Nets) -> None:
 
 def _check_alike(buffers: Mapping[str, Tensor]) -> None:
     for name, buffer in buffers.items():
-        least, most = buffer.detach().long(), buffer.detach().long()
-        dist.all_reduce(least, dist.ReduceOp.MIN)
-        dist.all_reduce(most, dist.ReduceOp.MAX)
-        if not torch.equal(least, most):
+        extremes = torch.stack([buffer.detach().long(), -buffer.detach().long()])
+        dist.all_reduce(extremes, dist.ReduceOp.MAX)
+        if extremes.sum(dim=0).any():
             raise UserError(
                 f"network {name} differs between the workers: a buffer of whole numbers must "
                 "change alike on all; keep what is a worker's own in Learner.state"
