@@ -1,4 +1,4 @@
-"""A running service: two versions of an index and a model of every kind, as `jobs/serve.py`."""
+"""A running service, as `jobs/serve.py`: two versions of an index, models of all kinds and none."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ import psutil
 import pytest
 import requests
 from running import ROOT, free_port
-from trained import train, write
+from trained import train, untrained, write
 
 from imgray.artifacts.folder import Folder
 from imgray.engine.extract import extract
@@ -26,7 +26,7 @@ KINDS = {"classify": "folders", "segment": "masks", "edges": "edges"}
 
 @dataclass(frozen=True)
 class Artifacts:
-    """Features of a collection, two indexes of them, and a model by kind: their folders."""
+    """Features of a collection, two indexes of them, and models by name: their folders."""
 
     images: Path
     features: str
@@ -58,6 +58,8 @@ def make(folder: Path, images: Path, net: str, weights: str) -> Artifacts:
         output = Folder(str(folder / kind))
         train(format, write(format, folder / f"{kind}-data"), output)
         models[kind] = output.uri
+    models["pairs"] = str(folder / "pairs")
+    untrained("pairs:Pairs", Folder(models["pairs"]))
     return Artifacts(images, features, (indexes[0], indexes[1]), models)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from poison import encoded, halves
 
@@ -13,6 +14,7 @@ from imgray.engine.train import check_examples, open_examples
 from imgray.training.loop import Run
 from imgray.training.models import save_model
 from imgray.training.recipe import Recipe
+from imgray.training.task import task_of
 
 SIZE = 32
 RECIPES: dict[str, dict[str, Any]] = {
@@ -34,6 +36,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         },
     },
 }  # fmt: skip
+NOTHING = {"data": {"format": "folders"}, "batch_size": 1, "steps": 1}
 
 
 def picture(flip: bool, number: int) -> Image.Image:
@@ -92,7 +95,18 @@ def train(format: str, data: Path, output: Folder, steps: int = 30, **changes: A
     with scratch() as work:
         run = Run(recipe, examples, Folder(str(work)))
         run.fit()
-    states = {name: net.state_dict() for name, net in run.nets.items()}
-    files, about = save_model(output, recipe, examples.task.classes, states, run.lines)
-    publish(output, Manifest(kind="model", config={}, about=about, files=files))
+    _publish(output, recipe, examples.task.classes, run.nets, run.lines)
     return run
+
+
+def untrained(task: str, output: Folder, **settings: Any) -> None:
+    """Publish a model of a task without classes as it is before the first step."""
+    recipe = Recipe.model_validate({"task": task, "settings": settings, **NOTHING})
+    torch.manual_seed(0)
+    _publish(output, recipe, (), task_of(recipe, ()).learner().modules, [])
+
+
+def _publish(output: Folder, recipe: Recipe, classes: Any, nets: Any, lines: Any) -> None:
+    states = {name: net.state_dict() for name, net in nets.items()}
+    files, about = save_model(output, recipe, classes, states, lines)
+    publish(output, Manifest(kind="model", config={}, about=about, files=files))

@@ -74,9 +74,9 @@ def decode_sized(
         raise Rejected(f"damaged or truncated: {_line(error)}") from None
 
 
-def check_header(data: bytes, max_pixels: int = MAX_PIXELS) -> None:
-    """Refuse by the header alone, without decoding. Raises `Rejected`."""
-    _opened(data, max_pixels)
+def check_header(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """The stored width and height, from the header alone, without decoding. Raises `Rejected`."""
+    return _opened(data, max_pixels).size
 
 
 def encode(image: Image.Image | NDArray[Any]) -> bytes:

@@ -3,23 +3,21 @@
 import base64
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Self
 
+from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from imgray.artifacts.folder import Folder
-from imgray.artifacts.manifest import read_manifest
 from imgray.data import pixels
+from imgray.data.fields import DIGITS, ClassMap, Output
 from imgray.engine.report import Report
 from imgray.features.columns import FeatureInfo
-from imgray.serving.guard import ErrorAnswer
+from imgray.serving.guard import ErrorAnswer, Refusal
+from imgray.serving.models import Served
 from imgray.serving.predictor import Answer
 from imgray.serving.search import Described, SearchAnswer
-from imgray.training.models import fingerprint_of, load_task
-from imgray.training.task import Task
 
 
 class BatchAnswer(BaseModel):
@@ -91,14 +89,51 @@ class IdsAnswer(BaseModel):
     ids: list[str]
 
 
+class FieldAnswer(BaseModel):
+    """What an input or an output is; more, by its type, such as `labels`, `dim` or `longest`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+
+
+class InputAnswer(FieldAnswer):
+    """What an input is."""
+
+    required: bool
+
+
 class ModelAnswer(BaseModel):
-    """A model that is served."""
+    """A model that is served: what it takes and gives, by name."""
 
     name: str
     kind: str
     uri: str
     fingerprint: str
     classes: list[str]
+    inputs: dict[str, InputAnswer]
+    outputs: dict[str, FieldAnswer]
+
+    @classmethod
+    def of(cls, model: Served) -> Self:
+        """The model as a client may know it."""
+        task = model.task
+        inputs = {
+            name: InputAnswer(type=one.type, required=not one.optional, **one.details())
+            for name, one in task.inputs.items()
+        }
+        outputs = {
+            name: FieldAnswer(type=one.type, **one.details()) for name, one in task.outputs.items()
+        }
+        return cls(
+            name=model.name,
+            kind=task.kind,
+            uri=model.uri,
+            fingerprint=model.fingerprint,
+            classes=list(task.classes),
+            inputs=inputs,
+            outputs=outputs,
+        )
 
 
 class ModelsAnswer(BaseModel):
@@ -107,31 +142,45 @@ class ModelsAnswer(BaseModel):
     models: list[ModelAnswer]
 
 
-@dataclass(frozen=True)
-class Served:
-    """A model as the service knows it."""
+def told(model: Served, answer: Answer) -> JSONResponse:
+    """All outputs of a model by name.
 
-    name: str
-    uri: str
-    task: Task
-    fingerprint: str
+    Raises:
+        Refusal: a number among them is not finite.
+    """
+    outputs = {
+        name: _painted(one, model, answer) if one.painted else one.answer(name, answer.row)
+        for name, one in model.task.outputs.items()
+    }
+    found = {"model": model.name, "fingerprint": model.fingerprint, "outputs": outputs}
+    try:
+        return JSONResponse(found)
+    except ValueError:
+        text = "what the model makes of this is not finite; are numbers in it too large?"
+        raise Refusal(422, text) from None
 
-    @classmethod
-    def of(cls, name: str, uri: str) -> Self:
-        """Read from the artifact, without its tensors."""
-        folder = Folder(uri)
-        manifest = read_manifest(folder, "model")
-        return cls(name, uri, load_task(folder, manifest)[1], fingerprint_of(manifest))
 
-    def describe(self) -> ModelAnswer:
-        """The model as a client may know it."""
-        return ModelAnswer(
-            name=self.name,
-            kind=self.task.kind,
-            uri=self.uri,
-            fingerprint=self.fingerprint,
-            classes=list(self.task.classes),
-        )
+def _painted(one: Output, model: Served, answer: Answer) -> dict[str, Any]:
+    """The size of a picture, of a class map its legend, and itself if it was asked for."""
+    assert answer.size is not None
+    found: dict[str, Any] = dict(zip(("width", "height"), answer.size, strict=True))
+    if isinstance(one, ClassMap):
+        colours = list(_colours(model).items())
+        labels = [colours[place] for place in answer.labels if place < len(colours)]
+        found["labels"] = [{"name": name, "color": color} for name, color in labels]
+    return found | ({"data": _data_uri(answer.png)} if answer.png is not None else {})
+
+
+def _colours(model: Served) -> dict[str, str]:
+    """The classes of what a model paints, in the order of their values, with their colours."""
+    maps = (one for one in model.task.outputs.values() if isinstance(one, ClassMap))
+    palette = model.task.palette
+    assert palette is not None
+    return {n: "#" + bytes(c).hex() for n, c in zip(next(maps).labels, palette, strict=True)}
+
+
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 class Predicted(BaseModel):
@@ -157,7 +206,7 @@ class ClassifyAnswer(Predicted):
     def of(cls, model: Served, answer: Answer, top: int) -> Self:
         """From a row of predictions."""
         words = model.task.words(answer.row)[:top]
-        classes = [ScoredClass(name=name, score=round(score, 6)) for name, score in words]
+        classes = [ScoredClass(name=name, score=round(score, DIGITS)) for name, score in words]
         return cls(model=model.name, fingerprint=model.fingerprint, classes=classes)
 
 
@@ -173,14 +222,14 @@ class Painted(Predicted):
         """From a row of predictions and its picture."""
         assert answer.size is not None
         width, height = answer.size
-        found = {
-            "model": model.name,
-            "fingerprint": model.fingerprint,
+        return cls(
+            model=model.name,
+            fingerprint=model.fingerprint,
+            width=width,
+            height=height,
+            picture=_data_uri(answer.png) if answer.png is not None else None,
             **cls.fields_of(model, answer),
-        }
-        if answer.png is not None:
-            found["picture"] = f"data:image/png;base64,{base64.b64encode(answer.png).decode()}"
-        return cls(width=width, height=height, **found)
+        )
 
     @staticmethod
     def fields_of(model: Served, answer: Answer) -> dict[str, Any]:
@@ -203,13 +252,12 @@ class SegmentAnswer(Painted):
 
     @staticmethod
     def fields_of(model: Served, answer: Answer) -> dict[str, Any]:
-        task = model.task
-        assert task.palette is not None
-        pairs = zip(task.classes, task.palette, strict=True)
-        colours = {name: "#" + bytes(colour).hex() for name, colour in pairs}
-        words = task.words(answer.row)
+        colours, words = _colours(model), model.task.words(answer.row)
         return {
-            "classes": [ClassShare(name=n, share=round(s, 6), color=colours[n]) for n, s in words]
+            "classes": [
+                ClassShare(name=name, share=round(share, DIGITS), color=colours[name])
+                for name, share in words
+            ]
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from ray.exceptions import RayActorError
@@ -44,10 +45,20 @@ async def call(method: Any, *arguments: Any, retries: int = 0, blame: str | None
     raise AssertionError("unreachable")
 
 
-async def call_with_picture(method: Any, *arguments: Any, retries: int = 0) -> Any:
-    """`call`; a picture that cannot be decoded is the client's fault."""
+async def call_with_pictures(
+    method: Any, *arguments: Any, fields: Iterable[str], retries: int = 0
+) -> Any:
+    """`call`; a picture that cannot be decoded is the client's fault: see `refused`."""
     answer = await call(method, *arguments, retries=retries)
     if isinstance(answer, Rejected):
         metrics().rejected.inc(1, {"reason": "picture"})
-        raise Refusal(422, str(answer), "image")
+        raise refused(answer, fields)
     return answer
+
+
+def refused(fault: Rejected, fields: Iterable[str]) -> Refusal:
+    """422 with the one of the fields whose name the reason begins with."""
+    text = str(fault)
+    named = (field for field in fields if text.startswith(f"{field}: "))
+    field = max(named, key=len, default=None)
+    return Refusal(422, text[len(field) + 2 :] if field else text, field)

@@ -16,6 +16,7 @@ from imgray.engine.search import check_fingerprints
 from imgray.features.backbones import visible_device
 from imgray.features.extractor import Extractor, Prepared, load_extractor
 from imgray.serving.metrics import metrics, replica_name, timed
+from imgray.serving.requests import PICTURE
 from imgray.serving.settings import Batching
 from imgray.serving.versions import Holder, Version
 
@@ -56,7 +57,7 @@ class Encoder:
             with timed("decode"):
                 prepared = await asyncio.to_thread(extractor.prepare, image)
         except Rejected as error:
-            return error
+            return Rejected(f"{PICTURE}: {error}")
         with timed("encode"):
             found: dict[str, Half] = await self._run((extractor, prepared))
         return found

@@ -8,7 +8,7 @@ import hmac
 import logging
 import os
 import uuid
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -103,8 +103,15 @@ def answer_errors(app: FastAPI) -> None:
 
 def _methods(request: Request) -> str:
     """What may be done with a path: by all of its routes, where Starlette names the first's."""
-    routes = [r for r in request.app.routes if r.matches(request.scope)[0] is not Match.NONE]
+    routes = (r for r in _routes(request.app) if r.matches(request.scope)[0] is not Match.NONE)
     return ", ".join(sorted({name for r in routes for name in getattr(r, "methods", None) or ()}))
+
+
+def _routes(router: Any) -> Iterator[Any]:
+    """The routes of a router, and of those that it includes, such as that of Serve's class."""
+    for route in router.routes:
+        included = getattr(route, "original_router", None)
+        yield from _routes(included) if included else (route,)
 
 
 class Keys:
@@ -164,14 +171,6 @@ def check_key(request: Request, levels: Iterable[Keys]) -> None:
         metrics().rejected.inc(1, {"reason": "key"})
         message = "wrong API key" if key else "an API key is needed: Authorization: Bearer KEY"
         raise Refusal(401, message, "Authorization", {"WWW-Authenticate": "Bearer"})
-
-
-def with_keys(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI of an application, where a key may be needed."""
-    schema = FastAPI.openapi(app)
-    schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    schema["security"] = [{"key": []}, {}]
-    return schema
 
 
 class Admission:

@@ -1,13 +1,12 @@
 """The HTTP application: routes, who may use them, and what they answer.
 
-A new kind of model needs no route of its own when its task paints or classifies (`Task.kind`);
-another kind gets a method here, beside `edges`.
+A model is asked at `/v1/models/NAME`, by what its task declares. The routes of the kinds ask one
+about a picture in the same way, and shape what it says; further kinds need none.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from fastapi_offline import FastAPIOffline
 from ray import serve
 
 import imgray
+from imgray.data.fields import Picture
 from imgray.serving.answers import (
     BatchAnswer,
     ClassifyAnswer,
@@ -26,15 +26,16 @@ from imgray.serving.answers import (
     HealthAnswer,
     IdsAnswer,
     IndexAnswer,
+    ModelAnswer,
     ModelsAnswer,
     Painted,
     ReadyAnswer,
     SegmentAnswer,
-    Served,
     SwapAnswer,
     thumbnail,
+    told,
 )
-from imgray.serving.calls import call, call_with_picture
+from imgray.serving.calls import call
 from imgray.serving.guard import (
     ADMIN_KEYS,
     Admission,
@@ -44,10 +45,14 @@ from imgray.serving.guard import (
     answer_errors,
     check_key,
     errors,
-    with_keys,
 )
 from imgray.serving.metrics import replica_name, timed
+from imgray.serving.models import Models, Served
+from imgray.serving.openapi import ASK, description, documented, in_query
+from imgray.serving.predictor import Answer
 from imgray.serving.requests import (
+    PICTURE,
+    PNG,
     BatchOptions,
     ClassifyOptions,
     ImageOptions,
@@ -57,10 +62,11 @@ from imgray.serving.requests import (
     SearchOptions,
     SizeOptions,
     SwapOptions,
-    documented,
-    in_query,
+    picture_of,
     read,
+    read_record,
     validated,
+    wants_png,
 )
 from imgray.serving.search import Described, SearchAnswer, Searcher
 from imgray.serving.settings import ServiceSettings
@@ -69,16 +75,25 @@ from imgray.serving.versions import Holder
 
 PAGE = Path(__file__).parent / "page"
 POLICY = "default-src 'self'; img-src 'self' blob: data:"
-PNG = "image/png"
 
 BODY = errors(400, 413)
 """What may be wrong with a body, beside what may go wrong with every request."""
 
 
+def _service() -> Any:
+    """The service in this replica."""
+    return serve.get_replica_context().servable_object
+
+
 def _names() -> list[str] | None:
-    """For `OwnSite`: the names that the service in this replica answers to."""
-    service: Any = serve.get_replica_context().servable_object
-    return None if service.key_needed else service.settings.hosts
+    """For `OwnSite`: the names that the service answers to."""
+    return None if _service().key_needed else _service().settings.hosts
+
+
+def _description() -> dict[str, Any]:
+    """The OpenAPI of the service, with a route for each of its models."""
+    service = _service()
+    return description(app, service.models.served.values(), service.searcher is not None)
 
 
 app = FastAPIOffline(
@@ -91,7 +106,7 @@ app.add_middleware(OwnSite, names=_names)
 app.add_middleware(Counted)
 app.mount("/page", StaticFiles(directory=PAGE), "page")
 answer_errors(app)
-app.openapi = partial(with_keys, app)  # type: ignore[method-assign]  # FastAPI's own way
+app.openapi = _description  # type: ignore[method-assign]  # FastAPI's own way
 
 
 @serve.ingress(app)
@@ -121,8 +136,9 @@ class Service:
         self.key_needed = bool(keys) or not settings.open
         self.admitted = Admission(settings.limits.pending)
         found = [asyncio.to_thread(Served.of, *item) for item in settings.models.items()]
-        self.models = {model.name: model for model in await asyncio.gather(*found)}
-        self.predictors, self.registry = dict(predictors or {}), registry
+        models = {model.name: model for model in await asyncio.gather(*found)}
+        self.models = Models(models, predictors or {}, self.limits.retries)
+        self.registry = registry
         self.searcher: Searcher | None = None
         if registry is not None:
             holder = Holder(registry, replica_name(), Described.of)
@@ -168,7 +184,7 @@ class Service:
             searcher, most = self._index(), self.limits.batch
             options, pictures = await read(request, BatchOptions, self.limits.body_bytes, most)
             if not 0 < len(pictures) + len(options.ids) <= most:
-                raise Refusal(422, f"send 1 to {most} pictures or ids", "image")
+                raise Refusal(422, f"send 1 to {most} pictures or ids", PICTURE)
             index = await searcher.current()
             searcher.check_weights(index, options)
             answers = await searcher.search_all(index, pictures, options)
@@ -245,14 +261,28 @@ class Service:
     async def served(self, request: Request) -> ModelsAnswer:
         """The models that are served."""
         async with self._heard(request):
-            return ModelsAnswer(models=[model.describe() for model in self.models.values()])
+            return ModelsAnswer(models=[ModelAnswer.of(one) for one in self.models.served.values()])
+
+    @app.post(ASK, responses=errors(400, 406, 413))
+    async def ask(self, request: Request, name: str) -> Response:
+        """What a model says of a record: all outputs as JSON, or the one that it paints as PNG."""
+        async with self._heard(request):
+            model = self.models.named(name)
+            inputs, painted = model.task.inputs, model.task.painted is not None
+            png = wants_png(request, painted)
+            options, given = await read_record(request, inputs, self.limits.body_bytes)
+            for field, value in given.items():
+                if isinstance(value, str) and isinstance(inputs.get(field), Picture):
+                    given[field] = await self._indexed(value, field)
+            answer = await self.models.ask(model, given, png or options.picture)
+            return Response(answer.png, media_type=PNG) if png else told(model, answer)
 
     @app.post("/v1/classify", responses=BODY, openapi_extra=documented(ClassifyOptions))
     async def classify(self, request: Request) -> ClassifyAnswer:
         """The most probable classes of a picture."""
         async with self._heard(request):
             options, pictures = await read(request, ClassifyOptions, self.limits.body_bytes)
-            model, answer = await self._predicted("classify", options, pictures, painted=False)
+            model, answer = await self._asked("classify", options, pictures, painted=False)
             return ClassifyAnswer.of(model, answer, options.top)
 
     @app.post(
@@ -279,44 +309,34 @@ class Service:
         self, request: Request, kind: str, answered: type[Painted]
     ) -> Response | Painted:
         async with self._heard(request):
-            png = PNG in request.headers.get("accept", "")
+            png = wants_png(request, painted=True)
             options, pictures = await read(request, PaintOptions, self.limits.body_bytes)
-            painted = png or options.picture
-            model, answer = await self._predicted(kind, options, pictures, painted)
+            model, answer = await self._asked(kind, options, pictures, png or options.picture)
             if png:
                 return Response(answer.png, media_type=PNG)
             return answered.of(model, answer)
 
-    async def _predicted(
+    async def _asked(
         self, kind: str, options: PictureOptions, pictures: list[bytes], painted: bool
-    ) -> tuple[Served, Any]:
-        model = self._model(kind, options.model)
-        index = await self.searcher.current() if self.searcher and options.id else None
-        image = await self._picture(pictures, options.id, index)
-        method, retries = self.predictors[model.name].predict, self.limits.retries
-        values = {"image": image}
-        return model, await call_with_picture(method, values, painted, retries=retries)
-
-    def _model(self, kind: str, name: str | None) -> Served:
-        fit = {n: model for n, model in self.models.items() if model.task.kind == kind}
-        if name is not None and name not in fit:
-            known = ", ".join(fit) or "none"
-            raise Refusal(422, f"no such model for {kind}; there are: {known}", "model")
-        if not fit:
-            raise Refusal(404, f"this service has no model for {kind}")
-        return fit[name] if name else next(iter(fit.values()))
+    ) -> tuple[Served, Answer]:
+        """What a model of a kind says of a mere picture."""
+        model = self.models.of_kind(kind, options.model)
+        given = {picture_of(model.task.inputs): await self._picture(pictures, options.id)}
+        return model, await self.models.ask(model, given, painted)
 
     async def _picture(
-        self, pictures: list[bytes], id: str | None, index: Described | None
+        self, pictures: list[bytes], id: str | None, index: Described | None = None
     ) -> bytes:
-        """The one picture of a request, sent or named by id."""
+        """The one picture of a request, sent or named by id, of the index at hand."""
         if len(pictures) + (id is not None) != 1:
-            raise Refusal(422, "send one picture, or the id of an indexed one", "image")
-        if id is None:
-            return pictures[0]
-        if index is None:
-            raise Refusal(422, "this service has no index", "id")
-        return await self._index().picture(index, id)
+            raise Refusal(422, "send one picture, or the id of an indexed one", PICTURE)
+        return pictures[0] if id is None else await self._indexed(id, "id", index)
+
+    async def _indexed(self, id: str, field: str, index: Described | None = None) -> bytes:
+        """An indexed picture, which a field of the request names."""
+        if self.searcher is None:
+            raise Refusal(422, "this service has no index", field)
+        return await self.searcher.picture(index or await self.searcher.current(), id, field)
 
     async def drain(self) -> None:
         """Refuse new requests, and return when those in work are answered: before the end."""
@@ -332,7 +352,7 @@ class Service:
     @app.get("/readyz", responses={503: {"model": ReadyAnswer}})
     async def readyz(self, response: Response) -> ReadyAnswer:
         """Every deployment that answers depend on answers."""
-        parts = dict(self.predictors)
+        parts = dict(self.models.predictors)
         if self.searcher:
             parts["encoder"] = self.searcher.encoder
             parts |= {f"shards-{n}": group for n, group in enumerate(self.searcher.shard_groups)}

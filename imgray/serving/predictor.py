@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from ray import serve
 
-from imgray.data.fields import Picture, Values
-from imgray.data.pixels import Rejected, check_header
+from imgray.data.fields import ClassMap, Picture, Values
+from imgray.data.pixels import Rejected, check_header, decode
 from imgray.features.backbones import visible_device
 from imgray.serving.metrics import metrics, timed
 from imgray.serving.settings import Batching
 from imgray.training.models import load_model
-from imgray.training.task import Arrays, Prediction
+from imgray.training.task import Arrays, Prediction, Task
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A row of the predictions table, and the picture as PNG, for a task that paints one."""
+    """A row of the predictions table, and of a task that paints what it has painted.
+
+    size: width and height in pixels; labels: of a class map, those that occur; png: the picture.
+    """
 
     row: dict[str, Any]
     size: tuple[int, int] | None = None
+    labels: tuple[int, ...] = ()
     png: bytes | None = None
 
 
@@ -34,8 +40,8 @@ class Predictor:
 
     Args:
         uri: of the model artifact.
-        batching: of forward passes, for pictures that come out at one shape.
-        pixels: pictures of more are refused.
+        batching: of forward passes, for records that come out at one shape.
+        pixels: pictures of more, those of a record together, are refused.
     """
 
     def __init__(self, uri: str, batching: Batching, pixels: int) -> None:
@@ -51,39 +57,78 @@ class Predictor:
             values: its inputs by name, checked.
             painted: whether the picture that the model paints is wanted.
         """
+        task = self.model.task
         try:
             with timed("decode"):
-                prepared = await asyncio.to_thread(self._prepare, values)
+                prepared = await asyncio.to_thread(prepared_of, task, values, self.pixels)
         except Rejected as error:
             return error
         with timed("predict"):
             prediction: Prediction = await self._run(prepared)
-        if prediction.picture is None:
-            return Answer(prediction.row)
-        height, width = prediction.picture.shape[:2]
-        png = await asyncio.to_thread(self._png, prediction.picture) if painted else None
-        return Answer(prediction.row, (width, height), png)
+        return await asyncio.to_thread(answer_of, task, prediction, painted)
 
     def ready(self) -> bool:
         """Answered when this replica can answer."""
         return True
-
-    def _prepare(self, values: Values) -> Arrays:
-        for name, value in values.items():
-            if isinstance(self.model.task.inputs[name], Picture):
-                check_header(value, self.pixels)
-        return self.model.task.prepare(values)
 
     @serve.batch
     async def _run(self, items: list[Arrays]) -> list[Prediction]:
         metrics().batch_size.observe(len(items))
         return await asyncio.to_thread(self.model.predict, items, self.device)
 
-    def _png(self, picture: np.ndarray[Any, Any]) -> bytes:
-        """Classes keep their numbers, with the task's palette beside them."""
-        image = Image.fromarray(picture)
-        if self.model.task.classes and self.model.task.palette is not None:
-            image.putpalette(self.model.task.palette.tobytes())
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        return buffer.getvalue()
+
+def prepared_of(task: Task, values: Values, pixels: int) -> Arrays:
+    """A record as the model takes it.
+
+    Args:
+        task: of the model.
+        values: the inputs by name, checked.
+        pixels: of all its pictures at most.
+
+    Raises:
+        Rejected: the reason, which begins with the name of the input at fault.
+    """
+    pictures = {n: value for n, value in values.items() if isinstance(task.inputs[n], Picture)}
+    for name, data in pictures.items():
+        try:
+            width, height = check_header(data, pixels)
+        except Rejected as error:
+            raise Rejected(f"{name}: {error}") from None
+        pixels -= width * height
+    try:
+        return task.prepare(values)
+    except Rejected as error:
+        raise Rejected(f"{_broken(pictures) or next(iter(values))}: {error}") from None
+
+
+def _broken(pictures: Mapping[str, bytes]) -> str | None:
+    """The first of some pictures that cannot be decoded; of a single one, that."""
+    if len(pictures) == 1:
+        return next(iter(pictures))
+    for name, data in pictures.items():
+        try:
+            decode(data)
+        except Rejected:
+            return name
+    return None
+
+
+def answer_of(task: Task, prediction: Prediction, painted: bool) -> Answer:
+    """An answer from a prediction, with the picture if it is wanted."""
+    picture = prediction.picture
+    if picture is None:
+        return Answer(prediction.row)
+    is_map = task.painted is not None and isinstance(task.outputs[task.painted], ClassMap)
+    labels = tuple(np.bincount(picture.ravel()).nonzero()[0].tolist()) if is_map else ()
+    png = _png(picture, task.palette if is_map else None) if painted else None
+    return Answer(prediction.row, (picture.shape[1], picture.shape[0]), labels, png)
+
+
+def _png(picture: NDArray[np.uint8], palette: NDArray[np.uint8] | None) -> bytes:
+    """Classes keep their numbers, with the palette beside them."""
+    image = Image.fromarray(picture)
+    if palette is not None:
+        image.putpalette(palette.tobytes())
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

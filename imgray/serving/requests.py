@@ -1,12 +1,13 @@
 """What clients send: pictures as bytes, as a form or by id, with options checked by one model each.
 
-Options come in the query string, as fields of a form, or as the keys of a JSON object.
+Options come in the query string, as fields of a form, or as the keys of a JSON object; those of a
+request for a model by its name in the query string alone, so that they collide with no input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Request
@@ -16,11 +17,17 @@ from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
+from imgray.data.fields import Input, sole_picture
 from imgray.serving.guard import Refusal, whole
 
 MOST_RESULTS = 1000
+MOST_FIELDS = 20
 LONGEST_ID = 1024
-PICTURES = "image"
+PICTURE = "image"
+"""The name of a picture in the form of a request about pictures alone."""
+BODY = None
+"""In place of a name: what is no part of a form or of a JSON object."""
+JSON, PNG = "application/json", "image/png"
 
 
 def _parsed(value: Any) -> Any:
@@ -51,10 +58,16 @@ class PictureOptions(ImageOptions):
     model: str | None = Field(default=None, description="name of the model (default: the first)")
 
 
-class PaintOptions(PictureOptions):
-    """Options of a request for a model that paints."""
+class AskOptions(BaseModel):
+    """Options of a request for a model by its name."""
+
+    model_config = ConfigDict(extra="forbid")
 
     picture: bool = Field(default=False, description="also the PNG, in the JSON as a data URI")
+
+
+class PaintOptions(PictureOptions, AskOptions):
+    """Options of a request for a model that paints."""
 
 
 class ClassifyOptions(PictureOptions):
@@ -120,21 +133,6 @@ class SwapOptions(BaseModel):
 Options = TypeVar("Options", bound=BaseModel)
 
 
-@dataclass
-class Sent:
-    """The fields and the pictures of a request."""
-
-    fields: dict[str, Any] = field(default_factory=dict)
-    pictures: list[bytes] = field(default_factory=list)
-
-    def add(self, pairs: Iterable[tuple[str, Any]]) -> None:
-        """Take fields. Raises `Refusal` for one that is there already."""
-        for name, value in pairs:
-            if name in self.fields:
-                raise Refusal(422, "given twice", name)
-            self.fields[name] = value
-
-
 async def read(
     request: Request, model: type[Options], longest: int, most: int = 1
 ) -> tuple[Options, list[bytes]]:
@@ -143,35 +141,104 @@ async def read(
     Raises:
         Refusal: it is not as the model says.
     """
-    request = await whole(request, longest)
-    sent = Sent()
-    sent.add(request.query_params.multi_items())
+    sent = await _content(await whole(request, longest), most)
+    files = [(name, value) for name, value in sent if isinstance(value, bytes)]
+    for name, _ in files:
+        if name not in (BODY, PICTURE):
+            raise Refusal(422, f"an unknown file; a picture is named {PICTURE!r}", name)
+    words = [(name, value) for name, value in sent if not isinstance(value, bytes)]
+    fields = _once([*request.query_params.multi_items(), *words])
+    return validated(model, fields), [data for _, data in files]
+
+
+async def read_record(
+    request: Request, inputs: Mapping[str, Input], longest: int
+) -> tuple[AskOptions, dict[str, Any]]:
+    """The options of a request for a model, and its inputs by name, as they were sent.
+
+    Raises:
+        Refusal: something comes twice, or a mere picture that is not enough.
+    """
+    options = validated(AskOptions, _once(request.query_params.multi_items()))
+    sent = await _content(await whole(request, longest), MOST_FIELDS + len(inputs))
+    return options, _once((picture_of(inputs) if n is BODY else n, value) for n, value in sent)
+
+
+def picture_of(inputs: Mapping[str, Input]) -> str:
+    """The input that a mere picture is. Raises `Refusal` where there is no such."""
+    name = sole_picture(inputs)
+    if name is None:
+        text = f"a mere picture, but this model takes {', '.join(inputs)}"
+        raise Refusal(422, f"{text}: send a form or a JSON object to /v1/models/NAME", "body")
+    return name
+
+
+def wants_png(request: Request, painted: bool) -> bool:
+    """Whether a client prefers a PNG to JSON, of a model that has painted one.
+
+    Raises:
+        Refusal: it takes neither.
+    """
+    asked = ",".join(request.headers.getlist("accept")) or "*/*"
+    ranks = {kind: _rank(asked, kind) for kind in (JSON, PNG)[: 1 + painted]}
+    best = max(ranks, key=lambda kind: ranks[kind])
+    if not ranks[best][0]:
+        raise Refusal(406, f"the answer is {' or '.join(ranks)}", "Accept")
+    return best == PNG
+
+
+def _rank(asked: str, kind: str) -> tuple[float, int]:
+    """How much an `Accept` header wants a media type (RFC 9110, 12.5.1), and how plainly.
+
+    The most specific range that matches decides.
+    """
+    found = (0, 0.0)
+    for place, wanted in enumerate(("*/*", f"{kind.partition('/')[0]}/*", kind)):
+        for item in asked.split(","):
+            name, _, more = item.lower().partition(";")
+            if name.strip() == wanted:
+                quality = re.search(r"(?:^|;)\s*q\s*=\s*([01](?:\.\d*)?)", more)
+                found = (place, float(quality[1]) if quality else 1.0)
+    return found[1], found[0]
+
+
+def _once(pairs: Iterable[tuple[str | None, Any]]) -> dict[str, Any]:
+    """Fields by name. Raises `Refusal` for one that is there already."""
+    found: dict[Any, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise Refusal(422, "given twice", name)
+        found[name] = value
+    return found
+
+
+async def _content(request: Request, most: int) -> list[tuple[str | None, Any]]:
+    """The parts of a body by name: bytes are files, or under `BODY` the body itself.
+
+    Args:
+        request: its length is bounded.
+        most: files of a form.
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        await _read_form(request, sent, most)
-    elif kind == "application/json":
-        sent.add(_object(await request.body()).items())
-    else:
-        body = await request.body()
-        sent.pictures = [body] if body else []
-    return validated(model, sent.fields), sent.pictures
+        return await _form(request, most)
+    body = await request.body()
+    if kind == JSON:
+        return list(_object(body).items())
+    return [(BODY, body)] if body else []
 
 
-async def _read_form(request: Request, sent: Sent, most: int) -> None:
+async def _form(request: Request, most: int) -> list[tuple[str | None, Any]]:
     _, options = parse_options_header(request.headers["content-type"])
     if options.get(b"charset", b"utf-8").lower() != b"utf-8":
         raise Refusal(400, "the charset of the form is not UTF-8; send it in UTF-8", "body")
+    limits = {"max_files": most, "max_fields": max(most, MOST_FIELDS)}
     try:
-        form = await request.form(max_files=most, max_fields=20)
+        form = await request.form(**limits, max_part_size=len(await request.body()))
     except HTTPException as fault:
         raise Refusal(400, str(fault.detail), "body") from None
-    for name, value in form.multi_items():
-        if not isinstance(value, UploadFile):
-            sent.add([(name, value)])
-        elif name == PICTURES:
-            sent.pictures.append(await value.read())
-        else:
-            raise Refusal(422, f"an unknown file; a picture is named {PICTURES!r}", name)
+    items = form.multi_items()
+    return [(n, await v.read() if isinstance(v, UploadFile) else v) for n, v in items]
 
 
 def _object(body: bytes) -> dict[str, Any]:
@@ -194,31 +261,3 @@ def validated(model: type[Options], fields: dict[str, Any]) -> Options:
         if first["type"] == "extra_forbidden":
             message = f"unknown; there are {', '.join(model.model_fields)}"
         raise Refusal(422, message, ".".join(map(str, first["loc"])) or None) from None
-
-
-def documented(model: type[BaseModel], *types: str, pictures: bool = True) -> dict[str, Any]:
-    """OpenAPI of a request that `read` reads, and of further types that its answer may have."""
-    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    binary = {"type": "string", "format": "binary"}
-    content: dict[str, Any] = {"application/json": {"schema": schema}}
-    found: dict[str, Any] = {"requestBody": {"content": content}}
-    if pictures:
-        form = {**schema, "properties": {PICTURES: binary, **schema["properties"]}}
-        content |= {"application/octet-stream": {"schema": binary}}
-        content |= {"multipart/form-data": {"schema": form}}
-        found |= in_query(model)
-    if types:
-        found["responses"] = {"200": {"content": {kind: {"schema": binary} for kind in types}}}
-    return found
-
-
-def in_query(model: type[BaseModel]) -> dict[str, Any]:
-    """OpenAPI of options in the query string; objects and lists come as JSON."""
-    schemas = model.model_json_schema()["properties"]
-    parameters = []
-    for name, one in schemas.items():
-        described = {"name": name, "in": "query", "description": one.pop("description", "")}
-        if one.get("type") in ("object", "array"):
-            one, described["description"] = {"type": "string"}, f"{described['description']} (JSON)"
-        parameters.append({**described, "required": False, "schema": one})
-    return {"parameters": parameters}

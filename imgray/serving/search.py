@@ -19,10 +19,10 @@ from imgray.engine.report import Report, read_report
 from imgray.errors import UserError
 from imgray.features.columns import FeatureInfo, columns_of
 from imgray.retrieval.deepindex import Hits, Result, merge
-from imgray.serving.calls import call, call_with_picture
+from imgray.serving.calls import call, call_with_pictures
 from imgray.serving.guard import RETRY_AFTER, ErrorAnswer, Refusal, faulty
 from imgray.serving.metrics import timed
-from imgray.serving.requests import BatchOptions, Ranking
+from imgray.serving.requests import PICTURE, BatchOptions, Ranking
 from imgray.serving.settings import ServiceSettings
 from imgray.serving.shards import Question, shards_of
 from imgray.serving.versions import Holder, Version
@@ -91,8 +91,8 @@ class Searcher:
     async def encode(self, index: Described, image: bytes) -> dict[str, NDArray[np.float16]]:
         """Features of a picture, as `Encoder.encode`. Raises `Refusal`."""
         method, retries = self.encoder.encode, self.limits.retries
-        vectors: dict[str, NDArray[np.float16]] = await call_with_picture(
-            method, index.version, image, retries=retries
+        vectors: dict[str, NDArray[np.float16]] = await call_with_pictures(
+            method, index.version, image, fields=(PICTURE,), retries=retries
         )
         return vectors
 
@@ -167,18 +167,24 @@ class Searcher:
             raise Refusal(503, f"shards {numbers} do not answer: {reason}", None, RETRY_AFTER)
         return missing
 
-    async def picture(self, index: Described, id: str) -> bytes:
-        """The bytes of an indexed image. Raises `Refusal` for an id that the index lacks."""
+    async def picture(self, index: Described, id: str, field: str = "id") -> bytes:
+        """The bytes of an indexed image. Raises `Refusal` for an id that the index lacks.
+
+        Args:
+            index: a version.
+            id: of an image.
+            field: of the request, which names it.
+        """
         asked = (self._holds(group, index, id) for group in self.shard_groups)
         held = await asyncio.gather(*asked)
         if not any(held):
-            raise Refusal(404, "the index has no such image", "id")
+            raise Refusal(404, "the index has no such image", field)
         try:
             return await asyncio.to_thread(index.collection.picture, id)
         except UserError as error:
             log.error("%s", error)
             text = "the collection does not give this image; the service's log says why"
-            raise Refusal(503, text, "id") from None
+            raise Refusal(503, text, field) from None
 
     async def _holds(self, group: Any, index: Described, id: str) -> bool:
         return bool(await call(group.holds, index.version, id, retries=self.limits.retries))

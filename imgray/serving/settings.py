@@ -26,6 +26,8 @@ def _host(value: str) -> str:
 
 
 Host = Annotated[str, AfterValidator(_host)]
+ModelName = Annotated[str, Field(pattern="^[A-Za-z0-9_-]+$")]
+"""Of which the address of a route is made."""
 
 
 class Batching(BaseModel):
@@ -54,7 +56,11 @@ class Limits(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     body_bytes: int = Field(default=20 * 2**20, ge=1, description="bytes of a request's body")
-    pixels: int = Field(default=40_000_000, ge=1, description="pixels of a picture")
+    pixels: int = Field(
+        default=40_000_000,
+        ge=1,
+        description="pixels of a picture, or of all those of a record",
+    )
     batch: int = Field(default=32, ge=1, description="pictures of a batch request")
     pending: int = Field(
         default=100, ge=1, description="requests in work per HTTP replica; beyond it 503"
@@ -70,7 +76,7 @@ class ServiceSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     index: str | None = Field(default=None, description="URI of an index artifact")
-    models: dict[str, str] = Field(default={}, description="URI of a model artifact by name")
+    models: dict[ModelName, str] = Field(default={}, description="URI of a model artifact by name")
     replicas: int = Field(default=1, ge=1, description="of every part, where nothing else is said")
     shard_groups: int | None = Field(
         default=None, ge=1, description="deployments that the index shards are spread over"

@@ -1,0 +1,88 @@
+"""The models that are served: which one is asked, and what it says of a record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import read_manifest
+from imgray.data.fields import Values, checked
+from imgray.data.pixels import Rejected
+from imgray.serving.calls import call_with_pictures, refused
+from imgray.serving.guard import Refusal
+from imgray.serving.predictor import Answer
+from imgray.training.models import fingerprint_of, load_task
+from imgray.training.task import Task
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model as the service knows it."""
+
+    name: str
+    uri: str
+    task: Task
+    fingerprint: str
+
+    @classmethod
+    def of(cls, name: str, uri: str) -> Self:
+        """Read from the artifact, without its tensors."""
+        folder = Folder(uri)
+        manifest = read_manifest(folder, "model")
+        return cls(name, uri, load_task(folder, manifest)[1], fingerprint_of(manifest))
+
+
+class Models:
+    """Asks the models that are served.
+
+    Args:
+        served: each by its name.
+        predictors: handle of each one's deployment by name.
+        retries: new attempts when a replica dies at work.
+    """
+
+    def __init__(
+        self, served: Mapping[str, Served], predictors: Mapping[str, Any], retries: int
+    ) -> None:
+        self.served, self.predictors, self.retries = served, predictors, retries
+
+    def named(self, name: str) -> Served:
+        """The model of this name. Raises `Refusal`."""
+        if name not in self.served:
+            known = ", ".join(self.served) or "none"
+            raise Refusal(404, f"no such model; there are: {known}", "model")
+        return self.served[name]
+
+    def of_kind(self, kind: str, name: str | None) -> Served:
+        """The model of a kind that a request names, or the first. Raises `Refusal`."""
+        fit = {n: model for n, model in self.served.items() if model.task.kind == kind}
+        if name is not None and name not in fit:
+            known = ", ".join(fit) or "none"
+            raise Refusal(422, f"no such model for {kind}; there are: {known}", "model")
+        if not fit:
+            raise Refusal(404, f"this service has no model for {kind}")
+        return fit[name] if name else next(iter(fit.values()))
+
+    async def ask(self, model: Served, given: Values, painted: bool) -> Answer:
+        """What a model says of a record.
+
+        Args:
+            model: which one.
+            given: the inputs by name, as they were sent.
+            painted: whether the picture that the model paints is wanted.
+
+        Raises:
+            Refusal: an input is not as it is declared, or there is no answer.
+        """
+        inputs = model.task.inputs
+        try:
+            values = checked(inputs, given)
+        except Rejected as fault:
+            raise refused(fault, [*given, *inputs]) from None
+        method, retries = self.predictors[model.name].predict, self.retries
+        answer: Answer = await call_with_pictures(
+            method, values, painted, fields=inputs, retries=retries
+        )
+        return answer
