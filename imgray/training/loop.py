@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -244,18 +243,14 @@ class Run:
 
     def _draw(self) -> None:
         """The sheet of samples, written before the checkpoint after which none may follow."""
-        if self.place.rank == 0 and self._paints:
-            task, part = self.examples.task, self.examples.val
+        task, part = self.examples.task, self.examples.val
+        if self.place.rank == 0 and task.painted:
             self.folder.write(SAMPLES, sample_sheet(task, part, self._predict))
-
-    @cached_property
-    def _paints(self) -> bool:
-        """Whether the task gives pictures."""
-        return self._predict(self.examples.val[0]).picture is not None
 
     @torch.inference_mode()
     def _predict(self, record: Record) -> Prediction:
-        arrays = self.examples.task.prepare(record["image"])
+        task = self.examples.task
+        arrays = task.prepare({name: record[name] for name in task.inputs if name in record})
         batch = {name: np.stack([array]) for name, array in arrays.items()}
         with precision(self.recipe, self.place.device):
             [found] = self.learner.predict(to_device(batch, self.place.device))
