@@ -9,6 +9,7 @@ from tinytask import TinySettings, TinyTask
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
+from imgray.data.fields import Picture
 from imgray.training.task import At, Batch, Learner, Prediction
 
 DECAY = 0.9
@@ -25,6 +26,7 @@ class DuoSettings(TinySettings):
 
 class DuoTask(TinyTask):
     Settings = DuoSettings
+    outputs = {"picture": Picture()}
 
     def learner(self, initial: bool = True) -> "DuoLearner":
         return DuoLearner(self.settings)
