@@ -263,7 +263,8 @@ def _parser(model: type[JobConfig], program: str | None) -> argparse.ArgumentPar
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for name, field in model.model_fields.items():
+    fields = sorted(model.model_fields.items(), key=lambda item: not item[1].is_required())
+    for name, field in fields:
         _add_flag(parser, name, field)
     parser.add_argument("--config", metavar="YAML", help="file with these same settings; flags win")
     parser.add_argument(

@@ -88,7 +88,7 @@ def test_a_recipe_names_places_too(here: Path) -> None:
     recipe = Recipe(
         task="imgray.classification.edges:EdgeDetection",
         settings={"weights": "vgg/net.safetensors", "trunk": "vgg16"},
-        data={"format": "edges"},  # type: ignore[arg-type]
+        data={"truth": "boundaries"},  # type: ignore[arg-type]
         batch_size=2,
         steps=3,
         start="out/rds-cea/",
@@ -148,7 +148,7 @@ def test_a_training_is_found_from_elsewhere(here: Path, monkeypatch: pytest.Monk
     (here / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe()))
     config = TrainConfig(recipe="recipe.yaml", data="./points", output="out")
     recipe = Recipe.model_validate(tiny_recipe()).model_dump(mode="json", by_alias=True)
-    recipe["data"]["form"] = recipe["data"].pop("format")  # as earlier versions called it
+    recipe["data"] = {"form": "parquet", "train": "train", "validate": "val"}  # as of old
     about = {"fingerprint": "f00", "metrics": {}}
     _before("out", "model", config, {"recipe": recipe}, counts={"steps": 40}, about=about)
     assert train(config.model_copy(update={"data": f"{here}/points"})).steps == 40

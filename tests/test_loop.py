@@ -13,7 +13,8 @@ from tinytask import TinyTask, tiny_recipe, write_points
 
 from imgray.artifacts.folder import Folder
 from imgray.config import validate
-from imgray.data.datasets import open_dataset
+from imgray.data.fields import Label, Picture
+from imgray.data.sources import Source
 from imgray.errors import UserError
 from imgray.training.checkpoints import Keeper
 from imgray.training.examples import Examples
@@ -21,6 +22,8 @@ from imgray.training.loop import CURVES, Loader, Place, Run, in_threads
 from imgray.training.models import save_model
 from imgray.training.recipe import Recipe, Schedule
 from imgray.training.task import task_of
+
+FIELDS = {"image": Picture(), "label": Label()}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +33,8 @@ def points(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 
 def _run(points: Folder, output: Path, place: Place | None = None, **changes: Any) -> Run:
     recipe = Recipe.model_validate(tiny_recipe(**changes))
-    train, val = (open_dataset(points, "parquet", part) for part in ("train", "val"))
+    source = Source(points.uri)
+    train, val = (source.part(part, FIELDS) for part in ("train", "val"))
     task = task_of(recipe, train.classes)
     examples = Examples(task, train, val, recipe.batch_size, recipe.seed)
     return Run(recipe, examples, Folder(str(output)), place)
@@ -227,10 +231,12 @@ def test_the_rate_follows_the_schedule(points: Folder, tmp_path: Path) -> None:
         ({"batchsize": 3}, "batchsize"),
         ({"schedule": {"kind": "step"}}, "schedule.every"),
         ({"schedule": {"kind": "step", "every": 9, "at": [5]}}, "either schedule.every or"),
-        ({"data": {"format": "folders", "hold_out": 1}}, "less than 1"),
-        ({"data": {"format": "folders", "hold_out": 0}}, "greater than 0"),
-        ({"data": {"format": "folders", "hold_out": 0.1, "validate": "val"}}, "either validate or"),
-        ({"data": {"format": "folders", "validate": None}}, "either validate or hold_out"),
+        ({"data": {"truth": "folders", "hold_out": 1}}, "less than 1"),
+        ({"data": {"truth": "folders", "hold_out": 0}}, "greater than 0"),
+        ({"data": {"truth": "folders", "hold_out": 0.1, "validate": "val"}}, "either validate or"),
+        ({"data": {"truth": "folders", "validate": None}}, "either validate or hold_out"),
+        ({"data": {"stored": "files"}}, "of files, truth is one of folders"),
+        ({"data": {"stored": "files", "truth": "columns"}}, "of files, truth is one of folders"),
         ({"precision": "float8"}, "precision"),
     ],
 )
@@ -240,15 +246,16 @@ def test_impossible_recipes(changes: dict[str, Any], fault: str) -> None:
 
 
 def test_recipes_and_models_of_before_are_still_read() -> None:
-    """They say `form` where recipes say `format` today; both at once is a mistake."""
-    before = Recipe.model_validate(tiny_recipe(data={"form": "masks"}))
-    today = Recipe.model_validate(tiny_recipe(data={"format": "masks"}))
-    assert before == today
-    assert before.model_dump(by_alias=True)["data"]["format"] == "masks"
-    with pytest.raises(UserError, match=r"unknown setting .data\.form."):
-        validate(Recipe, tiny_recipe(data={"format": "masks", "form": "edges"}))
-    with pytest.raises(UserError, match=r"data\.form: Input should be .folders."):
-        validate(Recipe, tiny_recipe(data={"form": "tar"}))
+    """They say `form` or `format` where recipes say `truth` today; both at once is a mistake."""
+    words = {"folders": "folders", "parquet": "columns", "masks": "masks", "edges": "boundaries"}
+    for word in ("form", "format"):
+        for earlier, now in words.items():
+            before = Recipe.model_validate(tiny_recipe(data={word: earlier}))
+            assert before == Recipe.model_validate(tiny_recipe(data={"truth": now}))
+        with pytest.raises(UserError, match=f"{word} is truth now"):
+            validate(Recipe, tiny_recipe(data={"truth": "masks", word: "masks"}))
+        with pytest.raises(UserError, match=f"no {word} 'tar'; give truth instead"):
+            validate(Recipe, tiny_recipe(data={word: "tar"}))
 
 
 @pytest.mark.parametrize(

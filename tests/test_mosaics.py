@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imgray.artifacts.folder import Folder
 from imgray.data import samples
-from imgray.data.datasets import open_dataset
 from imgray.data.mosaics import CELLS, MATERIALS, mosaic, write_mosaics
+from imgray.data.sources import Source
 from imgray.engine.train import read_recipe
 from imgray.training.task import task_of
 
@@ -40,7 +39,7 @@ def test_mosaics_are_a_data_set_that_the_recipes_fit(tmp_path: Path) -> None:
     folder = write_mosaics(tmp_path, train=12, val=3, side=64)
     for name in ("fcfn-mosaics", "rds-mosaics"):
         recipe = read_recipe(name, [])
-        train = open_dataset(Folder(str(folder)), "masks", "train")
+        train = Source(str(folder)).part("train", truth="masks")
         task = task_of(recipe, train.classes)
         task.check_training_data(train)
         assert len(train) == 12

@@ -242,9 +242,17 @@ def _continued(name: str, finished: str, kind: Kind) -> None:
 
 
 def _as_then(settings: dict[str, Any]) -> Any:
-    """Settings as that commit stored them: URIs as typed, and a data set's format as its form."""
+    """Settings as that commit stored them: URIs as typed, and where the truth is as the form."""
+    forms = {"folders": "folders", "columns": "parquet", "masks": "masks", "boundaries": "edges"}
+
+    def older(found: dict[str, Any]) -> dict[str, Any]:
+        if "truth" in found:
+            assert found.pop("stored") is None
+            found["form"] = forms[found.pop("truth")]
+        return found
+
     text = json.dumps(settings).replace(f"{Path.cwd()}/", "")
-    return json.loads(text.replace('"data": {"format":', '"data": {"form":'))
+    return json.loads(text, object_hook=older)
 
 
 def _kept(name: str, *patterns: str) -> dict[str, tuple[int, bytes]]:

@@ -2,7 +2,7 @@
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,11 +10,12 @@ import pytest
 import torch
 from PIL import Image
 from poison import encoded
-from trained import RECIPES, picture, train, write
+from trained import RECIPES, TRUTHS, picture, train, write
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_file, read_manifest, sha256
-from imgray.data.datasets import open_dataset
+from imgray.data.datasets import Truth
+from imgray.data.sources import Source
 from imgray.engine.evaluate_model import evaluate_model
 from imgray.engine.predict import predict
 from imgray.engine.settings import EvaluateModelConfig, PredictConfig
@@ -57,7 +58,7 @@ def test_a_model_shows_its_fusion(made: Any) -> None:
 
 @pytest.mark.parametrize("fusion", ["none", "sum", "max"])
 def test_a_net_without_weights_of_fusion_shows_none(fusion: str) -> None:
-    recipe = {**RECIPES["folders"], "data": {"format": "folders"}, "batch_size": 1, "steps": 1}
+    recipe = {**RECIPES["folders"], "data": {"truth": "folders"}, "batch_size": 1, "steps": 1}
     task = task_of(Recipe.model_validate(recipe), ["a", "b"])
     task.settings = task.settings.model_copy(update={"fusion": fusion})
     assert task.portraits({"net": task.learner().modules["net"].state_dict()}) == {}
@@ -137,7 +138,7 @@ def test_data_that_cannot_be_learnt_from(
 ) -> None:
     damage(write(format, tmp_path))
     recipe = Recipe.model_validate(
-        {**RECIPES[format], "data": {"format": format}, "batch_size": 6, "steps": 3}
+        {**RECIPES[format], "data": {"truth": TRUTHS[format]}, "batch_size": 6, "steps": 3}
     )
     with pytest.raises(UserError, match=fault):
         check_examples(open_examples(recipe, str(tmp_path)))
@@ -147,7 +148,7 @@ def _paint(folder: Path, size: tuple[int, int], label: int) -> None:
     Image.new("L", size, label).save(folder / "train/labels/0.png")
 
 
-@pytest.mark.parametrize("format", ["folders", "parquet", "masks", "edges"])
-def test_a_missing_part_is_named(tmp_path: Path, format: Any) -> None:
-    with pytest.raises(UserError, match="part 'train'"):
-        open_dataset(Folder(str(tmp_path)), format, "train")
+@pytest.mark.parametrize("truth", [*get_args(Truth), None])
+def test_a_missing_part_is_named(tmp_path: Path, truth: Any) -> None:
+    with pytest.raises(UserError, match=r"part 'train'|neither train.parquet nor"):
+        Source(str(tmp_path)).part("train", truth=truth)

@@ -89,7 +89,7 @@ class TinyLearner(Learner):
 
 
 def write_points(folder: Path, train: int = 70, val: int = 30, seed: int = 0) -> Path:
-    """A data set of the format `parquet` in three classes."""
+    """A data set of tables in three classes."""
     folder.mkdir(parents=True, exist_ok=True)
     chance = np.random.default_rng(seed)
     for part, count in (("train", train), ("val", val)):
@@ -104,7 +104,7 @@ def tiny_recipe(**changes: Any) -> dict[str, Any]:
     """A recipe for this task, with changes."""
     recipe = {
         "task": "tinytask:TinyTask",
-        "data": {"format": "parquet"},
+        "data": {"truth": "columns"},
         "batch_size": 12,
         "steps": 40,
         "checkpoint_every": 5,

@@ -37,6 +37,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 NOTHING = {"data": {"format": "folders"}, "batch_size": 1, "steps": 1}
+TRUTHS = {"folders": "folders", "masks": "masks", "edges": "boundaries"}
 
 
 def picture(flip: bool, number: int) -> Image.Image:
@@ -83,7 +84,7 @@ def train(format: str, data: Path, output: Folder, steps: int = 30, **changes: A
         {
             **RECIPES[format],
             "settings": RECIPES[format]["settings"] | changes,
-            "data": {"format": format},
+            "data": {"truth": TRUTHS[format]},
             "batch_size": 6,
             "steps": steps,
             "log_every": 5,

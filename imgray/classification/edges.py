@@ -59,7 +59,7 @@ class EdgeSettings(PixelSettings):
 class EdgeDetection(PixelTask):
     """The probability of an edge at every pixel.
 
-    The truth is what annotators agree on (`data.format: edges`), or the boundaries of a
+    The truth is what annotators agree on (`data.truth: boundaries`), or the boundaries of a
     segmentation (`masks`): coarse edge annotations (CEA), to pretrain on.
     """
 
@@ -72,7 +72,8 @@ class EdgeDetection(PixelTask):
     def check_classes(self, part: Dataset) -> None:
         if not {"boundaries", "mask"} & part[0].keys():
             raise UserError(
-                f"part {part.part!r}: neither boundaries nor masks; say data.format: edges or masks"
+                f"part {part.part!r}: neither boundaries nor masks; say data.truth: boundaries "
+                "or masks"
             )
 
     def example(self, record: Record, chance: np.random.Generator | None) -> Arrays:

@@ -56,7 +56,7 @@ class Segmentation(PixelTask):
 
     def check_classes(self, part: Dataset) -> None:
         if "mask" not in part[0]:
-            raise UserError(f"part {part.part!r}: records without a mask; say data.format: masks")
+            raise UserError(f"part {part.part!r}: records without a mask; say data.truth: masks")
 
     def example(self, record: Record, chance: np.random.Generator | None) -> Arrays:
         image, size = photograph(record["image"], self.settings.longest)

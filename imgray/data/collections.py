@@ -9,9 +9,10 @@ from typing import Any
 
 from imgray.artifacts.folder import Entry, Folder, Skipped
 from imgray.data.fields import Input, Picture, Values, sole_picture
+from imgray.data.layout import Layout
 from imgray.data.pixels import MAX_BYTES, SUFFIXES, Rejected
 from imgray.data.rowgroups import SUFFIXES as TABLES
-from imgray.data.tables import Layout, Table, open_table
+from imgray.data.tables import Table, open_table
 from imgray.errors import UserError
 
 CHANGED = "it was changed after the job began; run it again with --overwrite"

@@ -32,7 +32,7 @@ ZOOM = (0.5, 1.5)
 def write_mosaics(
     folder: Path | str, train: int = 200, val: int = 40, side: int = 160, seed: int = 0
 ) -> Path:
-    """Write mosaics as a data set of masks (`data.format: masks`); returns the folder.
+    """Write mosaics as a data set of masks (`data.truth: masks`); returns the folder.
 
     `PART/images/N.jpg` with `PART/labels/N.png`, whose pixels are places in `MATERIALS`. A mosaic
     depends on `side`, `seed`, its part and its number alone.

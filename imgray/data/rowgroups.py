@@ -33,8 +33,10 @@ class RowGroups(ABC):
         place: its URI.
         schema: its columns with their types.
         counts: rows of each group (G,).
+        typed: whether its columns have types; otherwise all cells are texts.
     """
 
+    typed: bool
     schema: pa.Schema
     counts: NDArray[np.int64]
 
@@ -61,7 +63,7 @@ class RowGroups(ABC):
 
     @abstractmethod
     def nulls(self, column: str) -> NDArray[np.bool_]:
-        """Which groups may lack values of a column (G,)."""
+        """Which groups are known to lack values of a column, in all its parts (G,)."""
 
     @cached_property
     @abstractmethod
@@ -82,6 +84,8 @@ class RowGroups(ABC):
 class ParquetGroups(RowGroups):
     """A Parquet file. Its digest is of its footer, which lies at its end and says where all is."""
 
+    typed = True
+
     def __init__(self, folder: Folder, name: str) -> None:
         super().__init__(folder, name)
         self.lock = threading.Lock()
@@ -93,27 +97,16 @@ class ParquetGroups(RowGroups):
         self.counts = np.array([group.num_rows for group in groups], np.int64)
 
     def sizes(self, columns: Sequence[str]) -> NDArray[np.int64]:
-        return np.array(
-            [
-                sum(chunk.total_uncompressed_size for chunk in self._chunks(group, columns))
-                for group in range(len(self.counts))
-            ],
-            np.int64,
-        )
+        rows = self._chunks(columns)
+        return np.array([sum(c.total_uncompressed_size for c in row) for row in rows], np.int64)
 
     def read(self, group: int, columns: Sequence[str]) -> pa.Table:
         with self._reading("a Parquet file"), self.lock:
             return self.file.read_row_group(group, list(columns))
 
     def nulls(self, column: str) -> NDArray[np.bool_]:
-        stats = [
-            [chunk.statistics for chunk in self._chunks(group, [column])]
-            for group in range(len(self.counts))
-        ]
-        return np.array(
-            [any(s is None or not s.has_null_count or s.null_count for s in row) for row in stats],
-            bool,
-        )
+        rows = ([chunk.statistics for chunk in row] for row in self._chunks([column]))
+        return np.array([all(s and s.null_count for s in row) for row in rows], bool)
 
     @cached_property
     def digest(self) -> str:
@@ -124,10 +117,13 @@ class ParquetGroups(RowGroups):
             self.raw.seek(end - footer)
             return hashlib.sha256(self.raw.read(footer)).hexdigest()
 
-    def _chunks(self, group: int, columns: Sequence[str]) -> list[pq.ColumnChunkMetaData]:
-        found = self.file.metadata.row_group(group)
-        chunks = [found.column(number) for number in range(found.num_columns)]
-        return [chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns]
+    def _chunks(self, columns: Sequence[str]) -> Iterator[list[pq.ColumnChunkMetaData]]:
+        """By group what its footer says of the columns, of nested ones of all their parts."""
+        parts = [part.path.partition(".")[0] for part in self.file.schema]
+        wanted = [number for number, name in enumerate(parts) if name in columns]
+        for number in range(len(self.counts)):
+            group = self.file.metadata.row_group(number)
+            yield [group.column(place) for place in wanted]
 
 
 class CsvGroups(RowGroups):
@@ -135,6 +131,8 @@ class CsvGroups(RowGroups):
 
     Every cell is a text, `0001` too; an empty one is null. Its digest is of all its bytes.
     """
+
+    typed = False
 
     def __init__(self, folder: Folder, name: str) -> None:
         super().__init__(folder, name)

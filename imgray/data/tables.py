@@ -9,8 +9,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,10 @@ from pyarrow import types
 
 from imgray.artifacts.folder import Folder
 from imgray.data.cells import Cells, Spread, cells_of, is_text, spread
-from imgray.data.fields import Input, KeyPoints
+from imgray.data.fields import Input, KeyPoints, Vector
+from imgray.data.joins import Join
+from imgray.data.layout import OWN, Layout
+from imgray.data.names import Names
 from imgray.data.pixels import Rejected
 from imgray.data.rowgroups import open_groups
 from imgray.errors import UserError
@@ -30,47 +32,11 @@ WINDOW = 256 * 2**20
 """Bytes of rows among which the order of an epoch is free."""
 HELD = 2 * WINDOW
 """Bytes of row groups that a table holds in memory: of the window that ends and the next one."""
-LARGEST = 2**31
-"""Bytes of a row group that is still read."""
-OWN = ("id", "group", "split", "class")
-"""What columns may hold beside inputs."""
+LARGEST = 2**30
+"""Bytes of a row group that is still read, with another one held beside it."""
 
 Row = dict[str, Any]
 """`id` and the values of the fields by name; an optional one that is absent is left out."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a table is read.
-
-    columns: by input, or one of `OWN`, the column that holds it, where their names differ.
-    root: URI of the folder that paths in cells start from, by default the table's own.
-    pattern: the path, with {} in the place of the cell's text.
-    """
-
-    columns: Mapping[str, str] = field(default_factory=dict)
-    root: str | None = None
-    pattern: str | None = None
-
-    @classmethod
-    def parse(cls, columns: Sequence[str], root: str | None, pattern: str | None) -> Layout:
-        """From flags. Raises `UserError`."""
-        if pattern is not None and "{}" not in pattern:
-            raise UserError(f"--pattern {pattern}: expected {{}} where the cell's text belongs")
-        return cls(pairs("--columns", columns, "COLUMN"), root, pattern)
-
-
-def pairs(flag: str, given: Sequence[str], what: str) -> dict[str, str]:
-    """The values of a flag that takes NAME=VALUE. Raises `UserError`."""
-    found: dict[str, str] = {}
-    for item in given:
-        name, _, value = item.partition("=")
-        if not (name and value):
-            raise UserError(f"{flag} {item}: expected NAME={what}")
-        if name in found:
-            raise UserError(f"{flag} {item}: {name} is given twice")
-        found[name] = value
-    return found
 
 
 class Table:
@@ -83,28 +49,37 @@ class Table:
         name: of the file in it, `.parquet` or `.csv`.
         fields: what is read of its rows, by name.
         layout: in which columns that is.
+        features: by field the features artifact that holds it instead, as `Join` takes it. The
+            field's own column, or else `id`, then holds the id there.
 
     Raises:
         UserError: no such file or not a table, no such column, or one of another type.
     """
 
     def __init__(
-        self, folder: Folder, name: str, fields: Mapping[str, Input], layout: Layout | None = None
+        self,
+        folder: Folder,
+        name: str,
+        fields: Mapping[str, Input],
+        layout: Layout | None = None,
+        features: Mapping[str, str] | None = None,
     ) -> None:
         self.folder, self.name, self.fields = folder, name, fields
-        self.layout = layout or Layout()
+        self.layout, self.features = layout or Layout(), features or {}
         self.file = open_groups(folder, name)
         self.place = self.file.place
         self._check_names()
+        self.joins = dict(self._joins())
         self.cells = dict(self._cells())
         self.columns = list(dict.fromkeys(self._columns()))
         self.file.check_columns(self.columns)
         self.firsts = np.concatenate([[0], np.cumsum(self.file.counts)])
         self._held: OrderedDict[int, pa.Table] = OrderedDict()
+        self._keyed: dict[str, Names] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.folder, self.name, self.fields, self.layout)
+        return type(self), (self.folder, self.name, self.fields, self.layout, self.features)
 
     def __len__(self) -> int:
         return int(self.firsts[-1])
@@ -122,7 +97,7 @@ class Table:
     @cached_property
     def ids(self) -> Names:
         """The ids of all rows: by default their numbers. Raises `UserError` where two are equal."""
-        found = self._texts("id")
+        found = self.texts("id")
         if found is None:
             return Names(pa.array(np.arange(len(self))).cast(pa.string()))
         _refuse_twice(found, self.place, self.column("id"))
@@ -131,7 +106,7 @@ class Table:
     @cached_property
     def groups(self) -> Names | None:
         """For every row the name of its group; None where there is no such column."""
-        found = self._texts("group")
+        found = self.texts("group")
         return None if found is None else Names(found)
 
     def rows(self, numbers: Sequence[int]) -> list[Row]:
@@ -155,11 +130,30 @@ class Table:
             Rejected: a value is missing or not what its field takes; the message names the column.
             UserError: the table or a place beside it cannot be read.
         """
-        group = int(np.searchsorted(self.firsts, number, side="right")) - 1
+        group = int(self.groups_of(number))
         table, place = self._group(group), int(number - self.firsts[group])
         id = table.column(self.column("id"))[place].as_py() if self.has("id") else number
         values = {name: cells.value(table, place) for name, cells in self.cells.items()}
+        values |= {name: join.value(number) for name, join in self.joins.items()}
         return {"id": str(id)} | {k: v for k, v in values.items() if v is not None}
+
+    def check(self, numbers: NDArray[np.int64]) -> None:
+        """Refuse what `rows` would of rows in rising order, but do not open pictures or files.
+
+        Raises `UserError`.
+        """
+        groups = self.groups_of(numbers)
+        lacking = {name: self.file.nulls(cells.columns[0]) for name, cells in self.cells.items()}
+        for group in np.unique(groups):
+            start, stop = np.searchsorted(groups, [group, group + 1])
+            looked = [c for name, c in self.cells.items() if c.cheap or lacking[name][group]]
+            self._check_group(int(group), numbers[start:stop], looked)
+        for join in self.joins.values():
+            join.check(numbers)
+
+    def groups_of(self, numbers: Any) -> NDArray[np.int64]:
+        """The row groups of rows."""
+        return np.asarray(np.searchsorted(self.firsts, numbers, side="right") - 1)
 
     def column(self, name: str) -> str:
         """The column of an input or one of `OWN`."""
@@ -169,21 +163,61 @@ class Table:
         """Whether there is a column of an input or one of `OWN`."""
         return self.column(name) in self.file.schema.names
 
+    def texts(self, name: str) -> pa.Array | None:
+        """What one of `OWN` or a key holds (N,), none blank; None where there is no such column."""
+        if not self.has(name):
+            return None
+        column = self.column(name)
+        found = self.whole(column)
+        if not (types.is_integer(found.type) or is_text(found.type)):
+            raise UserError(
+                f"{self.place}: column {column!r} holds {found.type}, where texts or whole numbers "
+                "are expected"
+            )
+        found = found.cast(pa.string())
+        blank = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(found), ""), True)
+        if pc.any(blank).as_py():
+            row = pc.index(blank, True).as_py()
+            raise UserError(f"{self.place}: row {row}, column {column!r}: empty")
+        return found
+
+    def whole(self, column: str) -> pa.Array:
+        """All cells of a column (N,), in memory."""
+        self.file.check_columns([column])
+        parts = [self._read(group, [column]).column(0) for group in range(len(self.counts))]
+        found = pa.chunked_array([chunk for part in parts for chunk in part.chunks])
+        kind = found.type
+        return found.cast(kind.value_type if types.is_dictionary(kind) else kind).combine_chunks()
+
     def _group(self, number: int) -> pa.Table:
-        """A row group, of which as many are held as `HELD` allows."""
+        """A row group, of which two are held, and more as far as `HELD` allows."""
         with self._lock:
             if number not in self._held:
-                size = int(self.sizes[number])
-                if size > LARGEST:
-                    raise UserError(
-                        f"{self.place}: row group {number} holds {size / 2**30:.1f} GB, which are "
-                        "read at once; write the table in groups of about 100 MB"
-                    )
-                while self._held and size + sum(self.sizes[g] for g in self._held) > HELD:
+                size = self.sizes[number]
+                while len(self._held) > 1 and size + self.sizes[[*self._held]].sum() > HELD:
                     self._held.popitem(last=False)
-                self._held[number] = self.file.read(number, self.columns)
+                self._held[number] = self._read(number, self.columns)
             self._held.move_to_end(number)
             return self._held[number]
+
+    def _read(self, group: int, columns: Sequence[str]) -> pa.Table:
+        size = self.sizes[group] if columns == self.columns else 0
+        if size > LARGEST:
+            raise UserError(
+                f"{self.place}: row group {group} holds {size / 2**30:.1f} GB, which are read at "
+                "once; write the table in groups of about 100 MB"
+            )
+        return self.file.read(group, columns)
+
+    def _check_group(self, group: int, numbers: NDArray[np.int64], looked: list[Cells]) -> None:
+        columns = list(dict.fromkeys(column for cells in looked for column in cells.columns))
+        table = self._read(group, columns) if columns else None
+        for number in numbers.tolist() if table else ():
+            for cells in looked:
+                try:
+                    cells.check(table, int(number - self.firsts[group]))
+                except Rejected as error:
+                    raise UserError(f"{self.place}: row {number}, {error}") from None
 
     def _check_names(self) -> None:
         known = [*self.fields, *(name for name in OWN if name not in self.fields)]
@@ -195,11 +229,31 @@ class Table:
                 )
             self.file.check_columns([column])
 
+    def _joins(self) -> Iterator[tuple[str, Join]]:
+        for name, flag in self.features.items():
+            one = self.fields.get(name)
+            if not isinstance(one, Vector):
+                vectors = [n for n, field in self.fields.items() if isinstance(field, Vector)]
+                fault = f"{name!r} is no vector" if one else f"nothing is called {name!r}"
+                there = f"vectors are {', '.join(vectors)}" if vectors else "no input is one"
+                raise UserError(f"--features {name}={flag}: {fault}; {there}")
+            yield name, Join(name, one, flag, partial(self._keys, name))
+
+    def _keys(self, name: str) -> Names:
+        """The ids by which a features artifact is joined."""
+        if name not in self._keyed:
+            found = self.texts(name) if name in self.layout.columns else None
+            self._keyed[name] = self.ids if found is None else Names(found)
+        return self._keyed[name]
+
     def _cells(self) -> Iterator[tuple[str, Cells]]:
         root = Folder(self.layout.root) if self.layout.root else self.folder
         pattern = self.layout.pattern or "{}"
         for name, one in self.fields.items():
+            if name in self.joins:
+                continue
             if self.has(name):
+                self.file.check_columns([self.column(name)])
                 column = self.file.schema.field(self.column(name))
                 try:
                     yield name, cells_of(one, column, root, pattern)
@@ -218,47 +272,6 @@ class Table:
             yield self.column("id")
         for cells in self.cells.values():
             yield from cells.columns
-
-    def _texts(self, name: str) -> pa.Array | None:
-        """A column of `OWN` as texts (N,), none of them blank; None where there is no such one."""
-        if not self.has(name):
-            return None
-        column = self.column(name)
-        kind = self.file.schema.field(column).type
-        kind = kind.value_type if types.is_dictionary(kind) else kind
-        if not (types.is_integer(kind) or is_text(kind)):
-            raise UserError(
-                f"{self.place}: column {column!r} holds {kind}, where texts or whole numbers are "
-                "expected"
-            )
-        parts = [self.file.read(g, [column]).column(0) for g in range(len(self.counts))]
-        found = pa.concat_arrays(
-            [chunk.cast(pa.string()) for part in parts for chunk in part.chunks]
-        )
-        blank = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(found), ""), True)
-        if pc.any(blank).as_py():
-            row = pc.index(blank, True).as_py()
-            raise UserError(f"{self.place}: row {row}, column {column!r}: empty")
-        return found
-
-
-class Names(Sequence[str]):
-    """Texts in one array of Arrow, which takes a tenth of a list's memory."""
-
-    def __init__(self, array: pa.Array) -> None:
-        self.array = array
-
-    def __len__(self) -> int:
-        return len(self.array)
-
-    def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            return self.array[place].to_pylist()
-        return self.array[int(place)].as_py()
-
-    def __iter__(self) -> Iterator[str]:
-        for start in range(0, len(self), 4096):
-            yield from self.array[start : start + 4096].to_pylist()
 
 
 def _refuse_twice(ids: pa.Array, place: str, column: str) -> None:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_manifest
-from imgray.data.datasets import open_dataset
+from imgray.data.sources import Source
 from imgray.engine.cluster import TASK_RETRIES, cluster, given_device, plan_pool
 from imgray.engine.evaluate_index import Scores
+from imgray.engine.examples import fields_of, source_of
 from imgray.engine.progress import Progress
 from imgray.engine.settings import EvaluateModelConfig
 from imgray.training.examples import Examples
@@ -25,14 +26,17 @@ from imgray.training.task import Task
 def evaluate_model(config: EvaluateModelConfig) -> Scores:
     """Sum over the part in parallel tasks, and sum up."""
     folder = Folder(config.model)
-    places = {"model": folder.absolute, "data": Folder(config.data).absolute}
-    config = config.model_copy(update=places)
-    examples = _open(*load_task(folder, read_manifest(folder, "model")), config)
+    source = source_of(config)
+    examples = _open(*load_task(folder, read_manifest(folder, "model")), source, config.part)
+    examples.val.check()
     with cluster():
         pool = plan_pool(config.workers, config.cpus_per_worker, config.gpus_per_worker)
         world = min(pool.workers, examples.validations(0, 1))
         task = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, max_retries=TASK_RETRIES)(_sums)
-        waiting = [task.remote(config, rank, world) for rank in range(world)]
+        waiting = [
+            task.remote(folder.absolute, source, config.part, config.cpus_per_worker, rank, world)
+            for rank in range(world)
+        ]
         sums: dict[str, Tensor] = {}
         progress = Progress("evaluate", len(examples.val))
         while waiting:
@@ -45,21 +49,23 @@ def evaluate_model(config: EvaluateModelConfig) -> Scores:
     return Scores(examples.task.summarize(sums))
 
 
-def _open(recipe: Recipe, task: Task, config: EvaluateModelConfig) -> Examples:
-    folder, data = Folder(config.data), recipe.data
-    val = open_dataset(folder, data.format, config.part) if config.part else data.validation(folder)
+def _open(recipe: Recipe, task: Task, source: Source, part: str | None) -> Examples:
+    data, fields = recipe.data, fields_of(task)
+    val = data.part(source, part, fields) if part else data.validation(source, fields)
     task.check_classes(val)
     return Examples(task, val, val, recipe.batch_size, recipe.seed)
 
 
-def _sums(config: EvaluateModelConfig, rank: int, world: int) -> dict[str, Tensor]:
-    """Sums over a worker's part of the examples."""
-    torch.set_num_threads(config.cpus_per_worker)
+def _sums(
+    model: str, source: Source, part: str | None, cpus: int, rank: int, world: int
+) -> dict[str, Tensor]:
+    """Sums over a worker's share of the examples."""
+    torch.set_num_threads(cpus)
     device = given_device()
-    model = load_model(config.model)
-    model.to(device)
-    examples = _open(model.recipe, model.task, config)
+    loaded = load_model(model)
+    loaded.to(device)
+    examples = _open(loaded.recipe, loaded.task, source, part)
     load = Loader(examples.validation, rank, world)
     batches = in_threads(load, range(examples.validations(rank, world)))
-    with precision(model.recipe, device):
-        return add_up(model.learner.benchmark, model.learner, batches, device)
+    with precision(loaded.recipe, device):
+        return add_up(loaded.learner.benchmark, loaded.learner, batches, device)

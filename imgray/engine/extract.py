@@ -14,7 +14,7 @@ from imgray.artifacts.folder import Folder
 from imgray.artifacts.identity import KEYWORDS, Identity
 from imgray.artifacts.manifest import Manifest, read_manifest
 from imgray.data.fields import Input, Picture, Values
-from imgray.data.tables import Layout
+from imgray.data.layout import Layout
 from imgray.engine.cluster import cluster, given_device
 from imgray.engine.collection import LISTED, Rejections, check_rejected, process_configured
 from imgray.engine.producer import migrated, produce

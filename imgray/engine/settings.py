@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from imgray.artifacts.folder import Folder
 from imgray.config import Code, JobConfig, Precision
 from imgray.data import pixels
-
-if TYPE_CHECKING:
-    from imgray.data.tables import Layout
+from imgray.data.layout import Layout, pairs
 
 Regions = Literal["global", "pyramid"]
 SHARD_IMAGES = 100_000
@@ -36,10 +34,27 @@ class TableConfig(JobConfig):
     @property
     def layout(self) -> Layout:
         """How a table is read. Raises `UserError`."""
-        from imgray.data.tables import Layout  # Arrow is slow to load
-
         root = Folder(self.root).absolute if self.root else None
         return Layout.parse(self.columns, root, self.pattern)
+
+
+class FeaturesConfig(TableConfig):
+    """The settings of every job that may read a table with features of other jobs beside it."""
+
+    uris: ClassVar[frozenset[str]] = TableConfig.uris | {"features"}
+
+    features: list[str] = Field(
+        default=[],
+        description="features artifact whose vectors an input takes, joined to the table by id, or "
+        "by the column that --columns gives the input; #NET.LAYER where it has several",
+        json_schema_extra={"metavar": "NAME=URI[#NET.LAYER]"},
+    )
+
+    @property
+    def joined(self) -> dict[str, str]:
+        """The features artifact of each input that takes one. Raises `UserError`."""
+        given = pairs("--features", self.features, "URI")
+        return {name: Folder(uri).absolute for name, uri in given.items()}
 
 
 class CollectionConfig(TableConfig):
@@ -49,7 +64,7 @@ class CollectionConfig(TableConfig):
         {"output", "workers", "cpus_per_worker", "gpus_per_worker", "batch_size", "max_rejected"}
         | {"overwrite"}
     )
-    uris: ClassVar[frozenset[str]] = frozenset({"images", "root"})
+    uris: ClassVar[frozenset[str]] = TableConfig.uris | {"images"}
 
     images: str = Field(
         description="folder or s3://bucket/prefix with the images, or a table: .parquet or .csv"
@@ -192,20 +207,20 @@ class SearchConfig(JobConfig):
     )
 
 
-class TrainConfig(JobConfig):
+class TrainConfig(FeaturesConfig):
     """Train a model by a recipe, and publish it as an artifact."""
 
     runtime: ClassVar[frozenset[str]] = frozenset(
         {"output", "recipe", "set", "workers", "cpus_per_worker", "gpus_per_worker", "feeders"}
         | {"grow_every", "retries", "patience", "overwrite"}
     )
-    uris: ClassVar[frozenset[str]] = frozenset({"data"})
+    uris: ClassVar[frozenset[str]] = FeaturesConfig.uris | {"data"}
 
     recipe: str = Field(
         description="what to train, and how: a recipe of --list, or a YAML file",
         json_schema_extra={"metavar": "NAME|PATH"},
     )
-    data: str = Field(description="folder or s3://bucket/prefix of the data set")
+    data: str = Field(description="folder or s3://bucket/prefix of the data set, or a table")
     output: str = Field(description="folder or s3://bucket/prefix for the model artifact")
     set: list[str] = Field(
         default=[],
@@ -280,11 +295,11 @@ class EvaluateConfig(JobConfig):
     )
 
 
-class EvaluateModelConfig(JobConfig):
+class EvaluateModelConfig(FeaturesConfig):
     """Score a trained model on a labelled part of a data set."""
 
     model: str = Field(description="folder or s3://bucket/prefix of the model artifact")
-    data: str = Field(description="folder or s3://bucket/prefix of the data set")
+    data: str = Field(description="folder or s3://bucket/prefix of the data set, or a table")
     part: str | None = Field(
         default=None, description="part of the data set (default: what the recipe validates on)"
     )

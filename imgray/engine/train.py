@@ -9,7 +9,6 @@ import uuid
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow.fs
 import ray
 import torch
@@ -21,7 +20,15 @@ from imgray.artifacts.folder import Folder
 from imgray.artifacts.identity import Identity, settled
 from imgray.artifacts.manifest import WORK, Manifest, read_manifest
 from imgray.config import parse_yaml, read_yaml, validate
+from imgray.data.sources import Source
 from imgray.engine.cluster import cluster, given_device, named_cluster
+from imgray.engine.examples import (
+    check_examples,
+    digests,
+    frozen,
+    open_examples,
+    source_of,
+)
 from imgray.engine.feed import Feed
 from imgray.engine.producer import produce
 from imgray.engine.settings import TrainConfig
@@ -29,15 +36,13 @@ from imgray.engine.watch import LostWorkers, follow, start_watch
 from imgray.errors import UserError, cause_of
 from imgray.training import catalog, models
 from imgray.training.checkpoints import Keeper
-from imgray.training.examples import Examples
 from imgray.training.loop import Place, Run, States, load_start
 from imgray.training.models import fingerprint_of, save_model
 from imgray.training.recipe import Recipe
 from imgray.training.sheet import SAMPLES
-from imgray.training.task import Task, check_names, settled_recipe, task_of
+from imgray.training.task import Task, check_names, settled_recipe
 
 CHECKPOINTS = f"{WORK}/checkpoints"
-LOOKED_AT = 64
 PLACE_SECONDS = 20
 """How long an elastic group waits for the CPUs of a node that Ray has yet to find lost."""
 
@@ -77,22 +82,6 @@ def read_recipe(path: str, changes: list[str]) -> Recipe:
     return validate(Recipe, values, f"--recipe {path}")
 
 
-def open_examples(recipe: Recipe, data: str) -> Examples:
-    """Open both parts of the data. Raises `UserError`."""
-    folder = Folder(data)
-    train, val = recipe.data.training(folder), recipe.data.validation(folder)
-    return Examples(task_of(recipe, train.classes), train, val, recipe.batch_size, recipe.seed)
-
-
-def check_examples(examples: Examples) -> None:
-    """Refuse data that cannot be learnt from. Raises `UserError`."""
-    examples.task.check_training_data(examples.train)
-    examples.task.check_classes(examples.val)
-    for part in (examples.train, examples.val):
-        for index in np.unique(np.linspace(0, len(part) - 1, LOOKED_AT).astype(int)):
-            examples.example(part[int(index)], None)
-
-
 def check_recipe(recipe: Recipe, task: Task) -> None:
     """Refuse names of no optimizer or network, and weights that do not fit. Raises `UserError`."""
     if recipe.optimizers or recipe.start:
@@ -110,18 +99,20 @@ def train(config: TrainConfig) -> TrainResult:
             f"batch_size {recipe.batch_size} is less than {config.span[1]} workers: each needs an "
             "example per step"
         )
-    output = Folder(config.output)
+    output, source = Folder(config.output), source_of(config)
     identity = config.identity() | {"recipe": recipe.model_dump(mode="json", by_alias=True)}
     if recipe.start:
         prints = {name: _fingerprint(uri) for name, uri in recipe.starts.items()}
         identity["start"] = prints.get("", prints)
+    if config.features:
+        identity["joined"] = digests(source.features)
     identity = _migrated(identity)
     manifest = produce(
         output,
         "model",
         identity,
-        partial(_train, config, recipe, identity, output),
-        sources=[config.data, *recipe.starts.values()],
+        partial(_train, config, recipe, identity, source, output),
+        sources=[*source.uris, *recipe.starts.values()],
         note=CHECKPOINTS,
         overwrite=config.overwrite,
         migrate=_migrated,
@@ -140,6 +131,7 @@ def _fingerprint(model: str) -> str:
 
 def _migrated(stored: Identity) -> Identity:
     """Settings of a run as they are stored today: the recipe validated, all URIs absolute."""
+    stored = {**TrainConfig.defaults(), **stored}
     try:
         recipe = settled_recipe(Recipe.model_validate(stored["recipe"]))
     except (KeyError, ValidationError, UserError):  # of another version, and so another recipe
@@ -148,14 +140,17 @@ def _migrated(stored: Identity) -> Identity:
     return settled({**stored, "recipe": dumped}, TrainConfig.uris)
 
 
-def _train(config: TrainConfig, recipe: Recipe, identity: Identity, output: Folder) -> Manifest:
-    examples = open_examples(recipe, config.data)
+def _train(
+    config: TrainConfig, recipe: Recipe, identity: Identity, source: Source, output: Folder
+) -> Manifest:
+    data = frozen(source, recipe, output)
+    examples = open_examples(recipe, data)
     check_examples(examples)
     check_recipe(recipe, examples.task)
     kept = Folder(f"{output.uri.rstrip('/')}/{CHECKPOINTS}")
     steps = recipe.length(len(examples.train))
     with cluster():
-        _fit(config, settled_recipe(recipe), kept, output)
+        _fit(config, settled_recipe(recipe), data, kept, output)
     found = Keeper(kept).newest()
     assert found is not None
     assert found[0] == steps
@@ -168,12 +163,11 @@ def _train(config: TrainConfig, recipe: Recipe, identity: Identity, output: Fold
     return Manifest(kind="model", config=identity, counts=counts, about=about, files=files)
 
 
-def _fit(config: TrainConfig, recipe: Recipe, kept: Folder, output: Folder) -> None:
+def _fit(config: TrainConfig, recipe: Recipe, data: Source, kept: Folder, output: Folder) -> None:
     scaling = _scaling(config)
     if config.span[0] < config.span[1]:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACE_SECONDS))
     watch = start_watch()
-    data = Folder(config.data).absolute
     loop = {"recipe": recipe, "data": data, "kept": kept, "watch": watch}
     trainer = TorchTrainer(
         _work,

@@ -1,15 +1,23 @@
-"""The batches of a run: which examples a step sees, in which order, on which worker."""
+"""The batches of a run: which examples a step sees, in which order, on which worker.
+
+A data set that is read in pieces, as a table is by row groups, and larger than a window has its
+pieces in an order of each epoch's own, and its examples in any order within windows of pieces that
+follow each other: so a process that holds a window reads each piece once in an epoch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from imgray.data import pixels
 from imgray.data.datasets import Dataset, Record
+from imgray.data.tables import WINDOW
 from imgray.errors import UserError
 from imgray.training.task import Arrays, Task
 
@@ -62,20 +70,65 @@ class Examples:
 
     def _at(self, place: int) -> int:
         epoch, index = divmod(place, len(self.train))
-        return int(_order(self.seed, epoch, len(self.train))[index])
+        return int(self._orders(epoch)[index])
+
+    @cached_property
+    def _orders(self) -> Orders:
+        return Orders(self.seed, *self.train.pieces)
 
 
-_orders: dict[tuple[int, int, int], NDArray[np.int64]] = {}
+class Orders:
+    """The order of every epoch; two are kept, as a batch may reach from one into the next.
+
+    Args:
+        seed: of the run.
+        counts: examples of each piece (P,).
+        sizes: bytes of each piece in memory (P,).
+    """
+
+    def __init__(self, seed: int, counts: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
+        self.seed, self.counts, self.sizes = seed, counts, sizes
+        self._kept: dict[int, NDArray[np.int64]] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.seed, self.counts, self.sizes)
+
+    def __call__(self, epoch: int) -> NDArray[np.int64]:
+        """The numbers of all examples (n,) in the order of an epoch."""
+        found = self._kept.get(epoch)
+        if found is None:
+            found = order(np.random.default_rng((self.seed, epoch)), self.counts, self.sizes)
+            self._kept = {e: o for e, o in self._kept.items() if abs(e - epoch) == 1}
+            self._kept[epoch] = found
+        return found
 
 
-def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """The order of an epoch; two are kept, as a batch may reach from one into the next."""
-    key = (seed, epoch, count)
-    if key not in _orders:
-        while len(_orders) >= 4:
-            _orders.pop(next(iter(_orders)), None)
-        _orders[key] = np.random.default_rng((seed, epoch)).permutation(count)
-    return _orders[key]
+def order(
+    chance: np.random.Generator, counts: NDArray[np.int64], sizes: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """A random order of the examples of pieces, window by window."""
+    if sizes.sum() <= WINDOW or len(counts) == 1:
+        return chance.permutation(counts.sum())
+    pieces = chance.permutation(len(counts))
+    firsts = np.cumsum(counts) - counts
+    found = []
+    for window in _windows(pieces, sizes):
+        inside = [np.arange(firsts[p], firsts[p] + counts[p]) for p in window]
+        found.append(chance.permutation(np.concatenate(inside)))
+    return np.concatenate(found)
+
+
+def _windows(pieces: NDArray[np.int64], sizes: NDArray[np.int64]) -> Iterator[list[int]]:
+    """Pieces that follow each other, as many as a window has room for, one at least."""
+    window: list[int] = []
+    room = WINDOW
+    for piece in pieces.tolist():
+        if window and sizes[piece] > room:
+            yield window
+            window, room = [], WINDOW
+        window.append(piece)
+        room -= sizes[piece]
+    yield window
 
 
 def _stacked(examples: Sequence[Arrays]) -> Arrays:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from imgray.artifacts.folder import Folder
 from imgray.config import Precision
-from imgray.data.datasets import Dataset, Format, open_dataset, open_hold_out
+from imgray.data.datasets import Dataset, Truth
+from imgray.data.fields import Input
+from imgray.data.sources import Source, Stored
 
 
 class Settings(BaseModel):
@@ -71,12 +72,25 @@ class OptimizerSettings(Settings):
     clip: float | None = Field(default=None, gt=0)
 
 
+FORMATS: dict[str, Truth] = {
+    "folders": "folders",
+    "parquet": "columns",
+    "masks": "masks",
+    "edges": "boundaries",
+}
+"""What recipes, models and runs of before call the layout: `format`, or `form`."""
+
+
 class DataSettings(Settings):
     """Which parts of the data set at `--data` are read, and how they are laid out."""
 
-    format: Format = Field(
-        validation_alias=AliasChoices("format", "form"),  # `form` of earlier recipes and models
-        description="how the data set is laid out",
+    stored: Stored | None = Field(
+        default=None, description="files or table (default: by what lies at --data)"
+    )
+    truth: Truth | None = Field(
+        default=None,
+        description="where the truth of files is: folders, masks or boundaries; that of a table is "
+        "in its columns",
     )
     train: str = Field(default="train", description="the part to train on")
     hold_out: float | None = Field(
@@ -88,24 +102,47 @@ class DataSettings(Settings):
         description="the part to validate on",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_before(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        earlier = {key: values[key] for key in ("format", "form") if key in values}
+        for key, format in earlier.items():
+            if "truth" in values:
+                raise ValueError(f"{key} is truth now: give truth alone")
+            if format not in FORMATS:
+                raise ValueError(f"no {key} {format!r}; give truth instead")
+            values = {**values, "truth": FORMATS[format]}
+        return {key: value for key, value in values.items() if key not in earlier}
+
     @model_validator(mode="after")
-    def _one_validation(self) -> DataSettings:
+    def _consistent(self) -> DataSettings:
         if (self.validate_on is None) == (self.hold_out is None):
             raise ValueError("give either validate or hold_out")
+        if self.stored == "files" and self.truth in (None, "columns"):
+            raise ValueError("of files, truth is one of folders, masks, boundaries")
         return self
 
-    def training(self, folder: Folder) -> Dataset:
-        """Open what is trained on. Raises `UserError`."""
+    def training(self, source: Source, fields: Mapping[str, Input] | None = None) -> Dataset:
+        """Open what is trained on; of a table the fields are read. Raises `UserError`."""
         if self.hold_out is None:
-            return open_dataset(folder, self.format, self.train)
-        return open_hold_out(folder, self.format, self.train, self.hold_out, held=False)
+            return self.part(source, self.train, fields)
+        return source.held(self._whole(source, fields), self.hold_out, held=False)
 
-    def validation(self, folder: Folder) -> Dataset:
-        """Open what is validated on. Raises `UserError`."""
+    def validation(self, source: Source, fields: Mapping[str, Input] | None = None) -> Dataset:
+        """Open what is validated on; of a table the fields are read. Raises `UserError`."""
         if self.validate_on is not None:
-            return open_dataset(folder, self.format, self.validate_on)
+            return self.part(source, self.validate_on, fields)
         assert self.hold_out is not None
-        return open_hold_out(folder, self.format, self.train, self.hold_out, held=True)
+        return source.held(self._whole(source, fields), self.hold_out, held=True)
+
+    def part(self, source: Source, part: str, fields: Mapping[str, Input] | None = None) -> Dataset:
+        """Open any part. Raises `UserError`."""
+        return source.part(part, fields, self.truth, self.stored)
+
+    def _whole(self, source: Source, fields: Mapping[str, Input] | None) -> Dataset:
+        return source.part(self.train, fields, self.truth, self.stored, whole=True)
 
 
 class Recipe(Settings):

@@ -25,8 +25,9 @@ import torch
 from imgray.artifacts.folder import Folder
 from imgray.classification.edge_metrics import Counts, count, scores
 from imgray.classification.relaxed import canny_maps
-from imgray.data.datasets import Record, open_dataset
+from imgray.data.datasets import Record
 from imgray.data.pixels import decode_sized
+from imgray.data.sources import Source
 from imgray.engine.train import open_examples, read_recipe
 from imgray.training.checkpoints import Keeper
 from imgray.training.examples import Examples
@@ -95,7 +96,7 @@ STUDIES = {
             "coarse edges of camvid": Variant(
                 "rds-bsds-small",
                 "camvid",
-                ("data.format=masks", "settings.void=11", "settings.annotators=1"),
+                ("data.truth=masks", "settings.void=11", "settings.annotators=1"),
             ),
             "general supervision": _bsds("settings.relaxed=negative"),
             "RDS": _bsds(),
@@ -189,7 +190,7 @@ KNOWN = {
 
 def known(data: Path) -> list[list[str]]:
     """ODS, OIS and AP of maps that no network made; a map of one threshold has AP 0."""
-    val = open_dataset(Folder(str(data / "bsds500")), "edges", "val")
+    val = Source(str(data / "bsds500")).part("val", truth="boundaries")
     rows = []
     with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
         for name, counted in KNOWN.items():

@@ -1,0 +1,159 @@
+"""Features artifacts joined to a table by id: each row's vector, whatever the artifact's order."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import FileEntry, opening, read_file, read_manifest
+from imgray.data.fields import Vector
+from imgray.data.names import Names
+from imgray.data.pixels import Rejected
+from imgray.errors import UserError
+
+
+class Join:
+    """The vectors of one feature, by the row of a table.
+
+    They are read once, by row groups, into a file without a name that holds them as float16 in the
+    order of the table's keys; a key that stands in several rows is there once.
+
+    Args:
+        field: what takes them.
+        flag: URI of the features artifact, with `#COLUMN` where it has several.
+        keys: gives the id in the artifact that each row of the table asks for.
+
+    Raises:
+        UserError: no such artifact or column, or vectors of another length.
+    """
+
+    def __init__(self, name: str, field: Vector, flag: str, keys: Callable[[], Names]) -> None:
+        uri, _, column = flag.partition("#")
+        self.place, self.field, self.keys = f"--features {name}={flag}", field, keys
+        self.folder = Folder(uri)
+        self.manifest = read_manifest(self.folder, "features")
+        self.column = self._choose(column)
+        info = self.manifest.about["features"][self.column]
+        self.dim = int(info["regions"] * info["dim"])
+        if self.dim != field.dim:
+            raise UserError(
+                f"{self.place}: {info['regions']} x {info['dim']} numbers per image, where "
+                f"{field.dim} are expected"
+            )
+        self._lock = threading.Lock()
+
+    def value(self, row: int) -> NDArray[np.float32] | None:
+        """The vector (dim,) of a row, None where an optional one lacks. Raises `Rejected`."""
+        with self._lock:
+            vectors, places = self._joined
+        place = int(places[row])
+        if place >= 0:
+            return self.field.value(vectors[place])
+        if self.field.optional:
+            return None
+        raise Rejected(f"{self.place}: no vector of {self.keys()[row]!r}")
+
+    def check(self, rows: NDArray[np.int64]) -> None:
+        """Raises `UserError` where rows have no vector, or one that is not finite."""
+        vectors, places = self._joined
+        lost = rows[places[rows] < 0]
+        if len(lost) and not self.field.optional:
+            raise UserError(
+                f"{self.place}: {len(lost):,} of {len(rows):,} rows have no vector there, first "
+                f"row {lost[0]}, {self.keys()[int(lost[0])]!r}"
+            )
+        for start in range(0, len(vectors), 1024):
+            wrong = ~np.isfinite(vectors[start : start + 1024]).all(axis=1)
+            if wrong.any():
+                row = int(np.flatnonzero(places == start + int(wrong.argmax()))[0])
+                raise UserError(
+                    f"{self.place}: the vector of {self.keys()[row]!r} holds a number that is not "
+                    "finite"
+                )
+
+    def _choose(self, column: str) -> str:
+        have = list(self.manifest.about["features"])
+        found = [name for name in have if column in ("", name, name.removesuffix(".high"))]
+        if len(found) != 1:
+            fault = f"no column {column!r}" if column else "several columns"
+            hint = f"{self.place.partition('#')[0]}#COLUMN"
+            raise UserError(f"{self.place}: {fault}; say {hint}, one of {', '.join(have)}")
+        return found[0]
+
+    @cached_property
+    def _joined(self) -> tuple[NDArray[np.float16], NDArray[np.int64]]:
+        """The vectors (U, dim) of all keys that are found, and every row's place there, or -1."""
+        keys = self.keys().array.dictionary_encode()
+        with opening(self.folder):
+            rows = self._rows_of(keys.dictionary)
+            found = np.flatnonzero(rows >= 0)
+            order = found[np.argsort(rows[found], kind="stable")]
+            vectors = self._scattered(rows[order], keys.dictionary.take(pa.array(order)))
+        places = np.full(len(rows), -1, np.int64)
+        places[order] = np.arange(len(order))
+        return vectors, places[keys.indices.to_numpy()]
+
+    @property
+    def _parts(self) -> list[FileEntry]:
+        return self.manifest.named("part-", ".parquet")
+
+    def _rows_of(self, keys: pa.Array) -> NDArray[np.int64]:
+        """The artifact's row of every key, or -1."""
+        ids = []
+        for part in self._parts:
+            with self.folder.open(part.name) as file:
+                ids += pq.ParquetFile(file).read(["id"]).column(0).chunks
+        have = pa.chunked_array(ids, pa.string()).combine_chunks()
+        found = pc.index_in(keys, value_set=have)
+        return np.asarray(pc.fill_null(found, -1), np.int64)
+
+    def _scattered(self, rows: NDArray[np.int64], keys: pa.Array) -> NDArray[np.float16]:
+        """The vectors of rows of the artifact in rising order, whose ids are these keys."""
+        if not len(rows):
+            return np.empty((0, self.dim), np.float16)
+        with tempfile.TemporaryFile(prefix="imgray-", buffering=0) as file:
+            for first, ids, vectors in self._groups(rows):
+                start, stop = np.searchsorted(rows, [first, first + len(ids)])
+                inside = rows[start:stop] - first
+                if not ids.take(pa.array(inside)).equals(keys[start:stop]):
+                    raise UserError(f"{self.folder.uri}: changed while it was read; run it again")
+                _write(file, vectors[inside].astype(np.float16).tobytes())
+            return np.memmap(file, np.float16, "r", shape=(len(rows), self.dim))
+
+    def _groups(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, pa.Array, NDArray[Any]]]:
+        """Verified row groups that hold some of the rows: the first row, ids, vectors (n, dim)."""
+        first = 0
+        for part in self._parts:
+            if np.searchsorted(rows, first) < np.searchsorted(rows, first + part.rows):
+                file = pq.ParquetFile(io.BytesIO(read_file(self.folder, part)))
+                row = first
+                for group in range(file.num_row_groups):
+                    table = file.read_row_group(group, ["id", self.column])
+                    ids, column = (c.combine_chunks() for c in table.columns)
+                    flat = column.flatten().to_numpy(zero_copy_only=False)
+                    yield row, ids, flat.reshape(len(table), self.dim)
+                    row += len(table)
+            first += part.rows
+
+
+def _write(file: Any, data: bytes) -> None:
+    left = memoryview(data)
+    try:
+        while left:
+            left = left[file.write(left) :]
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {tempfile.gettempdir()}: {error.strerror}; set TMPDIR to a folder "
+            "with room for the vectors"
+        ) from None

@@ -1,0 +1,45 @@
+"""Which columns of a table hold what, and where the files lie that its cells name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from imgray.errors import UserError
+
+OWN = ("id", "group", "split", "class")
+"""What columns may hold beside inputs."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a table is read.
+
+    columns: by input, or one of `OWN`, the column that holds it, where their names differ.
+    root: URI of the folder that paths in cells start from, by default the table's own.
+    pattern: the path, with {} in the place of the cell's text.
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    root: str | None = None
+    pattern: str | None = None
+
+    @classmethod
+    def parse(cls, columns: Sequence[str], root: str | None, pattern: str | None) -> Layout:
+        """From flags. Raises `UserError`."""
+        if pattern is not None and "{}" not in pattern:
+            raise UserError(f"--pattern {pattern}: expected {{}} where the cell's text belongs")
+        return cls(pairs("--columns", columns, "COLUMN"), root, pattern)
+
+
+def pairs(flag: str, given: Sequence[str], what: str) -> dict[str, str]:
+    """The values of a flag that takes NAME=VALUE. Raises `UserError`."""
+    found: dict[str, str] = {}
+    for item in given:
+        name, _, value = item.partition("=")
+        if not (name and value):
+            raise UserError(f"{flag} {item}: expected NAME={what}")
+        if name in found:
+            raise UserError(f"{flag} {item}: {name} is given twice")
+        found[name] = value
+    return found

@@ -1,0 +1,65 @@
+"""The data of a run: opened as flags and recipe say, frozen when it begins, and checked."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import WORK, read_manifest
+from imgray.data.fields import Input
+from imgray.data.names import FROZEN
+from imgray.data.sources import Source
+from imgray.engine.settings import EvaluateModelConfig, TrainConfig
+from imgray.training.examples import Examples
+from imgray.training.recipe import Recipe
+from imgray.training.task import Task, task_of
+
+LOOKED_AT = 64
+"""Records of each part that are made examples of before a run."""
+
+
+def source_of(config: TrainConfig | EvaluateModelConfig) -> Source:
+    """The data set of a job, which any process finds. Raises `UserError`."""
+    return Source(Folder(config.data).absolute, config.layout, config.joined)
+
+
+def digests(features: dict[str, str]) -> dict[str, str]:
+    """What tells features artifacts from others at their places, by input. Raises `UserError`."""
+    uris = {name: uri.partition("#")[0] for name, uri in features.items()}
+    return {name: read_manifest(Folder(uri), "features").digest for name, uri in uris.items()}
+
+
+def frozen(source: Source, recipe: Recipe, output: Folder) -> Source:
+    """The data as they are now, or as they were when an earlier run began this output.
+
+    Workers and later runs see these, and list nothing again. Raises `UserError`.
+    """
+    kept = Folder(f"{output.uri.rstrip('/')}/{WORK}")
+    if not kept.exists(FROZEN):
+        open_examples(recipe, source)
+        source.snapshot.save(kept)
+    return Source(source.uri, source.layout, source.features, kept)
+
+
+def open_examples(recipe: Recipe, data: Source | str) -> Examples:
+    """Open both parts of the data. Raises `UserError`."""
+    source = Source(data) if isinstance(data, str) else data
+    fields = fields_of(task_of(recipe, ()))
+    train, val = recipe.data.training(source, fields), recipe.data.validation(source, fields)
+    return Examples(task_of(recipe, train.classes), train, val, recipe.batch_size, recipe.seed)
+
+
+def fields_of(task: Task) -> dict[str, Input]:
+    """What a row of a table to learn from holds, by name."""
+    return {**task.inputs, **task.truth}
+
+
+def check_examples(examples: Examples) -> None:
+    """Refuse data that cannot be learnt from. Raises `UserError`."""
+    examples.train.check()
+    examples.val.check()
+    examples.task.check_training_data(examples.train)
+    examples.task.check_classes(examples.val)
+    for part in (examples.train, examples.val):
+        for index in np.unique(np.linspace(0, len(part) - 1, LOOKED_AT).astype(int)):
+            examples.example(part[int(index)], None)
