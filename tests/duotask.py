@@ -26,9 +26,10 @@ class DuoSettings(TinySettings):
 
 class DuoTask(TinyTask):
     Settings = DuoSettings
+    settings: DuoSettings
     outputs = {"picture": Picture()}
 
-    def learner(self, initial: bool = True) -> "DuoLearner":
+    def learner(self, initial: bool = True) -> "DuoLearner":  # type: ignore[override]
         return DuoLearner(self.settings)
 
     def summarize(self, sums: Mapping[str, Tensor]) -> dict[str, float]:

@@ -294,7 +294,7 @@ def test_samples_are_drawn_at_every_evaluation(
 
 
 def _batch(run: Run, index: int) -> Batch:
-    point = run.examples.task.prepare(run.examples.val[index]["image"])["point"]
+    point = run.examples.task.prepare({"image": run.examples.val[index]["image"]})["point"]
     return {"point": torch.as_tensor(point)[None]}
 
 
