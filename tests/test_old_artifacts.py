@@ -225,6 +225,8 @@ def _continued(name: str, finished: str, kind: Kind) -> None:
     for manifest in (found, wanted):
         if "images" in manifest.about:
             manifest.about["images"] = ""  # where the collection lay
+    later = {name: found.config.pop(name) for name in found.config.keys() - wanted.config.keys()}
+    assert not any(later.values())  # settings that came later are not set
     assert _as_then(found.config) == wanted.config
     assert _as_then(found.made_from) == wanted.made_from
     assert found.counts == wanted.counts

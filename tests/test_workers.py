@@ -17,14 +17,13 @@ from torch import Tensor, nn
 from two import WORLD, both
 
 from imgray.artifacts.folder import Folder
-from imgray.data.datasets import open_dataset
+from imgray.engine.train import open_examples
 from imgray.errors import UserError
 from imgray.training import workers
 from imgray.training.checkpoints import Keeper
-from imgray.training.examples import Examples
 from imgray.training.loop import Loader, Place, Run, in_threads
 from imgray.training.recipe import Recipe
-from imgray.training.task import Arrays, Batch, Learner, task_of
+from imgray.training.task import Arrays, Batch, Learner
 
 STEPS, EVERY = 20, 5
 STOPS = (5, 12, 15, 20)
@@ -38,9 +37,7 @@ def _run(folder: Path, rank: int = 0, world: int = 1, until: int = STEPS, **chan
         **{"steps": STEPS, "checkpoint_every": EVERY, "evaluate_every": 9, **changes},
     )
     recipe = Recipe.model_validate(content)
-    points = Folder(str(folder / "points"))
-    train, val = (open_dataset(points, "parquet", part) for part in ("train", "val"))
-    examples = Examples(task_of(recipe, train.classes), train, val, recipe.batch_size, recipe.seed)
+    examples = open_examples(recipe, str(folder / "points"))
 
     def batches(load: Loader, numbers: range) -> Iterator[Arrays]:
         yield from in_threads(load, numbers[: max(0, until - numbers.start)])
