@@ -1,5 +1,6 @@
 """A task of one file: two pictures, a caption and a style in, their blend and two scores out."""
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,13 +13,16 @@ from imgray.data import pixels
 from imgray.data.datasets import Dataset, Record
 from imgray.data.fields import Picture, Scores, Text, Values, Vector
 from imgray.training.recipe import Settings
-from imgray.training.task import Arrays, Batch, Learner, Prediction, Task
+from imgray.training.task import Arrays, At, Batch, Learner, Prediction, Task
 
 SIDE, LETTERS, STYLES = 24, 16, 3
+POOLED = 5
 
 
 class PairSettings(Settings):
     rate: float = 0.1
+    pause: float = 0.0
+    """Seconds that a step waits, so that it can be killed in the middle."""
 
 
 class Pairs(Task):
@@ -68,9 +72,10 @@ class PairLearner(Learner):
     def __init__(self, settings: PairSettings) -> None:
         self.modules = {"blender": nn.Linear(LETTERS + STYLES, 1), "judge": nn.Linear(1, 1)}
         self.optimizers = {
-            name: torch.optim.SGD(net.parameters(), settings.rate)
+            name: torch.optim.SGD(net.parameters(), settings.rate, momentum=0.9)
             for name, net in self.modules.items()
         }
+        self.settings, self.pool = settings, torch.zeros(0, 2)
 
     def blend(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Pictures (N, S, S, 3) from 0 to 1, and the share (N, 1) of the first in each."""
@@ -80,16 +85,26 @@ class PairLearner(Learner):
 
     def alike(self, batch: Batch) -> Tensor:
         """The logit (N, 1) that the two pictures are alike."""
-        apart = (batch["first"] / 255 - batch["second"] / 255).abs().mean(dim=(1, 2, 3))
-        found: Tensor = self.modules["judge"](apart[:, None])
+        found: Tensor = self.modules["judge"](_apart(batch))
         return found
 
-    def step(self, batch: Batch) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor]:
+        return {"pool": self.pool}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        self.pool = state["pool"][-POOLED:] if state else self.pool
+
+    def step(self, batch: Batch, at: At) -> dict[str, Tensor]:
+        time.sleep(self.settings.pause)
         blend = F.mse_loss(self.blend(batch)[0], batch["target"] / 255)
         self.descend("blender", blend)
-        same = (batch["first"] == batch["second"]).flatten(1).all(dim=1, keepdim=True).float()
-        verdict = F.binary_cross_entropy_with_logits(self.alike(batch), same)
+        apart = _apart(batch)
+        shown = torch.cat([torch.cat([apart, (apart == 0).float()], dim=1), self.pool])
+        verdict = F.binary_cross_entropy_with_logits(
+            self.modules["judge"](shown[:, :1]), shown[:, 1:]
+        )
         self.descend("judge", verdict)
+        self.pool = shown[-POOLED:]
         return {"blend": blend, "verdict": verdict}
 
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
@@ -104,6 +119,12 @@ class PairLearner(Learner):
             Prediction(dict(zip(("alike", "first"), verdict, strict=True)), picture)
             for verdict, picture in zip(verdicts, pictures, strict=True)
         ]
+
+
+def _apart(batch: Batch) -> Tensor:
+    """How far two pictures are apart (N, 1), from 0 to 1."""
+    found = (batch["first"] / 255 - batch["second"] / 255).abs().mean(dim=(1, 2, 3))
+    return found[:, None]
 
 
 def _small(data: bytes | None) -> np.ndarray:
