@@ -251,6 +251,9 @@ def _as_then(settings: dict[str, Any]) -> Any:
         if "truth" in found:
             assert found.pop("stored") is None
             found["form"] = forms[found.pop("truth")]
+        if "batch_size" in found:
+            assert not found.pop("clip", None)
+            assert not found.pop("optimizers", None)
         return found
 
     text = json.dumps(settings).replace(f"{Path.cwd()}/", "")
