@@ -13,15 +13,18 @@ import psutil
 import pytest
 import requests
 from running import ROOT, free_port
-from trained import train, untrained, write
+from trained import RECIPES, recipe_of, train, untrained, write
 
 from imgray.artifacts.folder import Folder
 from imgray.engine.extract import extract
 from imgray.engine.index import build_index
 from imgray.engine.settings import ExtractConfig, IndexConfig
+from imgray.serving.models import Served
+from imgray.training.task import task_of
 
 ADMIN = "an-admin-key"
 KINDS = {"classify": "folders", "segment": "masks", "edges": "edges"}
+OTHER = {"pairs": "pairs:Pairs"}
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,18 @@ def make(folder: Path, images: Path, net: str, weights: str) -> Artifacts:
         output = Folder(str(folder / kind))
         train(format, write(format, folder / f"{kind}-data"), output)
         models[kind] = output.uri
-    models["pairs"] = str(folder / "pairs")
-    untrained("pairs:Pairs", Folder(models["pairs"]))
+    for name, task in OTHER.items():
+        models[name] = str(folder / name)
+        untrained(task, Folder(models[name]))
     return Artifacts(images, features, (indexes[0], indexes[1]), models)
+
+
+def declared() -> list[Served]:
+    """The models as their tasks declare them, without artifacts."""
+    tasks = {kind: RECIPES[format] for kind, format in KINDS.items()}
+    tasks |= {name: {"task": task, "settings": {}} for name, task in OTHER.items()}
+    recipes = {name: recipe_of(one["task"], **one["settings"]) for name, one in tasks.items()}
+    return [Served(name, "", task_of(recipe, ()), "") for name, recipe in recipes.items()]
 
 
 @dataclass

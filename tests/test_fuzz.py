@@ -11,15 +11,18 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, settings
 from PIL import Image
 from schemathesis.specs.openapi.checks import positive_data_acceptance
-from service import ADMIN, Service
+from service import ADMIN, Service, declared
 
 from imgray.data.pixels import FORMATS
 from imgray.data.samples import photographs
 from imgray.serving.http import app
+from imgray.serving.openapi import description
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-API = schemathesis.openapi.from_dict(app.openapi())
-PATHS = ("search", "embed", "classify", "segment", "edges", "search/batch")
+DESCRIPTION = description(app, declared(), indexed=True)
+API = schemathesis.openapi.from_dict(DESCRIPTION)
+PAIRS = "models/pairs"
+PATHS = ("search", "embed", "classify", "segment", "edges", "search/batch", "models/edges", PAIRS)
 
 
 @pytest.fixture(scope="module")
@@ -83,16 +86,20 @@ def _hostile() -> Iterator[tuple[str, bytes]]:
     yield "animated", _encoded(photo, "WEBP", save_all=True, append_images=frames)
 
 
+PHOTO = _encoded(next(iter(photographs().values())).resize((96, 64)), "PNG")
+
+
 def test_hostile_pictures_are_answered_or_refused(fuzzed: str) -> None:
     refused = set()
     with requests.Session() as session:
         for number, (name, data) in enumerate(_hostile()):
             for path in (PATHS[number % len(PATHS)], "search"):
-                files = {"image": ("x", data)}
-                answer = session.post(f"{fuzzed}/v1/{path}", files=files, timeout=60)
+                field, form = ("second", {"caption": "a"}) if path == PAIRS else ("image", {})
+                files = {field: ("x", data)} | ({"first": PHOTO} if path == PAIRS else {})
+                answer = session.post(f"{fuzzed}/v1/{path}", form, files=files, timeout=60)
                 assert answer.status_code in (200, 422), (name, path, answer.text)
                 if answer.status_code == 422:
-                    assert answer.json()["error"]["field"] == "image", (name, path, answer.text)
+                    assert answer.json()["error"]["field"] == field, (name, path, answer.text)
                     refused.add(name)
     assert all(f"{kind} cut at 0" in refused for kind in FORMATS)
     assert {"ICO", "PPM", "TGA", "SVG"} <= refused
@@ -100,6 +107,5 @@ def test_hostile_pictures_are_answered_or_refused(fuzzed: str) -> None:
 
 
 def test_the_schema_is_the_one_that_is_served(fuzzed: str) -> None:
-    assert requests.get(f"{fuzzed}/openapi.json", timeout=30).json() == json.loads(
-        json.dumps(app.openapi())
-    )
+    served = requests.get(f"{fuzzed}/openapi.json", timeout=30).json()
+    assert served == json.loads(json.dumps(DESCRIPTION))

@@ -15,12 +15,13 @@ import pytest
 import requests
 import torch
 from PIL import Image
-from service import ADMIN, Artifacts, Service
+from service import ADMIN, KINDS, Artifacts, Service
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_manifest
 from imgray.engine.search import SearchEngine
 from imgray.features.columns import columns_of, from_table
+from imgray.library import open_model
 from imgray.training.models import load_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -157,6 +158,27 @@ def test_models_answer_as_predict_does(
     assert sum(shares.values()) == pytest.approx(1, abs=1e-4)
 
 
+def test_a_model_of_several_inputs_is_asked_by_files_and_by_ids(
+    served: str, artifacts: Artifacts, pictures: dict[str, bytes]
+) -> None:
+    (one, first), (other, second), *_ = pictures.items()
+    url, fields = f"{served}/v1/models/pairs", {"caption": "a b", "style": [1, 0, -1]}
+    expected = open_model(artifacts.models["pairs"]).predict(first=first, second=second, **fields)
+    as_ids = requests.post(url, json={"first": one, "second": other, **fields}, timeout=60).json()
+    form = {"caption": "a b", "style": "[1, 0, -1]"}
+    files = {"first": first, "second": second}
+    as_files = requests.post(url, form, files=files, timeout=60).json()
+    mixed = requests.post(url, {"first": one, **form}, files={"second": second}, timeout=60).json()
+    assert as_ids == as_files == mixed
+    verdict = as_ids["outputs"]["verdict"]
+    assert verdict == pytest.approx(expected.row, abs=1e-5)
+    headers = {"Accept": "image/png"}
+    painted = requests.post(url, form, files=files, headers=headers, timeout=60)
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(io.BytesIO(painted.content))), expected.picture
+    )
+
+
 def test_an_indexed_image_is_shown_at_a_bounded_size(
     served: str, pictures: dict[str, bytes]
 ) -> None:
@@ -180,7 +202,7 @@ def test_the_service_describes_itself(served: str, artifacts: Artifacts) -> None
     assert (index["images"], index["shards"]) == (40, 2)
     assert 0 <= index["report"]["recall"]["recall@10"] <= 1
     models = requests.get(f"{served}/v1/models", timeout=30).json()["models"]
-    assert {model["name"]: model["kind"] for model in models} == {k: k for k in artifacts.models}
+    assert {m["name"]: m["kind"] for m in models} == {**{k: k for k in KINDS}, "pairs": ""}
     for model in models:
         assert model["fingerprint"] == load_model(artifacts.models[model["name"]]).fingerprint
     paths = requests.get(f"{served}/openapi.json", timeout=30).json()["paths"]
@@ -189,6 +211,7 @@ def test_the_service_describes_itself(served: str, artifacts: Artifacts) -> None
 
 JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "multipart/form-data; boundary=x"}
+SECOND = b'{"caption": "a", "second": "../x"}'
 LARGE = b"\xff" * (50 * 2**20)
 BAD = {
     "empty": ("POST", "/v1/search", b"", {}, 422, "image"),
@@ -210,6 +233,9 @@ BAD = {
     "an unknown id": ("POST", "/v1/edges", b'{"id": "../x"}', JSON, 404, "id"),
     "a size": ("GET", "/v1/images/x?size=100000", b"", {}, 422, "size"),
     "no admin": ("POST", "/v1/index", b'{"index": "/tmp"}', JSON, 401, "Authorization"),
+    "no model": ("POST", "/v1/models/none", b"x", {}, 404, "model"),
+    "not all inputs": ("POST", "/v1/models/pairs", b'{"caption": "a"}', JSON, 422, "first"),
+    "no id of the second": ("POST", "/v1/models/pairs", SECOND, JSON, 404, "second"),
     "empty batch": ("POST", "/v1/search/batch", b"{}", JSON, 422, "image"),
 }
 
@@ -242,7 +268,7 @@ def test_without_keys_only_its_own_site_is_answered(served: str) -> None:
 def test_a_bomb_is_refused_by_its_header(served: str) -> None:
     buffer = io.BytesIO()
     Image.new("1", (30_000, 30_000)).save(buffer, "PNG")
-    for path in ("search", "classify", "segment"):
+    for path in ("search", "classify", "models/segment"):
         answer = requests.post(f"{served}/v1/{path}", buffer.getvalue(), timeout=30)
         assert answer.status_code == 422
         assert "pixels" in answer.json()["error"]["message"]

@@ -36,7 +36,6 @@ RECIPES: dict[str, dict[str, Any]] = {
         },
     },
 }  # fmt: skip
-NOTHING = {"data": {"format": "folders"}, "batch_size": 1, "steps": 1}
 TRUTHS = {"folders": "folders", "masks": "masks", "edges": "boundaries"}
 
 
@@ -102,9 +101,15 @@ def train(format: str, data: Path, output: Folder, steps: int = 30, **changes: A
 
 def untrained(task: str, output: Folder, **settings: Any) -> None:
     """Publish a model of a task without classes as it is before the first step."""
-    recipe = Recipe.model_validate({"task": task, "settings": settings, **NOTHING})
+    recipe = recipe_of(task, **settings)
     torch.manual_seed(0)
     _publish(output, recipe, (), task_of(recipe, ()).learner().modules, [])
+
+
+def recipe_of(task: str, **settings: Any) -> Recipe:
+    """A recipe of a task that names no data."""
+    more = {"data": {"format": "folders"}, "batch_size": 1, "steps": 1}
+    return Recipe.model_validate({"task": task, "settings": settings, **more})
 
 
 def _publish(output: Folder, recipe: Recipe, classes: Any, nets: Any, lines: Any) -> None:
