@@ -108,7 +108,7 @@ def untrained(task: str, output: Folder, **settings: Any) -> None:
 
 def recipe_of(task: str, **settings: Any) -> Recipe:
     """A recipe of a task that names no data."""
-    more = {"data": {"format": "folders"}, "batch_size": 1, "steps": 1}
+    more = {"data": {"truth": "folders"}, "batch_size": 1, "steps": 1}
     return Recipe.model_validate({"task": task, "settings": settings, **more})
 
 
