@@ -43,6 +43,15 @@ export function about(image, options, signal) {
   return [`?${query}`, { method: "POST", headers, signal, body: image.file }];
 }
 
+/** What a model is asked about its inputs by name: `{id}`, `{file}` or a text each. */
+export function record(values, signal) {
+  const body = new FormData();
+  for (const [name, value] of Object.entries(values)) {
+    body.append(name, value.file ?? value.id ?? value);
+  }
+  return { method: "POST", headers: { Accept: "application/json" }, signal, body };
+}
+
 /** Where an image of the collection lies, at most `size` pixels long. */
 export function pictureOf(id, size) {
   return `images/${id.split("/").map(encodeURIComponent).join("/")}?size=${size}`;

@@ -1,79 +1,61 @@
-/* The page: which image, which tab, and what happens when either changes.
+/* The page: which tab and model, what they are asked about, and what happens when it changes.
 
-Both are named in the address (#tab=search&id=...), so that Back, reloading and links work. Files
+All of it is named in the address (#tab=search&id=...), so that Back, reloading and links work. Files
 have a name there for as long as the page is open. */
 
-import { Refused, about, json, useKey } from "./api.js";
-import { bars, edged, el, linkTo, photo, ranking, segmented, shortened, thumbnail } from "./views.js";
+import { Refused, about, json, record, useKey } from "./api.js";
+import { fields, fill, isPicture, readable, slots } from "./inputs.js";
+import { answered } from "./outputs.js";
+import * as tabs from "./tabs.js";
+import { el, linkTo, ranking, thumbnail } from "./views.js";
 
 const $ = (selector) => document.querySelector(selector);
 const [panel, result, facts, options] = ["#panel", "#result", "#facts", "#options"].map($);
-const tabs = [...document.querySelectorAll("[role=tab]")];
 const PIECE = 12;
+const IMAGE = { inputs: { image: { type: "picture", required: true } }, outputs: {} };
+/* What a search is asked about, as a model would declare it. */
 
 const files = new Map();
-const state = { index: null, models: [], tab: "search", image: null, listed: 0 };
+const state = { index: null, models: [], tab: "search", model: IMAGE, values: {}, listed: 0 };
 let work = new AbortController();
 
-// --- Tasks: each gives the nodes to show and a line of facts -----------------------------------
+// --- Questions: each gives the nodes to show and a line of facts --------------------------------
 
-const TASKS = {
-  async search(signal) {
-    const { top, prefix } = options.elements;
-    const sliders = [...$("#weights").querySelectorAll("input")];
-    const weights = Object.fromEntries(sliders.map((input) => [input.name, input.valueAsNumber]));
-    const asked = { top: top.valueAsNumber, prefix: prefix.value, weights };
-    const [query, request] = about(state.image, asked, signal);
-    const answer = await json(`search${query}`, request);
-    if (answer.version !== state.index.version) await readIndex();
-    const { version, images } = state.index;
-    const facts = [count(answer.results.length, "result"), `index ${version.slice(0, 12)}`];
-    return [ranking(answer, result), [...facts, count(images, "image")]];
-  },
-  async classify(signal) {
-    const [query, request] = about(state.image, { top: 10, ...model() }, signal);
-    const answer = await json(`classify${query}`, request);
-    return [bars(answer), named(answer)];
-  },
-  async segment(signal) {
-    const answer = await painted("segment", signal);
-    return [segmented(answer, state.image), named(answer)];
-  },
-  async edges(signal) {
-    const answer = await painted("edges", signal);
-    const share = `edges on ${(100 * answer.edge_share).toFixed(1)}\u00a0% of the pixels`;
-    return [edged(answer, state.image), [...named(answer), share]];
-  },
-};
-
-async function painted(route, signal) {
-  const [query, request] = about(state.image, { picture: true, ...model() }, signal);
-  return json(route + query, request);
+async function search(signal) {
+  const { top, prefix } = options.elements;
+  const sliders = [...$("#weights").querySelectorAll("input")];
+  const weights = Object.fromEntries(sliders.map((input) => [input.name, input.valueAsNumber]));
+  const asked = { top: top.valueAsNumber, prefix: prefix.value, weights };
+  const [query, request] = about(state.values.image, asked, signal);
+  const answer = await json(`search${query}`, request);
+  if (answer.version !== state.index.version) await readIndex();
+  const { version, images } = state.index;
+  const facts = [count(answer.results.length, "result"), `index ${version.slice(0, 12)}`];
+  return [ranking(answer, result), [...facts, count(images, "image")]];
 }
 
-/** The chosen model, where there is more than one. */
-function model() {
-  return $("#model").hidden ? {} : { model: options.elements.model.value };
-}
-
-function named({ model, fingerprint }) {
-  return [`model ${model}`, `fingerprint ${fingerprint.slice(0, 12)}`];
+async function ask(signal) {
+  const { model, values } = state;
+  const answer = await json(`models/${model.name}?picture=true`, record(values, signal));
+  const facts = [`model ${answer.model}`, `fingerprint ${answer.fingerprint.slice(0, 12)}`];
+  return [answered(model, answer.outputs, values), facts];
 }
 
 function count(number, what) {
   return `${number.toLocaleString("en")} ${what}${number === 1 ? "" : "s"}`;
 }
 
-/** Run the tab's task on the image; what an earlier run still answers is dropped. */
+/** Ask about the inputs; what an earlier question is still answered with is dropped. */
 async function run() {
   work.abort();
   work = new AbortController();
   const { signal } = work;
-  if (!state.image) return blank();
+  const missing = lacking();
+  if (missing.length) return blank(missing);
   panel.ariaBusy = "true";
   try {
     const started = performance.now();
-    const [nodes, words] = await TASKS[state.tab](signal);
+    const [nodes, words] = await (state.model === IMAGE ? search : ask)(signal);
     signal.throwIfAborted();
     const taken = Math.round(performance.now() - started);
     quiet();
@@ -86,9 +68,20 @@ async function run() {
   }
 }
 
-function blank() {
+/** The required inputs that are not given; of a model that requires none, all if none is. */
+function lacking() {
+  const { model, values } = state;
+  const required = Object.keys(model.inputs).filter((name) => model.inputs[name].required);
+  if (!required.length && !Object.keys(values).length) return Object.keys(model.inputs);
+  return required.filter((name) => !(name in values));
+}
+
+function blank(missing) {
   const last = state.index ? ", choose a file or take one from the collection." : " or choose a file.";
-  const text = `Drop an image on the page, paste it${last}`;
+  const picture = `Drop an image on the page, paste it${last}`;
+  const single = Object.keys(state.model.inputs).length === 1 && slotNames().length;
+  const text = single ? picture : `Still to be given: ${missing.map(readable).join(", ")}.`;
+  quiet();
   result.replaceChildren(el("p", { className: "hint" }, text));
   facts.textContent = "";
   panel.ariaBusy = "false";
@@ -112,58 +105,109 @@ function clear() {
   facts.textContent = "";
 }
 
-// --- The place: tab and image, as the address names them ---------------------------------------
+// --- The place: tab, model and inputs, as the address names them --------------------------------
+
+function place() {
+  return new URLSearchParams(location.hash.slice(1));
+}
+
+/** What the address calls an input; the first picture is the same on all tabs. */
+function key(kind, name) {
+  return name === slotNames()[0] ? kind : `${kind}.${name}`;
+}
+
+/** The words of the address with an input changed: to an image `{id}` or `{file}`, a text, or nothing. */
+function changed(name, value) {
+  const words = place();
+  words.set("tab", state.tab);
+  const kinds = { id: value?.id, file: value?.file, text: typeof value === "string" ? value : undefined };
+  for (const [kind, word] of Object.entries(kinds)) {
+    if (word) words.set(key(kind, name), word);
+    else words.delete(key(kind, name));
+  }
+  return words;
+}
 
 /** Show what the address names. */
 function show() {
-  const place = new URLSearchParams(location.hash.slice(1));
-  const open = tabs.filter((tab) => tab.ariaDisabled !== "true").map(nameOf);
-  const tab = open.includes(place.get("tab")) ? place.get("tab") : open[0];
+  const words = place();
+  const open = tabs.able();
+  const tab = open.includes(words.get("tab")) ? words.get("tab") : open[0];
   if (!tab) return report(new Refused(0, "this service has neither an index nor a model"));
-  select(tab);
+  select(tab, words.get("model"));
   quiet();
-  const [id, file] = [place.get("id"), files.get(place.get("file"))];
-  preview(id !== null ? { id } : file ? { file } : null);
+  readValues(words);
+  choose(slotNames().find((name) => !(name in state.values)));
   run();
 }
 
-function nameOf(tab) {
-  return tab.id.replace("tab-", "");
+function readValues(words) {
+  state.values = {};
+  for (const [name, input] of Object.entries(state.model.inputs)) {
+    const [id, file, text] = ["id", "file", "text"].map((kind) => words.get(key(kind, name)));
+    if (!isPicture(input)) give(name, text?.trim() ? text : undefined);
+    else if (id !== null) give(name, { id });
+    else if (files.has(file)) give(name, { file: files.get(file) });
+  }
+  for (const node of $("#slots").children) fill(node, state.values[node.dataset.input] ?? null);
+  for (const area of $("#words").elements) {
+    if (area !== document.activeElement) area.value = state.values[area.name] ?? "";
+  }
 }
 
-function select(name) {
+function give(name, value) {
+  if (value === undefined) delete state.values[name];
+  else state.values[name] = value;
+}
+
+function select(name, wanted) {
   if (name !== state.tab) clear();
   state.tab = name;
-  for (const tab of tabs) {
-    tab.ariaSelected = String(nameOf(tab) === name);
-    tab.tabIndex = nameOf(tab) === name ? 0 : -1;
-  }
+  tabs.mark(name);
   panel.setAttribute("aria-labelledby", `tab-${name}`);
-  for (const part of options.querySelectorAll("[data-tabs]")) part.hidden = part.dataset.tabs !== name;
-  const fit = state.models.filter(({ kind }) => kind === name);
+  const fit = state.models.filter((model) => tabs.tabOf(model) === name);
+  const model = name === "search" ? IMAGE : (fit.find((one) => one.name === wanted) ?? fit[0]);
+  $("#ranking").hidden = model !== IMAGE;
   $("#model").hidden = fit.length < 2;
-  const chosen = options.elements.model.value;
-  const choice = ({ name }) => el("option", { value: name, selected: name === chosen }, name);
-  options.elements.model.replaceChildren(...fit.map(choice));
-  for (const link of $("#collection").querySelectorAll("a")) {
-    link.href = linkTo({ tab: name, id: link.title });
-  }
+  const choice = ({ name }) => el("option", { value: name, selected: name === model.name }, name);
+  $("#model select").replaceChildren(...fit.map(choice));
+  if (model !== state.model) draw(model);
 }
 
-function preview(image) {
-  if (image?.id === state.image?.id && image?.file === state.image?.file) return;
-  state.image = image;
-  const name = image?.id ?? (image?.file.name || "Pasted image");
-  $("#preview .box").replaceChildren(...(image ? [photo(image, 512, name)] : []));
-  $("#preview figcaption").textContent = image ? shortened(name, 40) : "No image";
-  $("#preview figcaption").title = image ? name : "";
+/** Draw the controls of a model's inputs. */
+function draw(model) {
+  clear();
+  state.model = model;
+  $("#slots").replaceChildren(...slots(model.inputs));
+  $("#words").replaceChildren(...fields(model.inputs));
+  $("#words").hidden = !$("#words").elements.length;
+  $("#collection").hidden = !state.index || !slotNames().length;
+  const maps = Object.values(model.outputs).some(({ type }) => type === "class map");
+  $("#mask").hidden = !maps || !slotNames().length;
 }
 
-function take(file) {
-  if (!file) return;
-  const name = Date.now().toString(36);
-  files.set(name, file);
-  location.hash = linkTo({ tab: state.tab, file: name });
+function slotNames() {
+  return Object.keys(state.model.inputs).filter((name) => isPicture(state.model.inputs[name]));
+}
+
+/** The slot that an image goes to which is not meant for another; the present one, if none is named. */
+function choose(name) {
+  const choices = [...$("#slots").querySelectorAll("[type=radio]")];
+  for (const choice of choices) choice.checked = name ? choice.value === name : choice.checked;
+  const to = choices.length ? ` for ${readable(chosen())}` : "";
+  $("#collection h2").textContent = `Collection${to}`;
+  for (const link of $("#collection").querySelectorAll("a")) link.href = `#${changed(chosen(), { id: link.title })}`;
+}
+
+function chosen() {
+  return $("#slots [type=radio]:checked")?.value ?? slotNames()[0];
+}
+
+function take(file, name = chosen()) {
+  if (!file || !name) return;
+  const word = `${Date.now().toString(36)}${files.size}`;
+  files.set(word, file);
+  location.hash = changed(name, { file: word });
 }
 
 // --- What the service has ----------------------------------------------------------------------
@@ -175,12 +219,8 @@ async function start() {
   } catch (fault) {
     return report(fault);
   }
-  for (const tab of tabs) {
-    const kind = nameOf(tab);
-    const fit = kind === "search" ? state.index : state.models.some((model) => model.kind === kind);
-    tab.ariaDisabled = String(!fit);
-    tab.title = fit ? "" : `This service has no ${kind === "search" ? "index" : `model that can ${kind}`}`;
-  }
+  tabs.offer(state.models, Boolean(state.index));
+  draw(state.model);
   show();
   if (state.index && !state.listed) list();
 }
@@ -191,7 +231,7 @@ async function readIndex() {
     if (fault.status === 404) return null;
     throw fault;
   });
-  $("#collection").hidden = !state.index;
+  $("#collection").hidden = !state.index || !slotNames().length;
   const names = Object.keys(state.index?.features ?? {});
   if (names.join() !== known) $("#weights").replaceChildren(...names.map(slider));
 }
@@ -207,7 +247,8 @@ async function list() {
   try {
     const { ids, images } = await json(`images?offset=${state.listed}&limit=${PIECE}`);
     state.listed += ids.length;
-    $("#collection ul").append(...ids.map((id) => thumbnail(id, state.tab)));
+    $("#collection ul").append(...ids.map(thumbnail));
+    choose();
     $("#more").hidden = !ids.length || state.listed >= images;
   } catch (fault) {
     report(fault);
@@ -220,25 +261,16 @@ window.addEventListener("hashchange", () => {
   if (location.hash !== "#panel") show();
 });
 
-for (const tab of tabs) {
-  tab.addEventListener("click", () => open(tab));
-  tab.addEventListener("keydown", (event) => {
-    const able = tabs.filter((one) => one.ariaDisabled !== "true");
-    const last = able.length - 1;
-    const at = able.indexOf(tab);
-    const steps = { ArrowRight: at < last ? at + 1 : 0, ArrowLeft: at ? at - 1 : last, Home: 0, End: last };
-    if (!(event.key in steps)) return;
-    event.preventDefault();
-    open(able[steps[event.key]]);
-  });
-}
+tabs.follow((name) => {
+  const words = place();
+  words.set("tab", name);
+  words.delete("model");
+  moved(words);
+});
 
-function open(tab) {
-  if (!tab || tab.ariaDisabled === "true") return;
-  tab.focus();
-  const place = new URLSearchParams(location.hash.slice(1));
-  place.set("tab", nameOf(tab));
-  history.replaceState(null, "", `#${place}`);
+/** Show another place without a step in the history. */
+function moved(words) {
+  history.replaceState(null, "", `#${words}`);
   show();
 }
 
@@ -249,9 +281,24 @@ options.addEventListener("input", (event) => {
     $("[for=opacity]").textContent = `${event.target.value} %`;
     return;
   }
-  clearTimeout(waiting);
-  waiting = setTimeout(run, 200);
+  later(run, 200);
 });
+$("#model").addEventListener("change", ({ target }) => {
+  const words = place();
+  words.set("tab", state.tab);
+  words.set("model", target.value);
+  moved(words);
+});
+$("#words").addEventListener("input", ({ target }) => {
+  later(() => moved(changed(target.name, target.value)), 400);
+});
+$("#words").addEventListener("submit", (event) => event.preventDefault());
+
+function later(act, milliseconds) {
+  clearTimeout(waiting);
+  waiting = setTimeout(act, milliseconds);
+}
+
 options.addEventListener("submit", (event) => {
   event.preventDefault();
   run();
@@ -275,12 +322,22 @@ $(".skip").addEventListener("click", (event) => {
   panel.focus();
 });
 
-$("#file").addEventListener("change", (event) => {
-  take(event.target.files[0]);
-  event.target.value = "";
+$("#slots").addEventListener("change", ({ target }) => {
+  if (target.type === "radio") return choose();
+  take(target.files[0], slotOf(target));
+  target.value = "";
 });
+$("#slots").addEventListener("click", ({ target }) => {
+  if (target.matches(".remove")) location.hash = changed(slotOf(target));
+});
+
+function slotOf(node) {
+  return node.closest?.(".slot")?.dataset.input;
+}
+
 document.addEventListener("paste", (event) => take(event.clipboardData.files[0]));
 document.addEventListener("dragover", (event) => {
+  if (!event.dataTransfer.types.includes("Files")) return;
   event.preventDefault();
   document.body.classList.add("dropping");
 });
@@ -288,9 +345,10 @@ document.addEventListener("dragleave", (event) => {
   if (!event.relatedTarget) document.body.classList.remove("dropping");
 });
 document.addEventListener("drop", (event) => {
-  event.preventDefault();
   document.body.classList.remove("dropping");
-  take(event.dataTransfer.files[0]);
+  if (!event.dataTransfer.files.length) return;
+  event.preventDefault();
+  take(event.dataTransfer.files[0], slotOf(event.target));
 });
 $("#more").addEventListener("click", list);
 

@@ -1,4 +1,4 @@
-/* What is shown: elements made of answers. Nothing here asks for more than pictures. */
+/* What is shown of the collection: pictures and ranked images. Nothing here asks for more. */
 
 import { blob, pictureOf } from "./api.js";
 
@@ -11,7 +11,7 @@ export function el(tag, properties = {}, ...children) {
   return node;
 }
 
-/** The address of an image on this page. */
+/** The address of a place on this page. */
 export function linkTo(place) {
   const words = Object.entries(place).filter(([, value]) => value !== undefined);
   return `#${new URLSearchParams(words)}`;
@@ -66,14 +66,12 @@ export function photo(image, size, alt) {
   return img;
 }
 
-/** A link to an image of the collection, on the same tab. */
-export function thumbnail(id, tab) {
-  const link = el("a", { href: linkTo({ tab, id }), title: id, ariaLabel: id });
+/** A link to take an image of the collection; whoever makes it says where it leads. */
+export function thumbnail(id) {
+  const link = el("a", { title: id, ariaLabel: id });
   link.append(photo({ id }, THUMBNAIL, ""));
   return el("li", {}, link);
 }
-
-// --- Answers -----------------------------------------------------------------------------------
 
 /** Ranked images; pictures that `before` already shows are moved, not loaded anew. */
 export function ranking(answer, before) {
@@ -94,45 +92,4 @@ export function ranking(answer, before) {
     nodes.unshift(el("p", { className: "warning" }, text));
   }
   return nodes;
-}
-
-/** Scores of classes as bars. */
-export function bars(answer) {
-  const row = ({ name, score }) => {
-    const bar = el("div", { className: "bar" });
-    bar.style.setProperty("--share", score);
-    return el("li", {}, el("span", {}, name), el("b", {}, score.toFixed(3)), bar);
-  };
-  return [el("ol", { className: "bars" }, ...answer.classes.map(row))];
-}
-
-/** A photograph beside its mask laid over it, and the legend. */
-export function segmented(answer, image) {
-  const row = ({ name, share, color }) => {
-    const swatch = el("i", { className: "swatch" });
-    swatch.style.backgroundColor = color;
-    return el("li", {}, swatch, el("span", {}, name), el("b", {}, `${(100 * share).toFixed(1)}\u00a0%`));
-  };
-  const over = el("img", { alt: "", className: "mask", src: answer.picture });
-  const after = figure("Segmentation", answer, photo(image, 1024, "Photograph"), over);
-  return [
-    el("div", { className: "pair" }, original(answer, image), after),
-    el("ul", { className: "legend" }, ...answer.classes.map(row)),
-  ];
-}
-
-/** A photograph beside its edge map. */
-export function edged(answer, image) {
-  const after = figure("Edge map", answer, el("img", { alt: "Edge map", src: answer.picture }));
-  return [el("div", { className: "pair" }, original(answer, image), after)];
-}
-
-function original(answer, image) {
-  return figure("Photograph", answer, photo(image, 1024, "Photograph"));
-}
-
-function figure(title, { width, height }, ...layers) {
-  const box = el("div", { className: "layers" }, ...layers);
-  box.style.setProperty("--ratio", width / height);
-  return el("figure", {}, box, el("figcaption", {}, title));
 }
