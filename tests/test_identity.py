@@ -18,7 +18,7 @@ from imgray.artifacts.manifest import Manifest, begin, publish
 from imgray.config import JobConfig
 from imgray.engine.extract import extract
 from imgray.engine.index import build_index
-from imgray.engine.settings import ExtractConfig, IndexConfig, TrainConfig
+from imgray.engine.settings import ExtractConfig, IndexConfig, PredictConfig, TrainConfig
 from imgray.engine.train import train
 from imgray.errors import UserError
 from imgray.training.recipe import Recipe
@@ -82,6 +82,16 @@ def test_every_kind_of_setting_that_names_places(here: Path, value: Any, expecte
 def test_words_stand_for_weights_alone(here: Path, value: Any) -> None:
     assert settled({"weights": value}, {"weights"}) == {"weights": value}
     assert settled({"images": value}, {"images"}) != {"images": value}
+
+
+@pytest.mark.parametrize("kind", [ExtractConfig, PredictConfig, TrainConfig])
+def test_places_beside_a_table_are_places(here: Path, kind: type[JobConfig]) -> None:
+    stored = {"root": "photos/", "columns": ["id=a"], "features": ["x=f#net.high"]}
+    wanted = {"root": str(here / "photos"), "columns": ["id=a"]}
+    found = settled(stored, kind.uris)
+    assert wanted.items() <= found.items()
+    if kind is TrainConfig:
+        assert found["features"] == [f"x={here}/f#net.high"]
 
 
 def test_a_recipe_names_places_too(here: Path) -> None:

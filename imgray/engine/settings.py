@@ -18,6 +18,8 @@ SHARD_IMAGES = 100_000
 class TableConfig(JobConfig):
     """The settings of every job that may read a table."""
 
+    uris: ClassVar[frozenset[str]] = frozenset({"root"})
+
     columns: list[str] = Field(
         default=[],
         description="of a table, the columns that hold inputs, or id, group, split, class, under "
