@@ -92,7 +92,7 @@ def kinds(ask: Callable[..., Any]) -> list[str]:
     able = {model["kind"] for model in ask("models")["models"]}
     if "uri" in ask("index"):
         able.add("search")
-    return [kind for kind in KINDS if kind in able]
+    return [kind for kind in KINDS if kind in able] + ["models"] * ("" in able)
 
 
 def is_search(request: Request) -> bool:
@@ -232,7 +232,7 @@ def test_arrow_keys_move_between_tabs(page: Page, photo: Path, ask: Callable[...
         page.keyboard.press("ArrowRight")
         expect(page.locator(f"#tab-{kind}")).to_be_focused()
         expect(page.locator("[role=tab][aria-selected=true]")).to_have_id(f"tab-{kind}")
-        expect(page.locator("#facts")).to_contain_text("ms")
+        expect(page.locator("#result > *").first).to_be_visible()
         expect(page.locator("#alert")).to_be_empty()
     page.keyboard.press("ArrowLeft")
     expect(page.locator(f"#tab-{able[-1]}")).to_be_focused()
@@ -362,6 +362,9 @@ def test_a_narrow_screen_needs_no_scrolling_sideways(
     page.set_input_files("#file", photo)
     for kind in kinds(ask):
         page.locator(f"#tab-{kind}").click()
+        if kind == "models":
+            page.fill("[name=caption]", "a cup")
+            expect(page.locator(".pair figure")).to_have_count(2)
         expect(page.locator("#facts")).to_contain_text("ms")
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, kind
 
@@ -389,3 +392,140 @@ def test_results_are_reached_with_the_keyboard_alone(page: Page, ask: Callable[.
     expect(page.locator("#preview figcaption")).to_have_attribute("title", second)
     expect(page.locator("#panel")).to_be_focused()
     expect(page.locator(RESULTS).first).to_be_visible()
+
+
+# --- models of several inputs --------------------------------------------------------------------
+
+VERDICT = ".bars b"
+
+
+def verdict(answer: Any) -> list[str]:
+    """The scores of an answer as the page writes them."""
+    return [f"{score:.3f}" for score in answer["outputs"]["verdict"].values()]
+
+
+def test_a_model_of_several_inputs_is_asked_once_all_are_given(
+    page: Page, photo: Path, ask: Callable[..., Any]
+) -> None:
+    first, second = ask("images?limit=2")["ids"]
+    page.goto("/#tab=models")
+    expect(page.locator(".hint")).to_have_text("Still to be given: First, Caption.")
+    expect(page.get_by_role("radio", name="First")).to_be_checked()
+    page.locator(f'#collection a[title="{first}"]').click()
+    expect(page.locator("#collection h2")).to_have_text("Collection for Second")
+    expect(page.locator(".hint")).to_have_text("Still to be given: Caption.")
+    page.get_by_label("Caption").fill("a cup")
+    alone = ask("models/pairs", {"first": first, "caption": "a cup"})
+    expect(page.locator(".pair figure")).to_have_count(2)
+    assert page.locator(VERDICT).all_text_contents() == verdict(alone)
+    page.locator(f'#collection a[title="{second}"]').click()
+    both = {"first": first, "second": second, "caption": "a cup", "style": [3, 0, 0]}
+    expect(page.locator(".pair figcaption")).to_have_text(["First", "Second", "Blend"])
+    page.get_by_label("Style").fill("[3, 0, 0]")
+    expect(page.locator(VERDICT)).to_have_text(verdict(ask("models/pairs", both)))
+    page.reload()
+    expect(page.locator(VERDICT)).to_have_text(verdict(ask("models/pairs", both)))
+    page.get_by_role("button", name="Remove Second").click()
+    expect(page.locator(".pair figure")).to_have_count(2)
+    page.go_back()
+    expect(page.locator(".pair figure")).to_have_count(3)
+
+
+def test_a_file_is_dropped_on_the_slot_that_it_is_for(page: Page, photo: Path) -> None:
+    page.goto("/#tab=models&text.caption=a")
+    page.set_input_files("#file", photo)
+    expect(page.locator(".pair figure")).to_have_count(2)
+    page.get_by_role("radio", name="First").check()
+    page.evaluate(
+        """(bytes) => {
+            const dataTransfer = new DataTransfer();
+            dataTransfer.items.add(new File([new Uint8Array(bytes)], "other.jpg"));
+            const event = new DragEvent("drop", {bubbles: true, cancelable: true, dataTransfer});
+            document.querySelector("[data-input=second] .box").dispatchEvent(event);
+        }""",
+        list(photo.read_bytes()),
+    )
+    expect(page.locator("[data-input=second] figcaption")).to_have_text("other.jpg")
+    expect(page.locator("[data-input=first] figcaption")).to_have_text(photo.name)
+    expect(page.locator(".pair figure")).to_have_count(3)
+
+
+def test_a_vector_of_another_length_shows_the_words_of_the_service(
+    page: Page, ask: Callable[..., Any]
+) -> None:
+    id = ask("images?limit=1")["ids"][0]
+    page.goto("/#tab=models")
+    page.get_by_label("Style").fill("[1, 2]")
+    page.get_by_label("Caption").fill("a")
+    page.locator(f'#collection a[title="{id}"]').click()
+    fault = ask("models/pairs", {"first": id, "caption": "a", "style": [1, 2]})["error"]
+    expect(page.get_by_role("alert")).to_have_text(f"style: {fault['message']}")
+
+
+def declared(**model: Any) -> dict[str, Any]:
+    """A model as `GET /v1/models` names it."""
+    return {"name": "m", "kind": "", "uri": "x", "fingerprint": "f" * 64, "classes": [], **model}
+
+
+def answer_with(page: Page, models: list[Any], outputs: dict[str, Any]) -> None:
+    """Let the service have other models."""
+    page.route("**/v1/models", lambda route: route.fulfill(json={"models": models}))
+    said = {"model": "m", "fingerprint": "f" * 64, "outputs": outputs}
+    page.route("**/v1/models/m?*", lambda route: route.fulfill(json=said))
+
+
+def test_every_type_of_output_is_shown(page: Page) -> None:
+    inputs = {"words": {"type": "text", "required": True, "longest": 9}}
+    types = ("labels", "scores", "scores", "text", "vector", "of the future")
+    names = ("labels", "match", "losses", "said", "code", "odd")
+    outputs = {name: {"type": type} for name, type in zip(names, types, strict=True)}
+    found = {
+        "labels": [{"name": "cat", "score": 0.75}, {"name": "dog", "score": 0.25}],
+        "match": 0.5,
+        "losses": {"a": -3.5, "b": 1234.5},
+        "said": "<b>two</b> cats",
+        "code": [0.5] * 16,
+        "odd": {"x": 1},
+    }
+    answer_with(page, [declared(inputs=inputs, outputs=outputs)], found)
+    page.goto("/#tab=models")
+    expect(page.locator("#slots > *")).to_have_count(0)
+    expect(page.locator("#collection")).to_be_hidden()
+    page.get_by_label("Words").fill("more than nine")
+    expect(page.get_by_label("Words")).to_have_value("more than")
+    expect(page.locator("#result h2")).to_have_text(["Labels", "Losses", "Said", "Code", "Odd"])
+    expect(page.locator(".bars span")).to_have_text(["cat", "dog", "Match", "a", "b"])
+    expect(page.locator(".bars b")).to_have_text(["0.750", "0.250", "0.500", "-3.500", "1235"])
+    expect(page.locator(".bar:visible")).to_have_count(3)
+    expect(page.locator(".text")).to_have_text("<b>two</b> cats")
+    expect(page.locator(".vector")).to_contain_text("16 numbers: 0.500, 0.500")
+    expect(page.locator("pre")).to_contain_text('"x": 1')
+
+
+def test_a_kind_that_the_page_does_not_know_gets_a_tab(page: Page, photo: Path) -> None:
+    one = {"photo": {"type": "picture", "required": True}}
+    model = declared(kind="describe", inputs=one, outputs={"caption": {"type": "text"}})
+    answer_with(page, [model], {"caption": "a cup"})
+    page.goto("/")
+    page.get_by_role("tab", name="Describe").click()
+    with page.expect_request("**/v1/models/m?picture=true") as asked:
+        page.set_input_files("#file", photo)
+    assert asked.value.method == "POST"
+    expect(page.locator(".text")).to_have_text("a cup")
+    expect(page.locator("#facts")).to_contain_text("model m")
+
+
+def test_of_several_models_the_address_names_the_chosen(page: Page, photo: Path) -> None:
+    one = {"photo": {"type": "picture", "required": True}}
+    both = {**one, "words": {"type": "text", "required": False, "longest": 9}}
+    text = {"caption": {"type": "text"}}
+    models = [declared(name="n", inputs=both, outputs=text), declared(inputs=one, outputs=text)]
+    answer_with(page, models, {"caption": "a cup"})
+    page.goto("/#tab=models")
+    expect(page.get_by_label("Words")).to_be_visible()
+    page.get_by_label("Model").select_option("m")
+    expect(page.get_by_label("Words")).to_have_count(0)
+    page.reload()
+    expect(page.get_by_label("Model")).to_have_value("m")
+    page.set_input_files("#file", photo)
+    expect(page.locator(".text")).to_have_text("a cup")

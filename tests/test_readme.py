@@ -225,12 +225,15 @@ def test_the_service_answers_as_printed(workplace: Path) -> None:
     finally:
         code, error = service.stop()
     assert code == 0, error
-    by_bytes, by_id, batch, embedded, _, digit, materials, _, index, models = answers
+    by_bytes, by_id, batch, embedded, _, named, mapped, digit, materials, _, index, models = answers
     assert by_bytes["results"][0]["id"] == by_id["results"][0]["id"] == "coffee-2.jpg"
     assert all(row["id"].startswith("c") for row in by_id["results"])
     assert list(batch["answers"][1]) == ["error"]
     assert embedded["features"].keys() == index["features"].keys()
     assert digit["classes"][0]["name"] == "3"
+    assert named["outputs"]["labels"] == digit["classes"]
+    known = {one["name"] for one in mapped["outputs"]["classes"]}
+    assert {one["name"] for one in mapped["outputs"]["mask"]["labels"]} == known
     assert sum(one["share"] for one in materials["classes"]) == pytest.approx(1, abs=1e-4)
     kinds = [(one["name"], one["kind"]) for one in models["models"]]
     assert kinds == [("digits", "classify"), ("materials", "segment"), ("edges", "edges")]

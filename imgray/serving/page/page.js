@@ -290,7 +290,9 @@ $("#model").addEventListener("change", ({ target }) => {
   moved(words);
 });
 $("#words").addEventListener("input", ({ target }) => {
-  later(() => moved(changed(target.name, target.value)), 400);
+  history.replaceState(null, "", `#${changed(target.name, target.value)}`);
+  choose();
+  later(show, 400);
 });
 $("#words").addEventListener("submit", (event) => event.preventDefault());
 
