@@ -4,6 +4,7 @@ import base64
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import inprocess
@@ -17,6 +18,7 @@ from trained import RECIPES, SIZE, untrained
 
 from imgray.artifacts.folder import Folder
 from imgray.data.fields import ClassMap, Labels, Output, Scores, Text, Vector
+from imgray.data.pixels import Rejected
 from imgray.library import open_model
 from imgray.serving.answers import told
 from imgray.serving.guard import Refusal
@@ -293,3 +295,23 @@ def test_pictures_of_different_sizes_share_a_service(client: TestClient) -> None
     assert client.post(PAIRS, **_form(first=WIDE)).status_code == 200
     small = encoded(halves((SIZE, SIZE)), "PNG")
     assert client.post(PAIRS, **_form(first=small, second=small)).status_code == 200
+
+
+def test_a_model_that_takes_anything_and_is_given_nothing(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(*_: Any) -> Any:
+        raise Rejected("a picture or a text is needed")
+
+    optional = {name: replace(one, optional=True) for name, one in Pairs.inputs.items()}
+    monkeypatch.setattr(Pairs, "inputs", optional)
+    monkeypatch.setattr(Pairs, "prepare", nothing)
+    answer = client.post(PAIRS, **_json("{}"))
+    assert answer.status_code == 422, answer.text
+    assert "a picture or a text is needed" in answer.json()["error"]["message"]
+
+
+def test_an_error_stays_short(client: TestClient) -> None:
+    answer = client.post(PAIRS, **_json(json.dumps({"x" * 1_000_000: 1})))
+    assert answer.status_code == 422
+    assert len(answer.content) < 5000

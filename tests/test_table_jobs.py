@@ -10,6 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import S3, TinyNet
+from PIL import Image
+from poison import encoded
+from trained import RECIPES, untrained
 
 import imgray
 from imgray.artifacts.folder import Folder, Skipped
@@ -21,7 +24,8 @@ from imgray.data.tables import Layout
 from imgray.engine import producer
 from imgray.engine.extract import extract
 from imgray.engine.index import build_index
-from imgray.engine.settings import ExtractConfig, IndexConfig
+from imgray.engine.predict import PredictStep, picture_name, predict
+from imgray.engine.settings import ExtractConfig, IndexConfig, PredictConfig
 from imgray.errors import UserError
 
 IMAGE: dict[str, Input] = {"image": Picture()}
@@ -196,3 +200,69 @@ def test_records_are_read_by_number_and_by_id(tables: Path, photos: Path, names:
     for id in ("none", "no such"):
         with pytest.raises(UserError, match=id):
             found.picture(id)
+
+
+@pytest.mark.parametrize(
+    ("id", "plain"),
+    [
+        ("a.jpg", True),
+        ("a/b c/ü.jpg", True),
+        ("../../evil", False),
+        ("/etc/x", False),
+        ("a//b", False),
+        ("./a/b", False),
+        ("a\0b", False),
+        ("a\nb", False),
+        ("a\\..\\b", False),
+        ("x" * 300, False),
+        ("y/" * 500 + "z", False),
+        ("q.png/z", False),
+    ],
+)
+def test_every_id_has_a_picture_of_its_own_in_the_output(id: str, plain: bool) -> None:
+    found = picture_name(id)
+    assert found == (f"pictures/{id}.png" if plain else found)
+    parts = found.split("/")
+    assert parts[0] == "pictures"
+    assert ".." not in parts
+    assert all(0 < len(part.encode()) <= 255 for part in parts)
+    assert plain or parts[1] == "by-digest"
+
+
+def test_names_of_pictures_differ_where_ids_do() -> None:
+    ids = ["a/b", "a//b", "./a/b", "q", "q.png/z", "", "..", " "]
+    assert len({picture_name(id) for id in ids}) == len(ids)
+
+
+def test_numbers_that_are_none_set_a_record_aside(tmp_path: Path) -> None:
+    untrained("pairs:Pairs", Folder(str(tmp_path / "model")))
+    step = PredictStep(str(tmp_path / "model"), Folder(str(tmp_path / "out")))
+    judge: Any = step.model.learner.modules["judge"]
+    picture = encoded(Image.new("RGB", (30, 20), "red"), "PNG")
+    prepared = step.prepare({"first": picture, "caption": "a"})
+    table, refused = step.process(["a", "../b"], [prepared, prepared])
+    assert (table["id"].to_pylist(), refused) == (["a", "../b"], [])
+    for row in table.to_pylist():
+        assert (tmp_path / "out" / row["picture"]).exists()
+    judge.bias.data.fill_(float("nan"))
+    table, refused = step.process(["a"], [prepared])
+    assert len(table) == 0
+    assert refused == [("a", "predict", "numbers that are not finite")]
+
+
+@pytest.mark.parametrize("job", [extract, predict])
+def test_pictures_of_a_table_that_lie_in_the_output_are_left_alone(
+    job: Any, make: Callable[..., ExtractConfig], tables: Path, tmp_path: Path
+) -> None:
+    kept = tmp_path / "out" / "pictures" / "a.png"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"a picture")
+    flags = {"root": str(kept.parent), "columns": ["image=stem"], "overwrite": True}
+    config: Any = make(tables / "photos.csv", **flags)
+    if job is predict:
+        untrained(RECIPES["folders"]["task"], Folder(str(tmp_path / "model")))
+        given = config.model_dump(include={"images", "output", *flags})
+        config = PredictConfig(model=str(tmp_path / "model"), **given)
+    with pytest.raises(UserError, match="pictures, which is read, lies there"):
+        job(config)
+    assert kept.exists()

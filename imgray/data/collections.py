@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from imgray.artifacts.folder import Entry, Folder, Skipped
 from imgray.data.fields import Input, Picture, Values, sole_picture
@@ -101,17 +103,14 @@ class Rows(Collection):
 
     def picture(self, id: str) -> bytes:
         name = next((n for n, one in self.table.fields.items() if one.type == Picture.type), None)
-        if name is None or id not in self._places:
+        row = pc.index(self.table.ids.array, pa.scalar(id)).as_py()
+        if name is None or row < 0:
             raise UserError(f"{self.uri}: no picture of {id!r}")
         try:
-            found: bytes = self.table.row(self._places[id])[name]
+            found: bytes = self.table.row(row)[name]
         except (Rejected, KeyError) as error:
             raise UserError(f"{self.uri}: {id}: {error}") from None
         return found
-
-    @cached_property
-    def _places(self) -> Mapping[str, int]:
-        return {id: row for row, id in enumerate(self.table.ids)}
 
 
 def open_collection(

@@ -13,7 +13,7 @@ import io
 import itertools
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
@@ -27,13 +27,13 @@ from ray.util.annotations import RayDeprecationWarning
 
 from imgray.artifacts.folder import Entry, Folder, Skipped
 from imgray.artifacts.manifest import WORK, FileEntry, Manifest, entry_of, entry_of_file, scratch
-from imgray.data.collections import CHANGED, Collection, open_collection
-from imgray.data.fields import Input, Values
+from imgray.data.collections import CHANGED, Collection
+from imgray.data.fields import Values
 from imgray.data.pixels import Rejected
 from imgray.engine.cluster import Pool, plan_pool
 from imgray.engine.progress import Progress, say
 from imgray.engine.settings import CollectionConfig
-from imgray.errors import TooManyRejected, UserError
+from imgray.errors import TooManyRejected, UserError, brief
 
 LISTING = "listing.parquet"
 LISTED = f"{WORK}/listing.json"
@@ -63,17 +63,6 @@ class Step(Protocol):
         """Turn a batch of prepared records into rows, setting aside those that cannot be."""
 
 
-class MakeStep(Protocol):
-    """Makes the step on a worker, to which it is sent."""
-
-    @property
-    def inputs(self) -> Mapping[str, Input]:
-        """What the step takes, by name."""
-
-    def __call__(self) -> Step:
-        """The step."""
-
-
 class Receipt(BaseModel):
     """A finished shard."""
 
@@ -98,13 +87,17 @@ class Outcome(BaseModel):
 
 
 def process_configured(
-    what: str, config: CollectionConfig, output: Folder, make_step: MakeStep
+    what: str,
+    config: CollectionConfig,
+    collection: Collection,
+    output: Folder,
+    make_step: Callable[[], Step],
 ) -> Outcome:
     """`process_collection` with the settings of a job, on the cluster that it has joined."""
     pool = plan_pool(config.workers, config.cpus_per_worker, config.gpus_per_worker)
     return process_collection(
         what,
-        open_collection(config.images, make_step.inputs, config.layout, config.suffixes),
+        collection,
         output,
         make_step,
         pool,
@@ -158,7 +151,7 @@ def check_rejected(output: Folder, manifest: Manifest, most: float) -> None:
     """Say why images were set aside. Raises `TooManyRejected` above a share of the listed ones."""
     listed, rejected = manifest.counts["listed"], manifest.counts["rejected"]
     for line in summarize_rejections(output, manifest.files):
-        say(f"rejected: {line}")
+        say(f"rejected: {brief(line)}")
     if rejected > most * listed:
         raise TooManyRejected(
             f"{rejected:,} of {listed:,} images were rejected, more than --max-rejected {most:g}; "

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.identity import KEYWORDS, Identity
 from imgray.artifacts.manifest import Manifest, read_manifest
+from imgray.data.collections import open_collection
 from imgray.data.fields import Input, Picture, Values
 from imgray.data.layout import Layout
 from imgray.engine.cluster import cluster, given_device
@@ -80,7 +81,7 @@ def extract(config: ExtractConfig) -> ExtractResult:
         "features",
         identity,
         partial(_extract, config, identity, output),
-        sources=[config.images, *_weights(config)],
+        sources=[*config.read, *_weights(config)],
         note=LISTED,
         overwrite=config.overwrite,
         migrate=migrate,
@@ -104,12 +105,13 @@ def _weights(config: ExtractConfig) -> list[str]:
 
 
 def _extract(config: ExtractConfig, identity: Identity, output: Folder) -> Manifest:
+    collection = open_collection(config.images, StepFactory.inputs, config.layout, config.suffixes)
     extractor = build_extractor(config)
     columns = extractor.describe()
     files = save_extractor(extractor, output)
+    factory = StepFactory(output, extractor.config, columns)
     with cluster():
-        factory = StepFactory(output, extractor.config, columns)
-        outcome = process_configured("extract", config, output, factory)
+        outcome = process_configured("extract", config, collection, output, factory)
     return Manifest(
         kind="features",
         config=identity,

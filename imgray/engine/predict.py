@@ -7,9 +7,11 @@ record below `pictures/`; the row holds its name and digest.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from PIL import Image
@@ -27,6 +29,9 @@ from imgray.engine.settings import PredictConfig
 from imgray.engine.sheets import draw_predictions
 from imgray.training.models import fingerprint_of, load_model, load_task
 from imgray.training.task import Arrays, Prediction, Task
+
+LONGEST_PATH, LONGEST_NAME = 800, 200
+"""Bytes of an id, and of one part of it, that is the name of a file."""
 
 
 class PredictResult(BaseModel):
@@ -61,12 +66,13 @@ class PredictStep:
         return self.model.task.prepare(values)
 
     def process(self, ids: Sequence[str], batch: Sequence[Arrays]) -> tuple[pa.Table, Rejections]:
-        found = self.model.predict(batch, self.device)
-        rows = [
-            {"id": id, **one.row, **self._painted(id, one)}
-            for id, one in zip(ids, found, strict=True)
-        ]
-        return pa.Table.from_pylist(rows, self.schema), []
+        rows, refused = [], []
+        for id, one in zip(ids, self.model.predict(batch, self.device), strict=True):
+            if _finite(one.row):
+                rows.append({"id": id, **one.row, **self._painted(id, one)})
+            else:
+                refused.append((id, "predict", "numbers that are not finite"))
+        return pa.Table.from_pylist(rows, self.schema), refused
 
     def _painted(self, id: str, prediction: Prediction) -> dict[str, str | None]:
         """Write the picture of an image, if there is one: its name and digest."""
@@ -74,9 +80,30 @@ class PredictStep:
             return {"picture": None, "sha256": None}
         buffer = io.BytesIO()
         Image.fromarray(prediction.picture).save(buffer, "PNG")
-        name = f"pictures/{id}.png"
+        name = picture_name(id)
         self.output.write(name, buffer.getvalue())
         return {"picture": name, "sha256": sha256(buffer.getvalue())}
+
+
+def picture_name(id: str) -> str:
+    """Where the picture of a record lies in the artifact: below `pictures/`, for every id.
+
+    That is the id itself where it is a plain path, else its digest: ids of a table are any text.
+    """
+    parts = id.split("/")
+    plain = (
+        len(id.encode()) <= LONGEST_PATH
+        and all(part not in ("", ".", "..") and part.isprintable() for part in parts)
+        and all(len(part.encode()) <= LONGEST_NAME and "\\" not in part for part in parts)
+        and not any(part.endswith(".png") for part in parts[:-1])
+    )
+    return f"pictures/{id}.png" if plain else f"pictures/by-digest/{sha256(id.encode())}.png"
+
+
+def _finite(row: Mapping[str, Any]) -> bool:
+    """Whether all numbers of a row are."""
+    values = (v if isinstance(v, list | tuple) else [v] for v in row.values())
+    return all(math.isfinite(v) for some in values for v in some if isinstance(v, float))
 
 
 class StepFactory:
@@ -101,7 +128,7 @@ def predict(config: PredictConfig) -> PredictResult:
         "predictions",
         identity,
         partial(_predict, config, identity, output, task),
-        sources=[config.images, config.model],
+        sources=[*config.read, config.model],
         note=LISTED,
         overwrite=config.overwrite,
         migrate=migrate,
@@ -114,9 +141,10 @@ def predict(config: PredictConfig) -> PredictResult:
 
 
 def _predict(config: PredictConfig, identity: Identity, output: Folder, task: Task) -> Manifest:
+    factory = StepFactory(identity["model"], output, task.inputs)
+    collection = open_collection(config.images, task.inputs, config.layout, config.suffixes)
     with cluster():
-        factory = StepFactory(identity["model"], output, task.inputs)
-        outcome = process_configured("predict", config, output, factory)
+        outcome = process_configured("predict", config, collection, output, factory)
     return Manifest(
         kind="predictions",
         config=identity,

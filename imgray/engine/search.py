@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from pydantic import BaseModel
 
 from imgray.artifacts.folder import Folder, read_uri
 from imgray.artifacts.manifest import Manifest, read_manifest
-from imgray.data.collections import collection_of
+from imgray.data.collections import Collection, collection_of
 from imgray.data.pixels import Rejected
 from imgray.engine import sheets
 from imgray.engine.settings import SearchConfig
@@ -75,7 +76,11 @@ class SearchEngine:
         """The bytes of an indexed image. Raises `UserError` for an id that the index lacks."""
         if not self.index.holds(id):
             raise UserError(f"{self.folder.uri}: the index has no image {id!r}")
-        return collection_of(self.manifest.about).picture(id)
+        return self._collection.picture(id)
+
+    @cached_property
+    def _collection(self) -> Collection:
+        return collection_of(self.manifest.about)
 
 
 def check_fingerprints(manifest: Manifest, columns: Mapping[str, FeatureInfo]) -> None:

@@ -89,6 +89,11 @@ class CollectionConfig(TableConfig):
     )
     overwrite: bool = Field(default=False, description="remove what is at --output first")
 
+    @property
+    def read(self) -> list[str]:
+        """The places that are read, none of which may lie in the output."""
+        return [self.images, *([self.root] if self.root else [])]
+
 
 class ExtractConfig(CollectionConfig):
     """Extract features of every image below a folder or S3 prefix, exactly once."""

@@ -98,7 +98,8 @@ def prepared_of(task: Task, values: Values, pixels: int) -> Arrays:
     try:
         return task.prepare(values)
     except Rejected as error:
-        raise Rejected(f"{_broken(pictures) or next(iter(values))}: {error}") from None
+        name = _broken(pictures) or next(iter(values), "nothing given")
+        raise Rejected(f"{name}: {error}") from None
 
 
 def _broken(pictures: Mapping[str, bytes]) -> str | None:

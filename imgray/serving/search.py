@@ -65,6 +65,10 @@ class Described:
         """Where the indexed images lie."""
         return collection_of(self.manifest.about)
 
+    def picture(self, id: str) -> bytes:
+        """The bytes of an indexed image; the collection is opened when the first is asked for."""
+        return self.collection.picture(id)
+
     @property
     def shards(self) -> int:
         """Shards of the whole index."""
@@ -180,7 +184,7 @@ class Searcher:
         if not any(held):
             raise Refusal(404, "the index has no such image", field)
         try:
-            return await asyncio.to_thread(index.collection.picture, id)
+            return await asyncio.to_thread(index.picture, id)
         except UserError as error:
             log.error("%s", error)
             text = "the collection does not give this image; the service's log says why"

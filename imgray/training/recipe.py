@@ -111,7 +111,7 @@ class DataSettings(Settings):
         for key, format in earlier.items():
             if "truth" in values:
                 raise ValueError(f"{key} is truth now: give truth alone")
-            if format not in FORMATS:
+            if not isinstance(format, str) or format not in FORMATS:
                 raise ValueError(f"no {key} {format!r}; give truth instead")
             values = {**values, "truth": FORMATS[format]}
         return {key: value for key, value in values.items() if key not in earlier}
@@ -152,8 +152,8 @@ class Recipe(Settings):
     settings: dict[str, Any] = Field(default={}, description="of the task")
     data: DataSettings
     batch_size: int = Field(ge=1, description="examples per step, over all workers")
-    steps: int | None = Field(default=None, ge=1)
-    epochs: float | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, ge=1, le=10**12)
+    epochs: float | None = Field(default=None, gt=0, le=10**6)
     schedule: Schedule = Schedule()
     clip: float | None = Field(default=None, gt=0, description="largest norm of a gradient")
     optimizers: dict[str, OptimizerSettings] = Field(
