@@ -11,10 +11,10 @@ import inprocess
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from pairs import Pairs
+from pairs import PairLearner, Pairs
 from PIL import Image
 from poison import encoded, halves
-from trained import RECIPES, SIZE, untrained
+from trained import RECIPES, SIZE, recipe_of, untrained
 
 from imgray.artifacts.folder import Folder
 from imgray.data.fields import ClassMap, Labels, Output, Scores, Text, Vector
@@ -24,6 +24,7 @@ from imgray.serving.answers import told
 from imgray.serving.guard import Refusal
 from imgray.serving.models import Served
 from imgray.serving.predictor import answer_of
+from imgray.training.models import Model
 from imgray.training.task import Prediction
 
 ONE, OTHER = encoded(halves((64, 48)), "JPEG"), encoded(halves((48, 64)).rotate(90), "PNG")
@@ -315,3 +316,20 @@ def test_an_error_stays_short(client: TestClient) -> None:
     answer = client.post(PAIRS, **_json(json.dumps({"x" * 1_000_000: 1})))
     assert answer.status_code == 422
     assert len(answer.content) < 5000
+
+
+class _Echo(PairLearner):
+    def predict(self, batch: dict[str, Any]) -> list[Prediction]:
+        """The names and sums of the arrays of each item."""
+        rows = [{n: float(a[k].sum()) for n, a in batch.items()} for k in range(len(batch["a"]))]
+        return [Prediction(row) for row in rows]
+
+
+def test_records_with_different_inputs_share_no_batch() -> None:
+    """Equal shapes are not enough: one lacks what another has."""
+    one, two = np.ones(2, np.float32), np.full(2, 2, np.float32)
+    task = Pairs(Pairs.Settings(), ())
+    model = Model(recipe_of("pairs:Pairs"), task, _Echo(task.settings), "f")
+    items = [{"a": one, "b": two}, {"a": two, "c": one}, {"b": one, "a": one}]
+    found = [prediction.row for prediction in model.predict(items, "cpu")]
+    assert found == [{"a": 2, "b": 4}, {"a": 4, "c": 2}, {"a": 2, "b": 2}]

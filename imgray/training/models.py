@@ -81,7 +81,8 @@ class Model:
         """The places of the images that go together."""
         shapes: dict[Any, list[int]] = {}
         for place, item in enumerate(items):
-            shapes.setdefault(tuple(array.shape for array in item.values()), []).append(place)
+            key = tuple((name, array.shape) for name, array in sorted(item.items()))
+            shapes.setdefault(key, []).append(place)
         for places in shapes.values():
             values = sum(array.size for array in items[places[0]].values())
             most = len(places) if self.task.one_shape else max(1, PASS_VALUES // values)
