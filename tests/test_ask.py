@@ -177,7 +177,7 @@ BAD = {
     "the second is cut": (_form(second=CUT), "second"),
     "too large together": (_form(first=WIDE, second=WIDE), "second"),
     "blank": (_form(caption=" \n"), "caption"),
-    "a megabyte": (_form(caption="x" * 2**20), "caption"),
+    "over a megabyte": (_form(caption="x" * (2**20 + 1)), "caption"),
     "no JSON": (_form(style="1, 2, 3"), "style"),
     "deep JSON": (_form(style=DEEP), "style"),
     "too short": (_form(style="[1, 2]"), "style"),
