@@ -28,7 +28,7 @@ from imgray.drawing.canvas import distinct
 from imgray.errors import UserError
 from imgray.features.backbones import BackboneConfig
 from imgray.training.recipe import Recipe, Settings
-from imgray.training.workers import average_gradients
+from imgray.training.workers import averaged
 
 Arrays = dict[str, NDArray[Any]]
 Batch = dict[str, Tensor]
@@ -115,8 +115,8 @@ class Learner(ABC):
         own = self.optimizers[optimizer]
         own.zero_grad(set_to_none=True)
         parameters = [p for group in own.param_groups for p in group["params"] if p.requires_grad]
-        (loss * self.loss_weight).backward(inputs=parameters, retain_graph=keep_graph)
-        average_gradients(parameters)
+        with averaged(parameters):
+            (loss * self.loss_weight).backward(inputs=parameters, retain_graph=keep_graph)
         if clip := self.clips.get(optimizer):
             nn.utils.clip_grad_norm_(parameters, clip)
         own.step()

@@ -5,7 +5,9 @@ A worker alone, without a process group of torch, does nothing here and is given
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,48 +27,95 @@ def alone() -> bool:
     return not dist.is_initialized() or dist.get_world_size() == 1
 
 
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace the gradients of parameters, the same on all workers, by their means.
+@contextmanager
+def averaged(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Within the block a backward pass, behind it the means over the workers as gradients.
 
-    One that only some workers have counts as zero on the others; one that none has stays None.
+    They are sent as the pass makes them, in buckets that all workers send in one order. One that
+    only some workers have counts as zero on the others; one that none has stays None.
+
+    Args:
+        parameters: without gradients, the same on all workers.
     """
-    if not alone():
-        for bucket in _buckets(parameters):
-            _average(bucket)
+    if alone():
+        yield
+        return
+    queue = _Queue(_buckets(parameters))
+    hooks = [p.register_post_accumulate_grad_hook(queue.made) for p in parameters]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    queue.finish()
 
 
-def _buckets(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Parameters of one type and device whose gradients go together."""
+def _buckets(parameters: Iterable[nn.Parameter]) -> Iterator[_Bucket]:
+    """Of one type and device each, the last parameters first: so a backward pass comes to them."""
     kinds: dict[Any, list[nn.Parameter]] = {}
-    for parameter in parameters:
+    for parameter in reversed(list(parameters)):
         kinds.setdefault((parameter.dtype, parameter.device), []).append(parameter)
     for kind in kinds.values():
         start = size = 0
         for place, parameter in enumerate(kind):
             if size and size + parameter.nbytes > BUCKET:
-                yield kind[start:place]
+                yield _Bucket(kind[start:place])
                 start, size = place, 0
             size += parameter.nbytes
-        yield kind[start:]
+        yield _Bucket(kind[start:])
 
 
-def _average(bucket: list[nn.Parameter]) -> None:
+class _Queue:
+    """Buckets on their way: each leaves when it is full and all before it have left."""
+
+    def __init__(self, buckets: Iterable[_Bucket]) -> None:
+        self.waiting = deque(buckets)
+        self.sent: list[_Bucket] = []
+        self.bucket_of = {p: bucket for bucket in self.waiting for p in bucket.parameters}
+
+    def made(self, parameter: nn.Parameter) -> None:
+        """A backward pass has made the gradient of a parameter."""
+        self.bucket_of[parameter].missing -= 1
+        while self.waiting and not self.waiting[0].missing:
+            self._send()
+
+    def finish(self) -> None:
+        """Send what has not been filled, and await all."""
+        while self.waiting:
+            self._send()
+        for bucket in self.sent:
+            bucket.receive()
+
+    def _send(self) -> None:
+        self.sent.append(self.waiting.popleft())
+        self.sent[-1].send()
+
+
+class _Bucket:
     """Gradients laid end to end, and behind them a flag for each: whether the worker has it."""
-    sizes = [parameter.numel() for parameter in bucket]
-    flat = bucket[0].new_zeros(sum(sizes) + len(bucket))
-    *pieces, flags = flat.split([*sizes, len(bucket)])
-    means = [m.as_strided(p.shape, p.stride()) for m, p in zip(pieces, bucket, strict=True)]
-    for mean, parameter in zip(means, bucket, strict=True):
-        if parameter.grad is not None:
-            mean.copy_(parameter.grad)
-    used = [parameter.grad is not None for parameter in bucket]
-    flags.copy_(torch.tensor(used))
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    if not all(used):
-        used = flags.bool().tolist()
-    for mean, parameter, one in zip(means, bucket, used, strict=True):
-        parameter.grad = mean if one else None
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self.parameters, self.missing = parameters, len(parameters)
+
+    def send(self) -> None:
+        sizes = [p.numel() for p in self.parameters]
+        self.flat = self.parameters[0].new_zeros(sum(sizes) + len(sizes))
+        *pieces, self.flags = self.flat.split([*sizes, len(sizes)])
+        pairs = zip(pieces, self.parameters, strict=True)
+        self.means = [piece.as_strided(p.shape, p.stride()) for piece, p in pairs]
+        for mean, parameter in zip(self.means, self.parameters, strict=True):
+            if parameter.grad is not None:
+                mean.copy_(parameter.grad)
+        self.flags.copy_(torch.tensor([p.grad is not None for p in self.parameters]))
+        self.work = dist.all_reduce(self.flat, async_op=True)
+
+    def receive(self) -> None:
+        self.work.wait()
+        self.flat /= dist.get_world_size()
+        # Where this worker has all, so have some: the flags of a GPU need not be awaited.
+        used = self.flags.tolist() if self.missing else [1.0] * len(self.parameters)
+        for mean, parameter, share in zip(self.means, self.parameters, used, strict=True):
+            parameter.grad = mean if share else None
 
 
 def spread(nets: Nets) -> None:
