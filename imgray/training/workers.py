@@ -32,7 +32,8 @@ def averaged(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     """Within the block a backward pass, behind it the means over the workers as gradients.
 
     They are sent as the pass makes them, in buckets that all workers send in one order. One that
-    only some workers have counts as zero on the others; one that none has stays None.
+    only some workers have counts as zero on the others; one that none has stays None; a sparse one
+    becomes dense.
 
     Args:
         parameters: without gradients, the same on all workers.
@@ -104,14 +105,13 @@ class _Bucket:
         pairs = zip(pieces, self.parameters, strict=True)
         self.means = [piece.as_strided(p.shape, p.stride()) for piece, p in pairs]
         for mean, parameter in zip(self.means, self.parameters, strict=True):
-            if parameter.grad is not None:
-                mean.copy_(parameter.grad)
+            if parameter.grad is not None:  # divided before they are added: half precision is short
+                mean.copy_(parameter.grad.to_dense() / dist.get_world_size())
         self.flags.copy_(torch.tensor([p.grad is not None for p in self.parameters]))
         self.work = dist.all_reduce(self.flat, async_op=True)
 
     def receive(self) -> None:
         self.work.wait()
-        self.flat /= dist.get_world_size()
         # Where this worker has all, so have some: the flags of a GPU need not be awaited.
         used = self.flags.tolist() if self.missing else [1.0] * len(self.parameters)
         for mean, parameter, share in zip(self.means, self.parameters, used, strict=True):
