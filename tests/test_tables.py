@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import pickle
 import threading
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from imgray.data.fields import ClassMap, Input, KeyPoints, Label, Picture, Text,
 from imgray.data.layout import Layout
 from imgray.data.pixels import Rejected
 from imgray.data.rowgroups import ParquetGroups
+from imgray.data.sources import Source
 from imgray.data.tables import open_table
 from imgray.errors import UserError
 
@@ -293,6 +295,7 @@ def _bent(path: Path) -> None:
         ("t.parquet", lambda p: p.unlink()),
         ("t.csv", lambda p: p.write_bytes(b"")),
         ("t.csv", lambda p: p.write_bytes(b"id,text\na\n")),
+        ("t.csv", lambda p: p.write_bytes("idé,text\na,b\n".encode("latin-1"))),
         ("t.csv", lambda p: p.write_bytes(b"id,text\na,\xff\xfe\n")),
         ("t.csv", lambda p: p.write_bytes(b"id,text\n")),
         ("t.csv", lambda p: p.write_bytes(b"text,text\na,b\n")),
@@ -325,19 +328,106 @@ def test_in_s3(s3: S3, tmp_path: Path) -> None:
     assert table.row(1) == {"id": "1", "image": b"picture", "text": "y"}
     with pytest.raises(Rejected, match="does not exist"):
         table.row(0)
-    assert table.file.digest == open_table(str(path), fields).file.digest
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv"])
 def test_the_digest_tells_versions_apart(tmp_path: Path, suffix: str) -> None:
-    texts = [str(n) for n in range(50)]
+    path = tmp_path / f"t{suffix}"
 
-    def digest(given: list[str]) -> str:
-        return open_table(str(write(tmp_path / f"t{suffix}", {"text": given})), {}).file.digest
+    def digest(time: int, texts: list[str]) -> str:
+        write(path, {"text": texts}, write_statistics=False)
+        os.utime(path, ns=(0, time))
+        return open_table(str(path), {}).file.digest
 
-    assert digest(texts) == digest(texts)
-    assert digest(texts) != digest([*texts[::-1], "x"])
-    assert digest(texts) != digest(["x", *texts[1:]])
+    before = digest(10**18, ["a", "b"])
+    assert before == digest(10**18, ["a", "b"]) == open_table(str(path), {}).file.digest
+    assert before != digest(10**18 + 1, ["b", "a"])
+    assert before != digest(10**18, ["a", "b", "c"])
+
+
+def test_the_digest_tells_versions_in_s3_apart(s3: S3, tmp_path: Path) -> None:
+    folder = Folder(s3.uri("tables/versions"))
+
+    def digest(texts: list[str]) -> str:
+        path = write(tmp_path / "t.parquet", {"text": texts}, write_statistics=False)
+        folder.write("t.parquet", path.read_bytes())
+        return open_table(f"{folder.uri}/t.parquet", {}).file.digest
+
+    assert digest(["a", "b"]) == digest(["a", "b"]) != digest(["b", "a"])
+
+
+BROKEN = pa.Array.from_buffers(pa.string(), 2, pa.array([b"\xff\xfe", b"ok"]).buffers())
+"""Texts of which the first is not UTF-8."""
+
+
+@pytest.mark.parametrize("one", [Text(), Picture(), Vector(2), Label()])
+@pytest.mark.parametrize("options", [{}, {"use_dictionary": False}])
+def test_a_text_that_is_not_utf_8_is_a_fault_of_its_row(
+    tmp_path: Path, one: Input, options: Any
+) -> None:
+    path = write(tmp_path / "t.parquet", {"x": BROKEN}, **options)
+    with pytest.raises(Rejected, match=r"^column 'x': a text that is not UTF-8"):
+        open_table(str(path), {"x": one}).row(0)
+
+
+@pytest.mark.parametrize("name", ["id", "group", "split", "label"])
+def test_a_column_that_is_not_utf_8_is_one_line(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / "t.parquet", {name: BROKEN})
+    fields = {"label": Label()} if name == "label" else {}
+    with pytest.raises(UserError, match=f"t.parquet: column '{name}': a text that is not UTF-8"):
+        Source(str(path)).part("ok", fields, whole=True).keys  # noqa: B018
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.binary(), pa.large_string()])
+def test_equal_values_are_held_once(tmp_path: Path, kind: pa.DataType) -> None:
+    """As they are in the file, which else could fill any memory."""
+    cells = pa.array(["x" * 10_000]).cast(kind)
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), cells)
+    path = write(tmp_path / "t.parquet", {"x": column}, store_schema=False)
+    one = Picture() if kind == pa.binary() else Text()
+    table = open_table(str(path), {"x": one})
+    assert table.row(4999)["x"] == cells[0].as_py()
+    assert table._group(0).nbytes < 100_000
+    assert path.stat().st_size < 5000
+
+
+def test_what_a_file_unpacks_to_is_counted_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same = pa.array([[0.5] * 100] * 10_000, pa.list_(pa.float32()))
+    path = write(tmp_path / "t.parquet", {"v": same, "id": range(10_000)})
+    assert path.stat().st_size < 100_000 < 4_000_000 <= open_table(str(path), {}).file.sizes(["v"])
+    monkeypatch.setattr(tables, "LARGEST", 3_900_000)
+    monkeypatch.setattr(ParquetGroups, "read", None)
+    with pytest.raises(UserError, match="row group 0 holds"):
+        open_table(str(path), {"v": Vector(100)}).rows([0])
+
+
+def test_a_column_that_no_memory_holds_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "t.parquet", {"group": ["x" * 1000] * 1000})
+    monkeypatch.setattr(tables, "LONGEST_COLUMN", 999_999)
+    with pytest.raises(UserError, match="column 'group' holds"):
+        _ = open_table(str(path), {}).groups
+    monkeypatch.setattr(tables, "LONGEST_COLUMN", 1_000_000)
+    assert list(open_table(str(path), {}).groups or []) == ["x" * 1000] * 1000
+
+
+def test_texts_of_another_encoding_are_read(tmp_path: Path) -> None:
+    texts = [f"text {n}" for n in range(100)]
+    options = {"use_dictionary": False, "column_encoding": {"x": "DELTA_BYTE_ARRAY"}}
+    path = write(tmp_path / "t.parquet", {"x": texts}, **options)
+    assert [row["x"] for row in open_table(str(path), {"x": Text()}).rows(range(100))] == texts
+
+
+def test_a_blank_line_of_a_sole_column_is_a_row(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("text\na\n\nb\n")
+    table = open_table(str(path), {"text": Text(optional=True)})
+    assert [row.get("text") for row in table.rows(range(3))] == ["a", None, "b"]
+    with pytest.raises(UserError, match="row 1, column 'text': missing"):
+        open_table(str(path), {"text": Text()}).check(np.arange(3))
 
 
 def _names(path: Path) -> list[str]:

@@ -78,7 +78,7 @@ class Plain(Cells):
         self.cheap = cheap
 
     def _given(self, table: pa.Table, row: int) -> Any:
-        return _plain(table.column(self.columns[0])[row])
+        return plain(table.column(self.columns[0])[row])
 
 
 class Files(Cells):
@@ -92,7 +92,7 @@ class Files(Cells):
         self.cheap, self.root, self.pattern = cheap, root, pattern
 
     def _given(self, table: pa.Table, row: int) -> Any:
-        given = _plain(table.column(self.columns[0])[row])
+        given = plain(table.column(self.columns[0])[row])
         if not isinstance(given, dict):
             return given
         return given.get("bytes") if given.get("bytes") is not None else given.get("path")
@@ -191,8 +191,11 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
 
 
-def _plain(scalar: pa.Scalar) -> Any:
-    """A cell as Python has it, numbers of a list as one array."""
+def plain(scalar: pa.Scalar) -> Any:
+    """A cell as Python has it, numbers of a list as one array. Raises `Rejected`."""
     if scalar.is_valid and _is_list(scalar.type) and types.is_primitive(scalar.type.value_type):
         return scalar.values.to_numpy(zero_copy_only=False)
-    return scalar.as_py()
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        raise Rejected("a text that is not UTF-8") from None

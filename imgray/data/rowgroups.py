@@ -24,6 +24,11 @@ CSV_BLOCK = 16 * 2**20
 """Bytes of CSV parsed at once, and so of its longest row."""
 TAIL = 8
 """Bytes at the end of a Parquet file that give the length of its footer."""
+WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "BYTE_ARRAY": 4}
+WIDTHS |= {"INT64": 8, "DOUBLE": 8, "INT96": 8}
+"""Bytes in memory of one value of Parquet, of texts and bytes the place of the value."""
+SHARED = {"PLAIN", "RLE", "BIT_PACKED", "PLAIN_DICTIONARY", "RLE_DICTIONARY"}
+"""Encodings from which equal texts can be read so that they are held once."""
 
 
 class RowGroups(ABC):
@@ -74,7 +79,7 @@ class RowGroups(ABC):
     def _reading(self, kind: str) -> Iterator[None]:
         try:
             yield
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"{self.place}: not {kind}, damaged, truncated or out of reach: {reason}"
@@ -82,7 +87,11 @@ class RowGroups(ABC):
 
 
 class ParquetGroups(RowGroups):
-    """A Parquet file. Its digest is of its footer, which lies at its end and says where all is."""
+    """A Parquet file. Of equal texts or bytes in a row group one is held, as in the file.
+
+    Its digest is of its footer, which lies at its end and says where all is, and of the version
+    that its store knows (`Folder.version`): a copy elsewhere has another one, whatever it holds.
+    """
 
     typed = True
 
@@ -91,14 +100,18 @@ class ParquetGroups(RowGroups):
         self.lock = threading.Lock()
         self.raw = folder.open(name)
         with self._reading("a Parquet file"):
-            self.file = pq.ParquetFile(self.raw)
+            metadata = pq.read_metadata(self.raw)
+            shared = list(_shared(metadata))
+            self.file = pq.ParquetFile(self.raw, metadata=metadata, read_dictionary=shared)
             self.schema = self.file.schema_arrow
             groups = [self.file.metadata.row_group(g) for g in range(self.file.num_row_groups)]
         self.counts = np.array([group.num_rows for group in groups], np.int64)
 
     def sizes(self, columns: Sequence[str]) -> NDArray[np.int64]:
+        lengths = {part.path: part.length for part in self.file.schema}
         rows = self._chunks(columns)
-        return np.array([sum(c.total_uncompressed_size for c in row) for row in rows], np.int64)
+        found = [sum(_size(c, lengths[c.path_in_schema]) for c in row) for row in rows]
+        return np.array(found, np.int64)
 
     def read(self, group: int, columns: Sequence[str]) -> pa.Table:
         with self._reading("a Parquet file"), self.lock:
@@ -115,7 +128,9 @@ class ParquetGroups(RowGroups):
             self.raw.seek(end - TAIL)
             footer = int.from_bytes(self.raw.read(4), "little") + TAIL
             self.raw.seek(end - footer)
-            return hashlib.sha256(self.raw.read(footer)).hexdigest()
+            found = hashlib.sha256(self.raw.read(footer))
+        found.update(self.folder.version(self.name).encode())
+        return found.hexdigest()
 
     def _chunks(self, columns: Sequence[str]) -> Iterator[list[pq.ColumnChunkMetaData]]:
         """By group what its footer says of the columns, of nested ones of all their parts."""
@@ -126,10 +141,26 @@ class ParquetGroups(RowGroups):
             yield [group.column(place) for place in wanted]
 
 
+def _shared(metadata: pq.FileMetaData) -> Iterator[str]:
+    """The columns of texts or bytes of which equal values can be held once."""
+    for place, part in enumerate(metadata.schema):
+        if part.physical_type == "BYTE_ARRAY" and part.logical_type.type in ("NONE", "STRING"):
+            groups = map(metadata.row_group, range(metadata.num_row_groups))
+            if all(SHARED.issuperset(group.column(place).encodings) for group in groups):
+                yield part.path
+
+
+def _size(chunk: pq.ColumnChunkMetaData, length: int) -> int:
+    """Bytes in memory of a column of a row group; `length` is of values that all have the same."""
+    width = WIDTHS.get(chunk.physical_type, length)
+    return max(chunk.total_uncompressed_size, chunk.num_values * width)
+
+
 class CsvGroups(RowGroups):
     """A CSV file in UTF-8, whose first line names the columns: one group, held in memory.
 
-    Every cell is a text, `0001` too; an empty one is null. Its digest is of all its bytes.
+    Every cell is a text, `0001` too; an empty one is null, as is a blank line where there is one
+    column. Its digest is of all its bytes.
     """
 
     typed = False
@@ -139,7 +170,9 @@ class CsvGroups(RowGroups):
         self.lock = threading.Lock()
         self.held: dict[str, pa.ChunkedArray] = {}
         with self._reading("CSV"), folder.open(name) as file:
-            names = pa.csv.open_csv(file, self._read, self._parse).schema.names
+            parse = pa.csv.ParseOptions(newlines_in_values=True)
+            names = pa.csv.open_csv(file, self._read, parse).schema.names
+        self.parse = pa.csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=len(names) > 1)
         self.schema = pa.schema([(column, pa.string()) for column in names])
 
     @cached_property
@@ -164,7 +197,6 @@ class CsvGroups(RowGroups):
         return self.folder.sha256(self.name)
 
     _read = pa.csv.ReadOptions(block_size=CSV_BLOCK)
-    _parse = pa.csv.ParseOptions(newlines_in_values=True)
 
     def _load(self, columns: Sequence[str]) -> dict[str, pa.ChunkedArray]:
         convert = pa.csv.ConvertOptions(
@@ -174,7 +206,7 @@ class CsvGroups(RowGroups):
             strings_can_be_null=True,
         )
         with self._reading("CSV"), self.folder.open(self.name) as file:
-            table = pa.csv.read_csv(file, self._read, self._parse, convert)
+            table = pa.csv.read_csv(file, self._read, self.parse, convert)
         return dict(zip(columns, table.combine_chunks().columns, strict=True))
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pyarrow import types
 
 from imgray.artifacts.folder import Folder
-from imgray.data.cells import Cells, Spread, cells_of, is_text, spread
+from imgray.data.cells import Cells, Spread, cells_of, is_text, plain, spread
 from imgray.data.fields import Input, KeyPoints, Vector
 from imgray.data.joins import Join
 from imgray.data.layout import OWN, Layout
@@ -34,6 +34,8 @@ HELD = 2 * WINDOW
 """Bytes of row groups that a table holds in memory: of the window that ends and the next one."""
 LARGEST = 2**30
 """Bytes of a row group that is still read, with another one held beside it."""
+LONGEST_COLUMN = 2**31 - 1
+"""Bytes of a column that is held whole: as far as the offsets of Arrow's texts reach."""
 
 Row = dict[str, Any]
 """`id` and the values of the fields by name; an optional one that is absent is left out."""
@@ -132,7 +134,7 @@ class Table:
         """
         group = int(self.groups_of(number))
         table, place = self._group(group), int(number - self.firsts[group])
-        id = table.column(self.column("id"))[place].as_py() if self.has("id") else number
+        id = plain(table.column(self.column("id"))[place]) if self.has("id") else number
         values = {name: cells.value(table, place) for name, cells in self.cells.items()}
         values |= {name: join.value(number) for name, join in self.joins.items()}
         return {"id": str(id)} | {k: v for k, v in values.items() if v is not None}
@@ -182,12 +184,19 @@ class Table:
         return found
 
     def whole(self, column: str) -> pa.Array:
-        """All cells of a column (N,), in memory."""
+        """All cells of a column (N,), in memory. Raises `UserError`."""
         self.file.check_columns([column])
+        self._refuse_longer(column, int(self.file.sizes([column]).sum()))
         parts = [self._read(group, [column]).column(0) for group in range(len(self.counts))]
         found = pa.chunked_array([chunk for part in parts for chunk in part.chunks])
-        kind = found.type
-        return found.cast(kind.value_type if types.is_dictionary(kind) else kind).combine_chunks()
+        if types.is_dictionary(found.type):
+            self._refuse_longer(column, _unshared(found))
+            found = found.cast(found.type.value_type)
+        try:
+            found.validate(full=True)
+        except pa.ArrowInvalid:
+            raise UserError(f"{self.place}: column {column!r}: a text that is not UTF-8") from None
+        return found.combine_chunks()
 
     def _group(self, number: int) -> pa.Table:
         """A row group, of which two are held, and more as far as `HELD` allows."""
@@ -201,13 +210,24 @@ class Table:
             return self._held[number]
 
     def _read(self, group: int, columns: Sequence[str]) -> pa.Table:
-        size = self.sizes[group] if columns == self.columns else 0
+        self._refuse_larger(group, self.sizes[group] if columns == self.columns else 0)
+        found = self.file.read(group, columns)
+        self._refuse_larger(group, found.nbytes)
+        return found
+
+    def _refuse_larger(self, group: int, size: int) -> None:
         if size > LARGEST:
             raise UserError(
                 f"{self.place}: row group {group} holds {size / 2**30:.1f} GB, which are read at "
                 "once; write the table in groups of about 100 MB"
             )
-        return self.file.read(group, columns)
+
+    def _refuse_longer(self, column: str, size: int) -> None:
+        if size > LONGEST_COLUMN:
+            raise UserError(
+                f"{self.place}: column {column!r} holds {size / 2**30:.1f} GB, where "
+                f"{LONGEST_COLUMN / 2**30:.1f} GB are read whole at most"
+            )
 
     def _check_group(self, group: int, numbers: NDArray[np.int64], looked: list[Cells]) -> None:
         columns = list(dict.fromkeys(column for cells in looked for column in cells.columns))
@@ -272,6 +292,12 @@ class Table:
             yield self.column("id")
         for cells in self.cells.values():
             yield from cells.columns
+
+
+def _unshared(texts: pa.ChunkedArray) -> int:
+    """Bytes that texts of a dictionary take once each has its own."""
+    lengths = ((pc.binary_length(part.dictionary), part.indices) for part in texts.chunks)
+    return sum(pc.sum(length.take(places)).as_py() or 0 for length, places in lengths)
 
 
 def _refuse_twice(ids: pa.Array, place: str, column: str) -> None:
