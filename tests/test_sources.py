@@ -129,6 +129,21 @@ def test_rows_of_a_group_stay_on_one_side(tmp_path: Path, seed: int) -> None:
     [
         ("t.parquet", {"label": [2, 0, 2]}, ["0", "1", "2"], [2, 0, 2]),
         ("t.parquet", {"label": [1, 0, 1], "class": ["b", "a", "b"]}, ["a", "b"], [1, 0, 1]),
+        ("t.parquet", {"label": [1, 0, 1], "class": ["b", None, ""]}, ["0", "b"], [1, 0, 1]),
+        ("t.parquet", {"label": [1, 0, 1], "class": [None] * 3}, ["0", "1"], [1, 0, 1]),
+        ("t.parquet", {"label": pa.array([1, 0, 1], pa.uint64())}, ["0", "1"], [1, 0, 1]),
+        (
+            "t.parquet",
+            {"label": pa.array(["b", "a", "b"], pa.large_string())},
+            ["a", "b"],
+            [1, 0, 1],
+        ),
+        (
+            "t.parquet",
+            {"label": pa.array(["b", "a", "b"], pa.string_view())},
+            ["a", "b"],
+            [1, 0, 1],
+        ),
         ("t.parquet", {"label": ["dog", "cat", "dog"]}, ["cat", "dog"], [1, 0, 1]),
         ("t.parquet", {"label": ["2", "10", "2"]}, ["10", "2"], [1, 0, 1]),
         ("t.csv", {"label": ["2", "10", "2"]}, [str(n) for n in range(11)], [2, 10, 2]),
@@ -148,7 +163,11 @@ def test_classes_are_numbers_with_names_or_names(
 @pytest.mark.parametrize(
     ("columns", "fault"),
     [
-        ({"label": [0, -1]}, "column 'label' must hold whole numbers from 0"),
+        ({"label": [0, -1]}, "column 'label' holds -1, where whole numbers from 0 to 99,999 are"),
+        ({"label": [0, 2**62]}, f"column 'label' holds {2**62}, where whole numbers from 0 to 99,"),
+        ({"label": pa.array([0, 2**63], pa.uint64())}, f"column 'label' holds {2**63}, where"),
+        ({"label": ["a", " "]}, "row 1, column 'label': empty"),
+        ({"label": [0, 1], "class": [["a"], ["b"]]}, "column 'class' holds list<.*>, where texts"),
         ({"label": [0.5, 1]}, "column 'label' holds double, where a label is expected"),
         ({"label": [0, None]}, "row 1, column 'label': missing"),
         ({"label": [0, 0], "class": ["a", "b"]}, "a label has two names in column 'class'"),
@@ -158,6 +177,14 @@ def test_labels_that_are_none(tmp_path: Path, columns: dict[str, Any], fault: st
     path = write(tmp_path / "t.parquet", columns)
     with pytest.raises(UserError, match=fault):
         Source(str(path)).part(".", {"label": Label()}).check()
+
+
+def test_few_rows_may_have_high_labels(tmp_path: Path) -> None:
+    part = Source(str(write(tmp_path / "t.csv", {"label": ["21840", "3"]}))).part(
+        ".", {"label": Label()}, whole=True
+    )
+    assert part.labels().tolist() == [21840, 3]
+    assert len(part.classes) == 21841
 
 
 def test_rows_of_other_parts_may_lack_what_is_needed(tmp_path: Path) -> None:

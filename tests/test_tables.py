@@ -1,6 +1,7 @@
 """Tables: what their cells hold, which rows are refused and why, what is read of them."""
 
 import csv
+import dataclasses
 import json
 import os
 import pickle
@@ -17,7 +18,7 @@ from conftest import S3
 
 from imgray.artifacts.folder import Folder
 from imgray.data import tables
-from imgray.data.fields import ClassMap, Input, KeyPoints, Label, Picture, Text, Vector
+from imgray.data.fields import Boundaries, ClassMap, Input, KeyPoints, Label, Picture, Text, Vector
 from imgray.data.layout import Layout
 from imgray.data.pixels import Rejected
 from imgray.data.rowgroups import ParquetGroups
@@ -60,11 +61,14 @@ def value(path: Path, name: str, one: Input, **layout: Any) -> Any:
         (Picture(), pa.array([{"bytes": None, "path": "0001"}], HF), b"of a file"),
         (Picture(), pa.array(["0001"]), b"of a file"),
         (ClassMap(("a",)), pa.array(["0001"]), b"of a file"),
+        (Picture(), pa.array([{"bytes": b"JPEG", "path": None}]), b"JPEG"),
         (Label(), pa.array([7]), 7),
         (Label(), pa.array(["cat"]), "cat"),
         (Vector(2), pa.array([[1, 2.5]]), [1, 2.5]),
         (Vector(2), pa.array([[1, 2.5]], pa.list_(pa.float16(), 2)), [1, 2.5]),
         (Vector(2), pa.array(["[1, 2.5]"]), [1, 2.5]),
+        (Boundaries(), pa.array([[[[1, 0], [0, 1]]]]), [[[True, False], [False, True]]]),
+        (Boundaries(), pa.array([[[[True]], [[False]]]]), [[[True]], [[False]]]),
         (SKELETON, pa.array([[[1.0, 2, 3], [4, 5, 6]]]), [[1, 2, 3], [4, 5, 6]]),
         (SKELETON, pa.array([[1.0, 2, 3, 4, 5, 6]]), [[1, 2, 3], [4, 5, 6]]),
     ],
@@ -197,6 +201,47 @@ def test_a_file_that_is_gone_is_a_fault_of_its_row(tmp_path: Path) -> None:
             table.row(number)
 
 
+def test_a_file_that_is_too_large_is_not_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open(tmp_path / "huge.jpg", "wb") as file:
+        file.truncate(2**40)
+    monkeypatch.setattr("imgray.data.cells.MAX_BYTES", 1000)
+    monkeypatch.setattr("imgray.data.fields.MAX_BYTES", 1000)
+    path = write(tmp_path / "t.csv", {"image": ["huge.jpg"]})
+    with pytest.raises(Rejected, match="column 'image': a picture of 1,001 bytes; at most 1,000"):
+        open_table(str(path), {"image": Picture()}).row(0)
+
+
+def test_a_link_in_a_circle_is_a_fault_of_its_row(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").symlink_to(tmp_path / "b.jpg")
+    (tmp_path / "b.jpg").symlink_to(tmp_path / "a.jpg")
+    path = write(tmp_path / "t.csv", {"image": ["a.jpg"]})
+    with pytest.raises(Rejected, match="column 'image': cannot read"):
+        open_table(str(path), {"image": Picture()}).row(0)
+
+
+@pytest.mark.parametrize(
+    ("one", "column"),
+    [
+        (Text(), pa.nulls(2)),
+        (Picture(), pa.nulls(2)),
+        (Vector(2), pa.nulls(2)),
+        (Picture(), pa.array([None, ""])),
+        (Picture(), pa.array([{"bytes": None, "path": ""}, {"bytes": None, "path": None}], HF)),
+    ],
+)
+def test_a_column_may_be_empty_where_its_input_is_optional(
+    tmp_path: Path, one: Input, column: Any
+) -> None:
+    path = write(tmp_path / "t.parquet", {"id": ["a", "b"], "x": column})
+    optional = open_table(str(path), {"x": dataclasses.replace(one, optional=True)})
+    assert optional.rows([0, 1]) == [{"id": "a"}, {"id": "b"}]
+    optional.check(np.arange(2))
+    with pytest.raises(UserError, match="column 'x': missing"):
+        open_table(str(path), {"x": one}).check(np.arange(2))
+
+
 VALID: dict[str, Any] = {"id": ["a", "b", "c"], "image": [b"1", b"2", b"3"],
                          "text": ["x", "y", "z"], "v": [[1.0, 2.0]] * 3}  # fmt: skip
 FIELDS = {"image": Picture(), "text": Text(), "v": Vector(2), "more": Text(optional=True)}
@@ -212,6 +257,9 @@ FIELDS = {"image": Picture(), "text": Text(), "v": Vector(2), "more": Text(optio
         ({"text": ["x" * 2**20, "y", "z"]}, "row 0, column 'text': a text of 1,048,576 char"),
         ({"more": ["x", "y" * 10_001, None]}, "row 1, column 'more': a text of 10,001 char"),
         ({"image": [b"1", None, b"3"]}, "row 1, column 'image': missing"),
+        ({"image": [{"path": 1}] * 3}, "column 'image' holds struct.*, where a picture is expec"),
+        ({"image": [{"bytes": "a", "path": "b"}] * 3}, "holds struct.*, where a picture is expect"),
+        ({"image": [{"file": "a"}] * 3}, "holds struct.*, where a picture is expected"),
         ({"image": [1.0, 2.0, 3.0]}, "column 'image' holds double, where a picture is expected"),
         ({"v": [[1.0, 2.0], [1.0], [1.0, 2.0]]}, "row 1, column 'v': 1 numbers, where 2 numbers"),
         ({"v": [[1.0, 2.0], [1.0, float("nan")], None]}, "row 1, column 'v': a number that is not"),
@@ -320,14 +368,17 @@ def test_a_row_group_that_no_memory_holds_is_refused(
 
 def test_in_s3(s3: S3, tmp_path: Path) -> None:
     folder = Folder(s3.uri("tables/one"))
-    path = write(tmp_path / "t.parquet", {"image": ["a", "b"], "text": ["x", "y"]})
+    path = write(tmp_path / "t.parquet", {"image": ["a", "b", "c"], "text": ["x", "y", "z"]})
     folder.write("t.parquet", path.read_bytes())
     folder.write("files/b.jpg", b"picture")
+    folder.write("files/c.jpg", b"")
     fields = {"image": Picture(), "text": Text()}
     table = open_table(f"{folder.uri}/t.parquet", fields, Layout({}, None, "files/{}.jpg"))
     assert table.row(1) == {"id": "1", "image": b"picture", "text": "y"}
     with pytest.raises(Rejected, match="does not exist"):
         table.row(0)
+    with pytest.raises(Rejected, match="cannot read"):
+        table.row(2)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv"])

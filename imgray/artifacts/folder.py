@@ -96,10 +96,10 @@ class Folder:
         """The file system's path of a name."""
         return f"{self.root}/{name}"
 
-    def read(self, name: str) -> bytes:
-        """The whole content of a file."""
+    def read(self, name: str, most: int | None = None) -> bytes:
+        """The content of a file: all of it, or its first `most` bytes."""
         with self._clear("read", name):
-            return bytes(self.file_system.cat_file(self.path(name)))
+            return bytes(self.file_system.cat_file(self.path(name), end=most))
 
     def version(self, name: str) -> str:
         """What changes when a file is written anew, and is known without reading it.

@@ -14,12 +14,14 @@ from pyarrow import types
 
 from imgray.artifacts.folder import Folder
 from imgray.data.fields import Input, KeyPoints
-from imgray.data.pixels import Rejected
+from imgray.data.pixels import MAX_BYTES, Rejected
 from imgray.errors import UserError
 
 AXES = ("x", "y", "visibility")
 """Of a key point NAME the columns NAME_x, NAME_y and NAME_visibility, where each has its own."""
 _LOST = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG}
+_LOST |= {errno.ELOOP, errno.EINVAL}
+"""What is wrong with a file itself. EINVAL is of an empty one in S3."""
 
 
 class Cells(ABC):
@@ -93,15 +95,15 @@ class Files(Cells):
 
     def _given(self, table: pa.Table, row: int) -> Any:
         given = plain(table.column(self.columns[0])[row])
-        if not isinstance(given, dict):
-            return given
-        return given.get("bytes") if given.get("bytes") is not None else given.get("path")
+        if isinstance(given, dict):
+            given = given.get("path") if given.get("bytes") is None else given["bytes"]
+        return None if given == "" else given
 
     def _value(self, given: Any) -> Any:
         if isinstance(given, bytes):
             return self.field.value(given)
         try:
-            return self.field.value(self.root.read(self._path(given)))
+            return self.field.value(self.root.read(self._path(given), MAX_BYTES + 1))
         except UserError as error:
             if getattr(error.__cause__, "errno", None) in _LOST or isinstance(
                 error.__cause__, FileNotFoundError | PermissionError
@@ -149,17 +151,19 @@ def spread(field: KeyPoints) -> list[str]:
 
 def cells_of(field: Input, column: pa.Field, root: Folder, pattern: str) -> Cells:
     """The cells of one column. Raises `UserError` where its type is not the field's."""
-    kind = column.type.value_type if types.is_dictionary(column.type) else column.type
+    kind = _unshared(column.type)
     words = is_text(kind)
     holds = {
         "text": words,
         "label": words or types.is_integer(kind),
         "vector": words or _is_list(kind),
         "key points": words or _is_list(kind),
+        "boundaries": _is_list(kind),
     }
+    if types.is_null(kind):
+        raise UserError(f"column {column.name!r}: missing in every row")
     if field.type not in holds:  # a picture
-        struct = types.is_struct(kind) and {"bytes", "path"} & {part.name for part in kind}
-        if words or struct:
+        if words or _is_file(kind):
             return Files(field, column.name, words, root, pattern)
         holds[field.type] = _is_bytes(kind)
     if not holds[field.type]:
@@ -176,6 +180,18 @@ def cells_of(field: Input, column: pa.Field, root: Folder, pattern: str) -> Cell
 def is_text(kind: pa.DataType) -> bool:
     """Whether a column of a type holds texts."""
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+
+def _unshared(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if types.is_dictionary(kind) else kind
+
+
+def _is_file(kind: pa.DataType) -> bool:
+    """Whether it is a struct of Hugging Face: bytes, a path or both."""
+    parts = {part.name: _unshared(part.type) for part in kind} if types.is_struct(kind) else {}
+    holds = {"bytes": _is_bytes, "path": is_text}
+    have = [types.is_null(parts[name]) or holds[name](parts[name]) for name in holds & parts.keys()]
+    return bool(have) and all(have)
 
 
 def _is_bytes(kind: pa.DataType) -> bool:

@@ -248,7 +248,10 @@ class Boundaries(Input):
     type = "boundaries"
 
     def value(self, given: Any) -> NDArray[np.bool_]:
-        found = np.asarray(given)
+        try:
+            found = np.asarray(given)
+        except ValueError:  # lists of several lengths
+            found = np.empty(0)
         if found.ndim != 3 or not len(found) or found.dtype.kind not in "biu":
             raise Rejected("maps of boundaries, annotators x height x width, are expected")
         return found.astype(bool)
@@ -361,6 +364,8 @@ def _numbers(given: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
             given = json.loads(given)
         except (ValueError, RecursionError):
             raise Rejected(f"a text that is no JSON, where {expected}") from None
+    if _holds_others(given):
+        raise Rejected(f"truth values or texts, where {expected}")
     try:
         with np.errstate(over="ignore"):
             found = np.asarray([] if given is None else given, np.float32)
@@ -371,6 +376,14 @@ def _numbers(given: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
     if not np.isfinite(found).all():
         raise Rejected("a number that is not finite")
     return found.reshape(shape)
+
+
+def _holds_others(given: Any) -> bool:
+    """Whether there are truth values or texts in an array or in lists."""
+    if isinstance(given, np.ndarray) and given.dtype.kind != "O":
+        return given.dtype.kind not in "iuf"
+    parts = np.asarray(given, object).ravel()
+    return not {bool, np.bool_, str, bytes}.isdisjoint(map(type, parts))
 
 
 def _kind(given: Any) -> str:

@@ -6,10 +6,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pyarrow import types
 
-from imgray.data.tables import Table
+from imgray.data.cells import is_text
+from imgray.data.tables import Table, blank
 from imgray.errors import UserError
+
+MOST_CLASSES = 100_000
+"""Classes of a table of few rows; of one with more than a tenth as many, ten times its rows."""
 
 
 def read_labels(table: Table, name: str) -> tuple[list[str], NDArray[np.int64]]:
@@ -19,18 +22,25 @@ def read_labels(table: Table, name: str) -> tuple[list[str], NDArray[np.int64]]:
     names. The numbers of a CSV file are numbers.
 
     Raises:
-        UserError: numbers below 0 or one with two names in the column `class`.
+        UserError: a blank name, a number below 0 or far above that of the rows, one with two names
+            in the column `class`.
     """
     column = table.column(name)
     cells = table.whole(column)
-    if types.is_string(cells.type):
+    if is_text(cells.type):
         numbers = None if table.file.typed else _numbers(cells)
         if numbers is None:
+            table.refuse_blank(cells, column)
             return _by_name(cells)
         cells = numbers
+    most = max(MOST_CLASSES, 10 * len(cells))
+    for number in pc.min_max(cells).as_py().values():
+        if number is not None and not 0 <= number < most:
+            raise UserError(
+                f"{table.place}: column {column!r} holds {number}, where whole numbers from 0 to "
+                f"{most - 1:,} are expected"
+            )
     labels = np.asarray(pc.fill_null(cells.cast(pa.int64()), -1))
-    if (np.asarray(pc.fill_null(cells, 0)) < 0).any():
-        raise UserError(f"{table.place}: column {column!r} must hold whole numbers from 0")
     return _names(table, labels, int(labels.max()) + 1), labels
 
 
@@ -48,12 +58,12 @@ def _by_name(cells: pa.Array) -> tuple[list[str], NDArray[np.int64]]:
 
 
 def _names(table: Table, labels: NDArray[np.int64], count: int) -> list[str]:
-    if not table.has("class"):
+    words = table.words("class")
+    if words is None:
         return [str(label) for label in range(count)]
-    column = table.column("class")
-    pairs = pa.table({"label": labels, "name": table.whole(column)}).group_by(["label", "name"])
-    rows = pairs.aggregate([]).filter(pc.field("label") >= 0).to_pylist()
-    names = {row["label"]: row["name"] for row in rows}
+    named = pa.table({"label": labels, "name": words}).filter(pc.invert(blank(words)))
+    rows = named.group_by(["label", "name"]).aggregate([]).filter(pc.field("label") >= 0)
+    names = dict(zip(*(column.to_pylist() for column in rows.columns), strict=True))
     if len(names) != len(rows):
-        raise UserError(f"{table.place}: a label has two names in column {column!r}")
+        raise UserError(f"{table.place}: a label has two names in column {table.column('class')!r}")
     return [str(names.get(label, label)) for label in range(count)]

@@ -166,22 +166,34 @@ class Table:
         return self.column(name) in self.file.schema.names
 
     def texts(self, name: str) -> pa.Array | None:
-        """What one of `OWN` or a key holds (N,), none blank; None where there is no such column."""
+        """`words`, of which none may lack or be blank. Raises `UserError`."""
+        found = self.words(name)
+        if found is not None:
+            self.refuse_blank(pc.fill_null(found, ""), self.column(name))
+        return found
+
+    def refuse_blank(self, texts: pa.Array, column: str) -> None:
+        """Raises `UserError` for a blank one among all rows' texts (N,)."""
+        row = pc.index(blank(texts), True).as_py()
+        if row >= 0:
+            raise UserError(f"{self.place}: row {row}, column {column!r}: empty")
+
+    def words(self, name: str) -> pa.Array | None:
+        """What one of `OWN` or a key holds (N,), as texts; None where there is no such column.
+
+        Raises:
+            UserError: it holds neither texts nor whole numbers.
+        """
         if not self.has(name):
             return None
         column = self.column(name)
         found = self.whole(column)
-        if not (types.is_integer(found.type) or is_text(found.type)):
+        if not any(holds(found.type) for holds in (is_text, types.is_integer, types.is_null)):
             raise UserError(
                 f"{self.place}: column {column!r} holds {found.type}, where texts or whole numbers "
                 "are expected"
             )
-        found = found.cast(pa.string())
-        blank = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(found), ""), True)
-        if pc.any(blank).as_py():
-            row = pc.index(blank, True).as_py()
-            raise UserError(f"{self.place}: row {row}, column {column!r}: empty")
-        return found
+        return found.cast(pa.string())
 
     def whole(self, column: str) -> pa.Array:
         """All cells of a column (N,), in memory. Raises `UserError`."""
@@ -275,6 +287,8 @@ class Table:
             if self.has(name):
                 self.file.check_columns([self.column(name)])
                 column = self.file.schema.field(self.column(name))
+                if one.optional and types.is_null(column.type):
+                    continue
                 try:
                     yield name, cells_of(one, column, root, pattern)
                 except UserError as error:
@@ -292,6 +306,11 @@ class Table:
             yield self.column("id")
         for cells in self.cells.values():
             yield from cells.columns
+
+
+def blank(texts: pa.Array) -> pa.Array:
+    """Which texts have nothing to read; null where there is no text."""
+    return pc.equal(pc.utf8_trim_whitespace(texts), "")
 
 
 def _unshared(texts: pa.ChunkedArray) -> int:
