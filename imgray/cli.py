@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from imgray import __version__
-from imgray.errors import TooManyRejected, UserError, brief, cause_of
+from imgray.errors import LINE, TooManyRejected, UserError, brief, cause_of
 
 if typing.TYPE_CHECKING:
     from pydantic import BaseModel
@@ -210,7 +210,7 @@ def run_job(
         cause = cause_of(error)
         if cause is None:
             raise
-        print(f"error: {brief(str(cause))}", file=sys.stderr)
+        print(f"error: {brief(str(cause), LINE)}", file=sys.stderr)
         return 3 if isinstance(cause, TooManyRejected) else 2
     return int(getattr(result, "exit_code", 0))
 

@@ -5,17 +5,18 @@ class UserError(Exception):
     """Input, settings or surroundings that the user can mend; shown as one line, exit code 2."""
 
 
-LONGEST = 1000
-
-
-def brief(text: str) -> str:
-    """A text as one line of a terminal: signs that steer it are escaped, its middle is left out."""
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: 2 * LONGEST])
-    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+LINE = 1000
+"""Letters of a message at most."""
 
 
 class TooManyRejected(UserError):
     """A finished job set aside more images than `--max-rejected` allows; exit code 3."""
+
+
+def brief(text: str, most: int = 100) -> str:
+    """A text of others in a line of ours: no longer than `most`, and what no one sees escaped."""
+    cut = text if len(text) <= most else f"{text[:most]}…"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)
 
 
 def cause_of(error: BaseException) -> UserError | None:

@@ -116,6 +116,40 @@ def test_an_optional_vector_may_lack(tmp_path: Path, artifact: str) -> None:
     assert ["v" in row for row in table.rows([0, 1])] == [False, True]
 
 
+@pytest.mark.parametrize("optional", [True, False])
+@pytest.mark.parametrize("keys", [[None, 7, None], [None] * 3])
+def test_a_row_without_a_key_has_no_vector(
+    tmp_path: Path, artifact: str, vectors: Any, keys: list[int | None], optional: bool
+) -> None:
+    columns = {"key": [None if n is None else names(IMAGES)[n] for n in keys]}
+    path = write(tmp_path / "t.parquet", columns)
+    fields = {"v": Vector(6, optional=optional)}
+    table = Table(*_place(path), fields, Layout({"v": "key"}), {"v": f"{artifact}#one"})
+    if not optional:
+        with pytest.raises(UserError, match="row 0, column 'key': empty"):
+            table.check(np.arange(3))
+        return
+    table.check(np.arange(3))
+    for row, n in zip(table.rows(range(3)), keys, strict=True):
+        assert ("v" in row) == (n is not None)
+        if n is not None:
+            np.testing.assert_array_equal(row["v"], vectors["one.high"][n])
+
+
+@pytest.mark.parametrize("column", ["v", "w"])
+def test_a_column_that_was_meant_to_hold_the_keys_is_hinted_at(
+    tmp_path: Path, artifact: str, column: str
+) -> None:
+    table = _table(tmp_path, {column: names(3)}, v=f"{artifact}#one")
+    hint = "; ids are the rows' own, --columns v=COLUMN takes them from a column"
+    faults = []
+    for refused in (lambda: table.check(np.arange(3)), lambda: table.rows([0])):
+        with pytest.raises(UserError, match="no vector") as error:
+            refused()
+        faults.append(str(error.value).endswith(hint))
+    assert faults == [column == "v"] * 2
+
+
 def test_none_of_the_rows_is_there(tmp_path: Path, artifact: str) -> None:
     table = _table(tmp_path, {"id": ["lost"]}, v=f"{artifact}#one")
     with pytest.raises(UserError, match="1 of 1 rows have no vector"):

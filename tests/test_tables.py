@@ -429,6 +429,26 @@ def test_a_column_that_is_not_utf_8_is_one_line(tmp_path: Path, name: str) -> No
         Source(str(path)).part("ok", fields, whole=True).keys  # noqa: B018
 
 
+LONG = "a\nb\x1b[31m\u2028" + "x" * 2**21
+
+
+@pytest.mark.parametrize(
+    ("columns", "fault"),
+    [
+        ({"image": [LONG]}, "cannot read .*too long"),
+        ({"image": [f"../{LONG}"]}, "path '../a.* may lead out"),
+        ({"id": [LONG] * 2, "image": [b""] * 2}, "rows 0 and 1 have the same id 'a"),
+        ({"split": [LONG], "image": [b""]}, "there are a"),
+    ],
+)
+def test_a_message_is_one_short_line(tmp_path: Path, columns: dict[str, Any], fault: str) -> None:
+    source = Source(str(write(tmp_path / "t.parquet", columns)))
+    with pytest.raises(UserError, match=fault) as error:
+        source.part("b" if "split" in columns else ".", {"image": Picture()})[0]
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 700
+
+
 @pytest.mark.parametrize("kind", [pa.string(), pa.binary(), pa.large_string()])
 def test_equal_values_are_held_once(tmp_path: Path, kind: pa.DataType) -> None:
     """As they are in the file, which else could fill any memory."""

@@ -19,13 +19,15 @@ import fsspec
 from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.implementations.local import LocalFileSystem
 
-from imgray.errors import UserError
+from imgray.errors import UserError, brief
 
 S3_OPTIONS: dict[str, Any] = {
     "use_listings_cache": False,
     "config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 4}},
 }
 TEMPORARY = ".partial-"
+LONGEST_NAME = 200
+"""Characters of a file's name that a message shows."""
 STREAMED = 4 * 2**20
 """Bytes fetched at once of a file that is read from end to end."""
 
@@ -223,7 +225,7 @@ class Folder:
 
     @contextlib.contextmanager
     def _clear(self, doing: str, name: str) -> Iterator[None]:
-        place = f"{self.uri.rstrip('/')}/{name}" if name else self.uri
+        place = f"{self.uri.rstrip('/')}/{brief(name, LONGEST_NAME)}" if name else self.uri
         try:
             yield
         except (OSError, BotoCoreError, ClientError) as error:
@@ -271,12 +273,14 @@ _REASONS = {
     errno.EDQUOT: "the disk quota is used up; free some or choose another place",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.EEXIST: "a part of the path is a file, not a folder",
+    errno.ENAMETOOLONG: "the name is too long for a file",
+    errno.ELOOP: "its links lead in a circle",
     errno.EISDIR: "it is a folder, not a file",
 }
 
 
 def _reason(error: BaseException, is_s3: bool) -> str:
-    text = " ".join(str(error).split())
+    text = brief(" ".join(str(error).split()), 500)
     if is_s3:
         if isinstance(error, PermissionError) or "credentials" in text.lower():
             hint = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"

@@ -15,7 +15,7 @@ from pyarrow import types
 from imgray.artifacts.folder import Folder
 from imgray.data.fields import Input, KeyPoints
 from imgray.data.pixels import MAX_BYTES, Rejected
-from imgray.errors import UserError
+from imgray.errors import UserError, brief
 
 AXES = ("x", "y", "visibility")
 """Of a key point NAME the columns NAME_x, NAME_y and NAME_visibility, where each has its own."""
@@ -118,7 +118,7 @@ class Files(Cells):
         path = self.pattern.replace("{}", cell)
         parts = PurePosixPath(path).parts
         if path.startswith("/") or ".." in parts or any(s in path for s in ("\\", "\0", "://")):
-            raise Rejected(f"path {path!r} may lead out of the root {self.root.uri}")
+            raise Rejected(f"path '{brief(path)}' may lead out of the root {self.root.uri}")
         return "/".join(parts)
 
 
@@ -140,7 +140,7 @@ class Spread(Cells):
         try:
             return float(cell)
         except (TypeError, ValueError):
-            shown = "nothing" if cell is None else repr(cell)
+            shown = "nothing" if cell is None else f"'{brief(str(cell))}'"
             raise Rejected(f"{shown} in {column!r}, where a number is expected") from None
 
 

@@ -15,7 +15,7 @@ from imgray.data.layout import Layout
 from imgray.data.pixels import MAX_BYTES, SUFFIXES, Rejected
 from imgray.data.rowgroups import SUFFIXES as TABLES
 from imgray.data.tables import Table, open_table
-from imgray.errors import UserError
+from imgray.errors import UserError, brief
 
 CHANGED = "it was changed after the job began; run it again with --overwrite"
 
@@ -98,18 +98,20 @@ class Rows(Collection):
     def values(self, number: int, entry: Entry) -> Values:
         row = self.table.row(number)
         if row.pop("id") != entry.id:
-            raise UserError(f"{self.uri}: row {number} is not {entry.id!r} any more; {CHANGED}")
+            raise UserError(
+                f"{self.uri}: row {number} is not '{brief(entry.id)}' any more; {CHANGED}"
+            )
         return row
 
     def picture(self, id: str) -> bytes:
         name = next((n for n, one in self.table.fields.items() if one.type == Picture.type), None)
         row = pc.index(self.table.ids.array, pa.scalar(id)).as_py()
         if name is None or row < 0:
-            raise UserError(f"{self.uri}: no picture of {id!r}")
+            raise UserError(f"{self.uri}: no picture of '{brief(id)}'")
         try:
             found: bytes = self.table.row(row)[name]
         except (Rejected, KeyError) as error:
-            raise UserError(f"{self.uri}: {id}: {error}") from None
+            raise UserError(f"{self.uri}: {brief(id)}: {error}") from None
         return found
 
 

@@ -20,7 +20,7 @@ from imgray.artifacts.manifest import FileEntry, opening, read_file, read_manife
 from imgray.data.fields import Vector
 from imgray.data.names import Names
 from imgray.data.pixels import Rejected
-from imgray.errors import UserError
+from imgray.errors import UserError, brief
 
 
 class Join:
@@ -33,14 +33,18 @@ class Join:
         field: what takes them.
         flag: URI of the features artifact, with `#COLUMN` where it has several.
         keys: gives the id in the artifact that each row of the table asks for.
+        hint: what to say where ids have no vector.
 
     Raises:
         UserError: no such artifact or column, or vectors of another length.
     """
 
-    def __init__(self, name: str, field: Vector, flag: str, keys: Callable[[], Names]) -> None:
+    def __init__(
+        self, name: str, field: Vector, flag: str, keys: Callable[[], Names], hint: str = ""
+    ) -> None:
         uri, _, column = flag.partition("#")
-        self.place, self.field, self.keys = f"--features {name}={flag}", field, keys
+        self.place, self.field = f"--features {name}={flag}", field
+        self.keys, self.hint = keys, hint
         self.folder = Folder(uri)
         self.manifest = read_manifest(self.folder, "features")
         self.column = self._choose(column)
@@ -62,7 +66,7 @@ class Join:
             return self.field.value(vectors[place])
         if self.field.optional:
             return None
-        raise Rejected(f"{self.place}: no vector of {self.keys()[row]!r}")
+        raise Rejected(f"{self.place}: no vector of {self._key(row)}{self.hint}")
 
     def check(self, rows: NDArray[np.int64]) -> None:
         """Raises `UserError` where rows have no vector, or one that is not finite."""
@@ -71,16 +75,19 @@ class Join:
         if len(lost) and not self.field.optional:
             raise UserError(
                 f"{self.place}: {len(lost):,} of {len(rows):,} rows have no vector there, first "
-                f"row {lost[0]}, {self.keys()[int(lost[0])]!r}"
+                f"row {lost[0]}, {self._key(lost[0])}{self.hint}"
             )
         for start in range(0, len(vectors), 1024):
             wrong = ~np.isfinite(vectors[start : start + 1024]).all(axis=1)
             if wrong.any():
                 row = int(np.flatnonzero(places == start + int(wrong.argmax()))[0])
                 raise UserError(
-                    f"{self.place}: the vector of {self.keys()[row]!r} holds a number that is not "
+                    f"{self.place}: the vector of {self._key(row)} holds a number that is not "
                     "finite"
                 )
+
+    def _key(self, row: int) -> str:
+        return f"'{brief(self.keys()[row])}'"
 
     def _choose(self, column: str) -> str:
         have = list(self.manifest.about["features"])
@@ -100,9 +107,9 @@ class Join:
             found = np.flatnonzero(rows >= 0)
             order = found[np.argsort(rows[found], kind="stable")]
             vectors = self._scattered(rows[order], keys.dictionary.take(pa.array(order)))
-        places = np.full(len(rows), -1, np.int64)
+        places = np.full(len(rows) + 1, -1, np.int64)
         places[order] = np.arange(len(order))
-        return vectors, places[keys.indices.to_numpy()]
+        return vectors, places[np.asarray(pc.fill_null(keys.indices, len(rows)))]
 
     @property
     def _parts(self) -> list[FileEntry]:

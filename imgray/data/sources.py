@@ -18,7 +18,7 @@ from imgray.data.layout import Layout
 from imgray.data.names import WHOLE, Names, Snapshot
 from imgray.data.rowgroups import SUFFIXES
 from imgray.data.tables import Table
-from imgray.errors import UserError
+from imgray.errors import UserError, brief
 
 Stored = Literal["files", "table"]
 
@@ -223,7 +223,7 @@ class TablePart(Dataset):
             )
         found = np.flatnonzero(np.asarray(pc.equal(splits, self.part)))
         if not len(found):
-            have = ", ".join(sorted(pc.unique(splits).to_pylist())[:20])
+            have = ", ".join(map(brief, sorted(pc.unique(splits).to_pylist())[:20]))
             column = self.table.column("split")
             raise UserError(
                 f"{self.table.place}: no row whose {column} is {self.part!r}; there are {have}"

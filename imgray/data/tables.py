@@ -26,7 +26,7 @@ from imgray.data.layout import OWN, Layout
 from imgray.data.names import Names
 from imgray.data.pixels import Rejected
 from imgray.data.rowgroups import open_groups
-from imgray.errors import UserError
+from imgray.errors import UserError, brief
 
 WINDOW = 256 * 2**20
 """Bytes of rows among which the order of an epoch is free."""
@@ -269,12 +269,15 @@ class Table:
                 fault = f"{name!r} is no vector" if one else f"nothing is called {name!r}"
                 there = f"vectors are {', '.join(vectors)}" if vectors else "no input is one"
                 raise UserError(f"--features {name}={flag}: {fault}; {there}")
-            yield name, Join(name, one, flag, partial(self._keys, name))
+            mistaken = self.has(name) and name not in self.layout.columns
+            hint = f"; ids are the rows' own, --columns {name}=COLUMN takes them from a column"
+            yield name, Join(name, one, flag, partial(self._keys, name), hint if mistaken else "")
 
     def _keys(self, name: str) -> Names:
         """The ids by which a features artifact is joined."""
         if name not in self._keyed:
-            found = self.texts(name) if name in self.layout.columns else None
+            take = self.words if self.fields[name].optional else self.texts
+            found = take(name) if name in self.layout.columns else None
             self._keyed[name] = self.ids if found is None else Names(found)
         return self._keyed[name]
 
@@ -326,8 +329,8 @@ def _refuse_twice(ids: pa.Array, place: str, column: str) -> None:
     for row, id in enumerate(ids.to_pylist()):
         if id in seen:
             raise UserError(
-                f"{place}: rows {seen[id]} and {row} have the same {column} {id!r}; an id is "
-                "for one row alone"
+                f"{place}: rows {seen[id]} and {row} have the same {column} '{brief(id)}'; an id "
+                "is for one row alone"
             )
         seen[id] = row
 

@@ -33,7 +33,7 @@ from imgray.data.pixels import Rejected
 from imgray.engine.cluster import Pool, plan_pool
 from imgray.engine.progress import Progress, say
 from imgray.engine.settings import CollectionConfig
-from imgray.errors import TooManyRejected, UserError, brief
+from imgray.errors import LINE, TooManyRejected, UserError, brief
 
 LISTING = "listing.parquet"
 LISTED = f"{WORK}/listing.json"
@@ -151,7 +151,7 @@ def check_rejected(output: Folder, manifest: Manifest, most: float) -> None:
     """Say why images were set aside. Raises `TooManyRejected` above a share of the listed ones."""
     listed, rejected = manifest.counts["listed"], manifest.counts["rejected"]
     for line in summarize_rejections(output, manifest.files):
-        say(f"rejected: {brief(line)}")
+        say(f"rejected: {brief(line, LINE)}")
     if rejected > most * listed:
         raise TooManyRejected(
             f"{rejected:,} of {listed:,} images were rejected, more than --max-rejected {most:g}; "

@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from imgray.errors import UserError, brief
+from imgray.errors import LINE, UserError, brief
 from imgray.serving.metrics import metrics
 
 API_KEYS, ADMIN_KEYS = "IMGRAY_API_KEYS", "IMGRAY_ADMIN_KEYS"
@@ -66,7 +66,7 @@ class ErrorAnswer(BaseModel):
 
 def faulty(message: str, field: str | None) -> ErrorAnswer:
     """An error, to be answered."""
-    return ErrorAnswer(error=Fault(field=field and brief(field), message=brief(message)))
+    return ErrorAnswer(error=Fault(field=field and brief(field), message=brief(message, LINE)))
 
 
 def error(status: int, message: str, field: str | None, headers: Any = None) -> JSONResponse:
