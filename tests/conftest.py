@@ -6,11 +6,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nodes as nodes_module
 from nodes import Nodes
@@ -47,7 +45,6 @@ import timm  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
-from xdist.scheduler import LoadScopeScheduling  # noqa: E402
 
 from imgray.artifacts.folder import Folder  # noqa: E402
 from imgray.data import samples  # noqa: E402
@@ -56,25 +53,23 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The modules that last go first, so that no process is left with one of them at the end."""
-    lasting = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -lasting[item.path])
+    """Divide the tests for several processes: by module, those of the service together.
+
+    The longest go first, so that no process is left with one of them at the end.
+    """
+    groups: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        served = "running" in getattr(item, "fixturenames", ())
+        groups.setdefault("the service" if served else item.path.stem, []).append(item)
+    for name, members in groups.items():
+        for item in members:
+            item.add_marker(pytest.mark.xdist_group(name))
+    items[:] = [item for _, members in sorted(groups.items(), key=_length) for item in members]
 
 
-SERVED = ("test_serve.py", "test_fuzz.py", "test_page.py", "test_library.py::test_the_service")
-
-
-class ByModule(LoadScopeScheduling):
-    """Several processes take a module each; all that asks one service is taken by one."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        asks = any(name in nodeid for name in SERVED)
-        return "the service" if asks else nodeid.partition("::")[0]
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByModule:
-    """What divides the tests."""
-    return ByModule(config, log)
+def _length(group: tuple[str, list[pytest.Item]]) -> int:
+    """The tests that last, as a number that falls."""
+    return -sum(bool(item.get_closest_marker("slow")) for item in group[1])
 
 
 @pytest.fixture(scope="session")
