@@ -52,26 +52,6 @@ from imgray.data import samples  # noqa: E402
 torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Divide the tests for several processes: by module, those of the service together.
-
-    The longest go first, so that no process is left with one of them at the end.
-    """
-    groups: dict[str, list[pytest.Item]] = {}
-    for item in items:
-        served = "running" in getattr(item, "fixturenames", ())
-        groups.setdefault("the service" if served else item.path.stem, []).append(item)
-    for name, members in groups.items():
-        for item in members:
-            item.add_marker(pytest.mark.xdist_group(name))
-    items[:] = [item for _, members in sorted(groups.items(), key=_length) for item in members]
-
-
-def _length(group: tuple[str, list[pytest.Item]]) -> int:
-    """The tests that last, as a number that falls."""
-    return -sum(bool(item.get_closest_marker("slow")) for item in group[1])
-
-
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """A local Ray of four logical CPUs, which every engine test joins."""
