@@ -86,9 +86,8 @@ def printed(workplace: Path, joined: dict[str, str]) -> dict[str, str]:
 
 
 def said(printed: dict[str, str], start: str) -> str:
-    """What the one command that starts so has printed."""
-    (text,) = (text for line, text in printed.items() if line.startswith(start))
-    return text
+    """What the first command that starts so has printed."""
+    return next(text for line, text in printed.items() if line.startswith(start))
 
 
 # --- what the pages hold ----------------------------------------------------------------------
