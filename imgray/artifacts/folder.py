@@ -232,10 +232,16 @@ class Folder:
             raise UserError(f"cannot {doing} {place}: {_reason(error, self.is_s3)}") from error
 
 
+def located(uri: str) -> tuple[Folder, str]:
+    """The folder in which a file lies, and the file's name there."""
+    folder, slash, name = uri.rpartition("/")
+    return Folder(folder + slash if slash else "."), name
+
+
 def read_uri(uri: str) -> bytes:
     """The content of one file, on disk or in S3."""
-    folder, slash, name = uri.rpartition("/")
-    return Folder(folder + slash if slash else ".").read(name)
+    folder, name = located(uri)
+    return folder.read(name)
 
 
 def _sort(folders: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgray.artifacts.folder import Entry, Folder, Skipped
-from imgray.data.fields import Input, Picture, Values, sole_picture
+from imgray.data.fields import Input, Picture, Values, first_picture, sole_picture
 from imgray.data.layout import Layout
 from imgray.data.pixels import MAX_BYTES, SUFFIXES, Rejected
 from imgray.data.rowgroups import SUFFIXES as TABLES
@@ -104,7 +104,7 @@ class Rows(Collection):
         return row
 
     def picture(self, id: str) -> bytes:
-        name = next((n for n, one in self.table.fields.items() if one.type == Picture.type), None)
+        name = first_picture(self.table.fields)
         row = pc.index(self.table.ids.array, pa.scalar(id)).as_py()
         if name is None or row < 0:
             raise UserError(f"{self.uri}: no picture of '{brief(id)}'")

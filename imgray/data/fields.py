@@ -353,6 +353,11 @@ def sole_picture(inputs: Mapping[str, Input]) -> str | None:
     return required[0] if sole else None
 
 
+def first_picture(inputs: Mapping[str, Input]) -> str | None:
+    """The input that shows a record to a person."""
+    return next((name for name, one in inputs.items() if one.type == Picture.type), None)
+
+
 _NUMBER, _INTEGER = {"type": "number"}, {"type": "integer"}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from imgray.artifacts.folder import Folder
+from imgray.artifacts.folder import Folder, located
 from imgray.data.datasets import FILES, Dataset, HoldOut, Record, Truth
 from imgray.data.fields import Input, Label
 from imgray.data.labels import read_labels
@@ -41,9 +41,8 @@ class Source:
         kept: Folder | None = None,
     ) -> None:
         self.uri, self.layout, self.features = uri, layout or Layout(), dict(features or {})
-        parent, slash, name = uri.rpartition("/")
-        self.single = name if name.lower().endswith(SUFFIXES) else ""
-        self.folder = Folder(uri if not self.single else parent + slash if slash else ".")
+        single = uri.lower().endswith(SUFFIXES)
+        self.folder, self.single = located(uri) if single else (Folder(uri), "")
         self.snapshot = Snapshot(self.folder, kept)
         self._tables: dict[str, Table] = {}
         self._parts: dict[Any, Dataset] = {}

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import types
 
-from imgray.artifacts.folder import Folder
+from imgray.artifacts.folder import Folder, located
 from imgray.data.cells import Cells, Spread, cells_of, is_text, plain, spread
 from imgray.data.fields import Input, KeyPoints, Vector
 from imgray.data.joins import Join
@@ -337,5 +337,4 @@ def _refuse_twice(ids: pa.Array, place: str, column: str) -> None:
 
 def open_table(uri: str, fields: Mapping[str, Input], layout: Layout | None = None) -> Table:
     """Open the table at the URI of a `.parquet` or `.csv` file. Raises `UserError`."""
-    folder, slash, name = uri.rpartition("/")
-    return Table(Folder(folder + slash if slash else "."), name, fields, layout)
+    return Table(*located(uri), fields, layout)

@@ -74,7 +74,7 @@ def extract(config: ExtractConfig) -> ExtractResult:
     """Extract, continue an extraction, or find that it is done."""
     output = Folder(config.output)
     models = _models(config)
-    migrate = partial(migrated, config)
+    migrate = partial(migrated, ExtractConfig)
     identity = migrate(config.identity() | ({"models": models} if models else {}))
     manifest = produce(
         output,

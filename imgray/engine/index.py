@@ -90,7 +90,7 @@ def build_index(config: IndexConfig) -> IndexResult:
     if not source.rows:
         raise UserError(f"{features.uri}: holds no images, only rejected ones; nothing to index")
     settings = _codebook_settings(config, source)
-    migrate = partial(migrated, config)
+    migrate = partial(migrated, IndexConfig)
     identity = migrate(config.identity() | {"features_digest": made_from.digest})
     manifest = produce(
         output,

@@ -21,7 +21,7 @@ from imgray.artifacts.folder import Folder
 from imgray.artifacts.identity import Identity
 from imgray.artifacts.manifest import Manifest, read_manifest, sha256
 from imgray.data.collections import open_collection
-from imgray.data.fields import Input, Values
+from imgray.data.fields import Values
 from imgray.engine.cluster import cluster, given_device
 from imgray.engine.collection import LISTED, Rejections, check_rejected, process_configured
 from imgray.engine.producer import migrated, produce
@@ -109,8 +109,8 @@ def _finite(row: Mapping[str, Any]) -> bool:
 class StepFactory:
     """Makes the step on a worker, from the model artifact."""
 
-    def __init__(self, model: str, output: Folder, inputs: Mapping[str, Input]) -> None:
-        self.model, self.output, self.inputs = model, output, inputs
+    def __init__(self, model: str, output: Folder) -> None:
+        self.model, self.output = model, output
 
     def __call__(self) -> PredictStep:
         return PredictStep(self.model, self.output)
@@ -121,7 +121,7 @@ def predict(config: PredictConfig) -> PredictResult:
     output, folder = Folder(config.output), Folder(config.model)
     model = read_manifest(folder, "model")
     _, task = load_task(folder, model)
-    migrate = partial(migrated, config)
+    migrate = partial(migrated, PredictConfig)
     identity = migrate(config.identity() | {"fingerprint": fingerprint_of(model)})
     manifest = produce(
         output,
@@ -141,7 +141,7 @@ def predict(config: PredictConfig) -> PredictResult:
 
 
 def _predict(config: PredictConfig, identity: Identity, output: Folder, task: Task) -> Manifest:
-    factory = StepFactory(identity["model"], output, task.inputs)
+    factory = StepFactory(identity["model"], output)
     collection = open_collection(config.images, task.inputs, config.layout, config.suffixes)
     with cluster():
         outcome = process_configured("predict", config, collection, output, factory)

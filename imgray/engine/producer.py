@@ -57,7 +57,7 @@ def produce(
         return publish(output, work())
 
 
-def migrated(config: JobConfig, stored: Identity) -> Identity:
+def migrated(config: type[JobConfig], stored: Identity) -> Identity:
     """Settings of an earlier run as they are stored today: later ones added, URIs absolute."""
     return settled(config.defaults() | stored, config.uris)
 

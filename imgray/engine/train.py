@@ -17,7 +17,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from imgray.artifacts.folder import Folder
-from imgray.artifacts.identity import Identity, settled
+from imgray.artifacts.identity import Identity
 from imgray.artifacts.manifest import WORK, Manifest, read_manifest
 from imgray.config import parse_yaml, read_yaml, validate
 from imgray.data.sources import Source
@@ -30,7 +30,7 @@ from imgray.engine.examples import (
     source_of,
 )
 from imgray.engine.feed import Feed
-from imgray.engine.producer import produce
+from imgray.engine.producer import migrated, produce
 from imgray.engine.settings import TrainConfig
 from imgray.engine.watch import LostWorkers, follow, start_watch
 from imgray.errors import UserError, cause_of
@@ -131,13 +131,12 @@ def _fingerprint(model: str) -> str:
 
 def _migrated(stored: Identity) -> Identity:
     """Settings of a run as they are stored today: the recipe validated, all URIs absolute."""
-    stored = {**TrainConfig.defaults(), **stored}
+    stored = migrated(TrainConfig, stored)
     try:
         recipe = settled_recipe(Recipe.model_validate(stored["recipe"]))
     except (KeyError, ValidationError, UserError):  # of another version, and so another recipe
-        return settled(stored, TrainConfig.uris)
-    dumped = recipe.model_dump(mode="json", by_alias=True)
-    return settled({**stored, "recipe": dumped}, TrainConfig.uris)
+        return stored
+    return stored | {"recipe": recipe.model_dump(mode="json", by_alias=True)}
 
 
 def _train(

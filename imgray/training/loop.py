@@ -121,7 +121,9 @@ class Run:
         whole = self.start is not None and isinstance(self.recipe.start, str | None)
         self.learner = self.examples.task.learner(initial=not whole)
         check_names(self.recipe, self.learner)
-        self.learner.clips = {n: self.recipe.optimizer(n).clip for n in self.learner.optimizers}
+        own = {name: self.recipe.optimizer(name) for name in self.learner.optimizers}
+        self.learner.clips = {name: settings.clip for name, settings in own.items()}
+        self.schedules = {name: settings.schedule for name, settings in own.items()}
         self.nets = {name: net.to(self.place.device) for name, net in self.learner.modules.items()}
         self.rates = {
             name: [group["lr"] for group in optimizer.param_groups]
@@ -176,7 +178,7 @@ class Run:
 
     def _set_rates(self, step: int) -> None:
         for name, optimizer in self.learner.optimizers.items():
-            factor = self.recipe.optimizer(name).schedule.factor(step, self.steps)
+            factor = self.schedules[name].factor(step, self.steps)
             for group, rate in zip(optimizer.param_groups, self.rates[name], strict=True):
                 group["lr"] = rate * factor
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from imgray.data.datasets import Dataset, Record
-from imgray.data.fields import Picture
+from imgray.data.fields import first_picture
 from imgray.drawing.predictions import Panel, panel_png
 from imgray.training.task import Prediction, Task
 
@@ -22,7 +22,7 @@ def sample_sheet(task: Task, part: Dataset, predict: Callable[[Record], Predicti
     records = [part[int(place)] for place in places]
     found = [predict(record) for record in records]
     pictures = [None if p.picture is None else Image.fromarray(p.picture) for p in found]
-    shown = next((name for name, one in task.inputs.items() if one.type == Picture.type), "")
+    shown = first_picture(task.inputs) or ""
     panels = [
         Panel(record["id"], record.get(shown), task.words(one.row), coloured(picture, task))
         for record, one, picture in zip(records, found, pictures, strict=True)
