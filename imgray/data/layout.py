@@ -43,3 +43,8 @@ def pairs(flag: str, given: Sequence[str], what: str) -> dict[str, str]:
             raise UserError(f"{flag} {item}: {name} is given twice")
         found[name] = value
     return found
+
+
+def place_of(flag: str) -> str:
+    """The URI of the features artifact that a flag names, without `#COLUMN`."""
+    return flag.partition("#")[0]

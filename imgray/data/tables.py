@@ -21,7 +21,7 @@ from pyarrow import types
 from imgray.artifacts.folder import Folder, located
 from imgray.data.cells import Cells, Spread, cells_of, is_text, plain, spread
 from imgray.data.fields import Input, KeyPoints, Vector
-from imgray.data.joins import Join
+from imgray.data.joins import Columns, Join
 from imgray.data.layout import OWN, Layout
 from imgray.data.names import Names
 from imgray.data.pixels import Rejected
@@ -271,7 +271,8 @@ class Table:
                 raise UserError(f"--features {name}={flag}: {fault}; {there}")
             mistaken = self.has(name) and name not in self.layout.columns
             hint = f"; ids are the rows' own, --columns {name}=COLUMN takes them from a column"
-            yield name, Join(name, one, flag, partial(self._keys, name), hint if mistaken else "")
+            keys = partial(self._keys, name)
+            yield name, Join(one, Columns(name, flag), keys, hint if mistaken else "")
 
     def _keys(self, name: str) -> Names:
         """The ids by which a features artifact is joined."""
@@ -335,6 +336,11 @@ def _refuse_twice(ids: pa.Array, place: str, column: str) -> None:
         seen[id] = row
 
 
-def open_table(uri: str, fields: Mapping[str, Input], layout: Layout | None = None) -> Table:
+def open_table(
+    uri: str,
+    fields: Mapping[str, Input],
+    layout: Layout | None = None,
+    features: Mapping[str, str] | None = None,
+) -> Table:
     """Open the table at the URI of a `.parquet` or `.csv` file. Raises `UserError`."""
-    return Table(*located(uri), fields, layout)
+    return Table(*located(uri), fields, layout, features)

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from imgray.artifacts.folder import Folder
 from imgray.config import Code, JobConfig, Precision
 from imgray.data import pixels
-from imgray.data.layout import Layout, pairs
+from imgray.data.layout import Layout, pairs, place_of
 
 Regions = Literal["global", "pyramid"]
 SHARD_IMAGES = 100_000
@@ -48,8 +48,9 @@ class FeaturesConfig(TableConfig):
     features: list[str] = Field(
         default=[],
         description="features artifact whose vectors an input takes, joined to the table by id, or "
-        "by the column that --columns gives the input; #NET.LAYER where it has several",
-        json_schema_extra={"metavar": "NAME=URI[#NET.LAYER]"},
+        "by the column that --columns gives the input; #NET.LAYER where it has several columns, "
+        "#NET.LAYER,NET.LAYER for some of them side by side, each of unit length",
+        json_schema_extra={"metavar": "NAME=URI[#NET.LAYER,...]"},
     )
 
     @property
@@ -269,11 +270,11 @@ class TrainConfig(FeaturesConfig):
         return self
 
 
-class PredictConfig(CollectionConfig):
+class PredictConfig(CollectionConfig, FeaturesConfig):
     """Run a trained model over every image below a folder or S3 prefix, exactly once."""
 
     runtime: ClassVar[frozenset[str]] = CollectionConfig.runtime | {"contact_sheet"}
-    uris: ClassVar[frozenset[str]] = CollectionConfig.uris | {"model"}
+    uris: ClassVar[frozenset[str]] = CollectionConfig.uris | FeaturesConfig.uris | {"model"}
 
     model: str = Field(description="folder or s3://bucket/prefix of the model artifact")
     output: str = Field(description="folder or s3://bucket/prefix for the predictions artifact")
@@ -283,6 +284,11 @@ class PredictConfig(CollectionConfig):
         description="also draw some of the images and what the model says of them",
         json_schema_extra={"metavar": "PNG"},
     )
+
+    @property
+    def read(self) -> list[str]:
+        """The places that are read, none of which may lie in the output."""
+        return [*super().read, *map(place_of, self.joined.values())]
 
 
 class EvaluateConfig(JobConfig):
