@@ -16,7 +16,7 @@ from imgray.data.fields import Input, Label
 from imgray.data.labels import read_labels
 from imgray.data.layout import Layout, place_of
 from imgray.data.names import WHOLE, Names, Snapshot
-from imgray.data.rowgroups import SUFFIXES
+from imgray.data.rowgroups import SUFFIXES, shards_of
 from imgray.data.tables import Table
 from imgray.errors import UserError, brief
 
@@ -131,7 +131,7 @@ class Source:
         if stored == "files" or (stored is None and truth in FILES):
             return ""
         names = [part + suffix for suffix in SUFFIXES]
-        have = [name for name in names if self.folder.exists(name)]
+        have = [name for name in names if shards_of(self.folder, name)]
         if not have and (stored == "table" or truth == "columns"):
             raise UserError(
                 f"part {part!r} of {self.uri}: neither {' nor '.join(names)} is here; see "

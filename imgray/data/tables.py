@@ -260,6 +260,11 @@ class Table:
                     f"there are {', '.join(known)}"
                 )
             self.file.check_columns([column])
+        for name in self.layout.patterns(self.fields).keys() - self.fields.keys():
+            raise UserError(
+                f"--pattern {name}=...: no input is called {name!r}; there are "
+                f"{', '.join(self.fields)}"
+            )
 
     def _joins(self) -> Iterator[tuple[str, Join]]:
         for name, flag in self.features.items():
@@ -284,7 +289,7 @@ class Table:
 
     def _cells(self) -> Iterator[tuple[str, Cells]]:
         root = Folder(self.layout.root) if self.layout.root else self.folder
-        pattern = self.layout.pattern or "{}"
+        patterns = self.layout.patterns(self.fields)
         for name, one in self.fields.items():
             if name in self.joins:
                 continue
@@ -294,7 +299,7 @@ class Table:
                 if one.optional and types.is_null(column.type):
                     continue
                 try:
-                    yield name, cells_of(one, column, root, pattern)
+                    yield name, cells_of(one, column, root, patterns[name])
                 except UserError as error:
                     raise UserError(f"{self.place}: {error}") from None
             elif isinstance(one, KeyPoints) and {*spread(one)} <= {*self.file.schema.names}:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from imgray.artifacts.folder import Folder
 from imgray.config import Code, JobConfig, Precision
@@ -13,6 +13,11 @@ from imgray.data.layout import Layout, pairs, place_of
 
 Regions = Literal["global", "pyramid"]
 SHARD_IMAGES = 100_000
+
+
+def _listed(given: Any) -> Any:
+    """A text alone is a list of one."""
+    return [given] if isinstance(given, str) else given
 
 
 class TableConfig(JobConfig):
@@ -29,15 +34,24 @@ class TableConfig(JobConfig):
     root: str | None = Field(
         default=None, description="where paths in cells start (default: where the table lies)"
     )
-    pattern: str | None = Field(
-        default=None, description="the path, with {} where the cell's text belongs: images/{}.jpg"
+    pattern: Annotated[list[str] | None, BeforeValidator(_listed)] = Field(
+        default=None,
+        description="the path, with {} where the cell's text belongs: images/{}.jpg; or one for "
+        "each input: image=images/{}.jpg mask=masks/{}.png",
+        json_schema_extra={"metavar": "[NAME=]PATTERN"},
     )
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that determine the content of the output; one pattern is a text alone."""
+        found = super().identity()
+        own = self.pattern or []
+        return found | {"pattern": own if len(own) > 1 else next(iter(own), None)}
 
     @property
     def layout(self) -> Layout:
         """How a table is read. Raises `UserError`."""
         root = Folder(self.root).absolute if self.root else None
-        return Layout.parse(self.columns, root, self.pattern)
+        return Layout.parse(self.columns, root, self.pattern or [])
 
 
 class FeaturesConfig(TableConfig):

@@ -20,6 +20,7 @@ from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import FileEntry, Manifest, read_file
 from imgray.data.fields import Input, Picture, Text
 from imgray.data.joins import Columns, side_by_side
+from imgray.data.pixels import Rejected
 from imgray.errors import UserError
 from imgray.features.columns import FeatureInfo, Vectors
 from imgray.features.extractor import ExtractorConfig, load_extractor
@@ -103,8 +104,13 @@ def inputs_of(manifest: Manifest, task: Task, given: Collection[str] = ()) -> di
         given: inputs that are given as vectors all the same.
     """
     carried = carried_of(manifest)
+    return asked(task, {name: one for name, one in carried.items() if name not in given})
+
+
+def asked(task: Task, carried: Mapping[str, CarriedInput]) -> dict[str, Input]:
+    """The inputs of a task, of which some are made of what is asked for in their place."""
     return {
-        name: carried[name].takes(one.optional) if name in carried.keys() - set(given) else one
+        name: carried[name].takes(one.optional) if name in carried else one
         for name, one in task.inputs.items()
     }
 
@@ -160,12 +166,21 @@ class InputExtractor:
         described |= {"features": {n: info.model_dump() for n, info in own.features.items()}}
         parts = Manifest(kind="features", config={}, about=described, files=files)
         self.extractor = load_extractor(Folder(f"{uri.rstrip('/')}/{prefix}"), parts)
-        self.own, self.dim = own, sum(one.regions * one.dim for one in own.features.values())
+        self.name, self.own = name, own
         self._lock = threading.Lock()
 
+    @property
+    def any(self) -> NDArray[np.float32]:
+        """A vector (dim,) that stands for one to come."""
+        dim = sum(one.regions * one.dim for one in self.own.features.values())
+        return np.full(dim, dim**-0.5, np.float32)
+
     def prepare(self, given: Any) -> Any:
-        """Decode a picture or a text for `vectors`. Raises `Rejected`."""
-        return self.extractor.prepare(given)
+        """Decode a picture or a text for `vectors`. Raises `Rejected`, which names the input."""
+        try:
+            return self.extractor.prepare(given)
+        except Rejected as error:
+            raise Rejected(f"{self.name}: {error}") from None
 
     def vectors(self, batch: Sequence[Any]) -> NDArray[np.float32]:
         """The vectors (B, dim) of prepared pictures or texts, as a features artifact gives them."""

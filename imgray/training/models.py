@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from imgray.artifacts.folder import Folder
@@ -31,12 +30,11 @@ from imgray.artifacts.manifest import (
 )
 from imgray.config import Precision, validate
 from imgray.data.fields import Input, Values
-from imgray.data.pixels import Rejected
 from imgray.drawing import plots
 from imgray.errors import UserError
 from imgray.features.backbones import Backbone, layer_paths
 from imgray.features.weights import Request, build
-from imgray.training.carried import Carried, InputExtractor, carried_of
+from imgray.training.carried import Carried, InputExtractor, asked, carried_of
 from imgray.training.checkpoints import check_finite, load_state, pack, unpack
 from imgray.training.loop import (
     CURVES,
@@ -79,11 +77,7 @@ class Model:
     @property
     def inputs(self) -> dict[str, Input]:
         """What it takes, by name: a picture or a text where it makes the vector itself."""
-        made = self.extractors
-        return {
-            name: made[name].own.takes(one.optional) if name in made else one
-            for name, one in self.task.inputs.items()
-        }
+        return asked(self.task, {name: made.own for name, made in self.extractors.items()})
 
     def to(self, device: str) -> None:
         """Move all networks to a device."""
@@ -101,7 +95,8 @@ class Model:
         if not self.extractors:
             return self.task.prepare(values)
         found = self.decoded(values)
-        self.task.prepare(found | {n: self._any(n) for n in self.extractors if n in found})
+        vectors = {name: made.any for name, made in self.extractors.items() if name in found}
+        self.task.prepare(found | vectors)  # what else is wrong is found before there is a batch
         return found
 
     def decoded(self, values: Values) -> dict[str, Any]:
@@ -111,7 +106,7 @@ class Model:
             Rejected: what cannot be decoded, by the name of the input.
         """
         return {
-            name: _decoded(name, self.extractors[name], value) if name in self.extractors else value
+            name: self.extractors[name].prepare(value) if name in self.extractors else value
             for name, value in values.items()
         }
 
@@ -139,11 +134,6 @@ class Model:
             found |= zip(places, answers, strict=True)
         return [found[place] for place in range(len(items))]
 
-    def _any(self, name: str) -> NDArray[np.float32]:
-        """Stands for a vector to come, so that what else is wrong with a record is found before."""
-        dim = self.extractors[name].dim
-        return np.full(dim, dim**-0.5, np.float32)
-
     def _passes(self, items: Sequence[Arrays]) -> Iterator[list[int]]:
         """The places of the images that go together."""
         shapes: dict[Any, list[int]] = {}
@@ -160,13 +150,6 @@ class Model:
         arrays = {name: np.stack([one[name] for one in batch]) for name in batch[0]}
         with precision(self.recipe, device):
             return self.learner.predict(to_device(arrays, device))
-
-
-def _decoded(name: str, own: InputExtractor, value: Any) -> Any:
-    try:
-        return own.prepare(value)
-    except Rejected as error:
-        raise Rejected(f"{name}: {error}") from None
 
 
 def save_model(
