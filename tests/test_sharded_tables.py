@@ -150,7 +150,9 @@ def test_a_pattern_of_all_may_hold_an_equals_sign(tmp_path: Path) -> None:
 
 def test_a_pattern_of_no_input_is_one_line(tmp_path: Path) -> None:
     layout = Layout.parse([], None, ["image={}", "msak={}"])
-    with pytest.raises(UserError, match="--pattern msak=...: no input is called 'msak'; there are"):
+    with pytest.raises(
+        UserError, match=r"--pattern msak=...: no input is called 'msak'; there are"
+    ):
         open_table(str(_pictures(tmp_path)), PICTURES, layout)
 
 
