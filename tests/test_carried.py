@@ -57,8 +57,8 @@ def features(photos: Path, tiny_net: TinyNet, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="module")
 def flag(features: str, tiny_net: TinyNet) -> str:
-    """What is joined: both layers, the later one first."""
-    return f"image={features}#{tiny_net.name},{tiny_net.name}.mid"
+    """What is joined: both layers."""
+    return f"image={features}#{tiny_net.name}.mid,{tiny_net.name}"
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_it_carries_what_made_its_features(model: str, features: str, tiny_net: 
     manifest, source = (read_manifest(Folder(uri)) for uri in (model, features))
     own = manifest.about["carried"]
     assert own.keys() == {"image"}
-    columns = [f"{tiny_net.name}.{layer}" for layer in ("high", "mid")]
+    columns = [f"{tiny_net.name}.{layer}" for layer in ("mid", "high")]
     assert own["image"] == {
         "extractor": source.about["extractor"],
         "columns": columns,
@@ -152,7 +152,7 @@ def test_a_picture_is_answered_as_its_stored_features(
     model: str, features: str, photos: Path, data: Path, tiny_net: TinyNet
 ) -> None:
     rows = pq.read_table(data).to_pylist()
-    columns = [f"{tiny_net.name}.{layer}" for layer in ("high", "mid")]
+    columns = [f"{tiny_net.name}.{layer}" for layer in ("mid", "high")]
     vectors = _vectors(features, [row["id"] for row in rows], columns)
     opened = imgray.open_model(model)
     assert opened.inputs == {"image": Picture(optional=True), "text": Vector(TEXT, optional=True)}
@@ -263,8 +263,10 @@ def test_it_is_served_with_pictures(model: str, photos: Path, data: Path) -> Non
         score = answer.json()["outputs"]["score"]
         assert score == pytest.approx(expected.row["score"], abs=1e-5)
         assert answer.json()["fingerprint"] == read_manifest(Folder(model)).about["fingerprint"]
-        broken = client.post("/v1/models/near", files={"image": ("x", b"none")})
-        assert (broken.status_code, broken.json()["error"]["field"]) == (422, "image")
+        for data in (b"none", picture[: len(picture) // 2]):
+            broken = client.post("/v1/models/near", files={"image": ("x", data)})
+            assert (broken.status_code, broken.json()["error"]["field"]) == (422, "image")
+            assert not broken.json()["error"]["message"].startswith("image")
         paths = client.get("/openapi.json").json()["paths"]
         body = paths["/v1/models/near"]["post"]["requestBody"]["content"]["multipart/form-data"]
         assert body["schema"]["properties"]["image"]["format"] == "binary"
@@ -273,7 +275,7 @@ def test_it_is_served_with_pictures(model: str, photos: Path, data: Path) -> Non
 @pytest.mark.parametrize(
     ("columns", "fault"),
     [
-        ("{0}.mid,{0}.high", "of other fingerprints than .*high, .*mid, which the model learnt"),
+        ("{0}.high,{0}.mid", "of other fingerprints than .*mid, .*high, which the model learnt"),
         ("{0}.high", "of other fingerprints"),
         ("{0}.high,{0}", "a column is named twice"),
         ("", "several columns; say .*#COLUMN, one of .*, or some of them, joined by commas"),
