@@ -26,7 +26,8 @@ from imgray.retrieval.deepindex import Result
 if TYPE_CHECKING:
     from pyarrow.dataset import Dataset
 
-    from imgray.training.task import Arrays, Prediction
+    from imgray.training.models import Prepared
+    from imgray.training.task import Prediction
 
 __all__ = ["Index", "Model", "Picture", "Result", "open_features", "open_index", "open_model"]
 
@@ -134,7 +135,7 @@ class Model:
     @property
     def inputs(self) -> Mapping[str, Input]:
         """What it takes, by name."""
-        return self._model.task.inputs
+        return self._model.inputs
 
     @property
     def outputs(self) -> Mapping[str, Output]:
@@ -182,7 +183,7 @@ class Model:
     def _predict(self, records: Sequence[tuple[str, Record]]) -> list[Prediction]:
         return self._model.predict([self._prepared(*one) for one in records], self._device)
 
-    def _prepared(self, place: str, record: Record) -> Arrays:
+    def _prepared(self, place: str, record: Record) -> Prepared:
         named = isinstance(record, Mapping)
         given = record if isinstance(record, Mapping) else {self._picture(): record}
         what = f"record{place}" if named else _name(record, f"{self._picture()}{place}")
@@ -191,7 +192,7 @@ class Model:
                 name: _value(f"{name}{place}", self.inputs.get(name), one)
                 for name, one in given.items()
             }
-            return self._model.task.prepare(checked(self.inputs, values))
+            return self._model.prepare(checked(self.inputs, values))
         except pixels.Rejected as error:
             raise UserError(f"{what}: {error}") from None
 

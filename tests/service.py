@@ -72,7 +72,8 @@ def declared() -> list[Served]:
     tasks = {kind: RECIPES[format] for kind, format in KINDS.items()}
     tasks |= {name: {"task": task, "settings": {}} for name, task in OTHER.items()}
     recipes = {name: recipe_of(one["task"], **one["settings"]) for name, one in tasks.items()}
-    return [Served(name, "", task_of(recipe, ()), "") for name, recipe in recipes.items()]
+    tasks = {name: task_of(recipe, ()) for name, recipe in recipes.items()}
+    return [Served(name, "", task, "", task.inputs) for name, task in tasks.items()]
 
 
 @dataclass

@@ -271,7 +271,7 @@ class _Everything(Pairs):
 
 
 def test_every_type_of_output_has_its_answer() -> None:
-    served = Served("x", "", _Everything(Pairs.Settings(), ()), "f")
+    served = Served("x", "", _Everything(Pairs.Settings(), ()), "f", Pairs.inputs)
     row = {"labels": ["p", "q"], "labels_scores": [0.25, 0.75], "one": 2.0, "said": "s"}
     picture = np.array([[0, 2, 2], [0, 0, 255]], np.uint8)
     found = answer_of(served.task, Prediction(row | {"code": [1.0, 2.5]}, picture), False)
@@ -283,7 +283,7 @@ def test_every_type_of_output_has_its_answer() -> None:
 
 
 def test_what_is_not_finite_is_no_answer() -> None:
-    served = Served("x", "", _Everything(Pairs.Settings(), ()), "f")
+    served = Served("x", "", _Everything(Pairs.Settings(), ()), "f", Pairs.inputs)
     row = {"labels": [], "labels_scores": [], "one": float("nan"), "said": "s", "code": [1.0, 2.5]}
     found = answer_of(served.task, Prediction(row, np.zeros((2, 2), np.uint8)), False)
     with pytest.raises(Refusal, match="not finite") as refused:
@@ -299,7 +299,7 @@ def test_pictures_of_different_sizes_share_a_service(client: TestClient) -> None
 
 
 def test_a_model_that_takes_anything_and_is_given_nothing(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch
+    uris: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def nothing(*_: Any) -> Any:
         raise Rejected("a picture or a text is needed")
@@ -307,7 +307,8 @@ def test_a_model_that_takes_anything_and_is_given_nothing(
     optional = {name: replace(one, optional=True) for name, one in Pairs.inputs.items()}
     monkeypatch.setattr(Pairs, "inputs", optional)
     monkeypatch.setattr(Pairs, "prepare", nothing)
-    answer = client.post(PAIRS, **_json("{}"))
+    with inprocess.client({"pairs": uris["pairs"]}) as client:
+        answer = client.post(PAIRS, **_json("{}"))
     assert answer.status_code == 422, answer.text
     assert "a picture or a text is needed" in answer.json()["error"]["message"]
 

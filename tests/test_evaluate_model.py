@@ -1,12 +1,10 @@
 """How the work of scoring a model is spread over a cluster."""
 
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray
+from inprocess import Cluster
 from tinytask import tiny_recipe, write_points
 
 from imgray.artifacts.folder import Folder
@@ -18,37 +16,6 @@ from imgray.training.models import save_model
 from imgray.training.recipe import Recipe
 
 CORES = 2
-
-
-class Cluster:
-    """Stands for Ray: runs tasks at once, and notes what they ask for."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.tasks: list[dict[str, float]] = []
-        self.patch = monkeypatch
-        for name in ("remote", "wait", "get"):
-            monkeypatch.setattr(ray, name, getattr(self, name))
-        monkeypatch.setattr(ray, "is_initialized", lambda: True)
-        monkeypatch.setattr(ray, "get_gpu_ids", lambda: [])
-        monkeypatch.setattr("imgray.engine.cluster.cores", lambda: CORES)
-
-    def has(self, address: str, **resources: float) -> None:
-        """Set its resources, and its address, which is empty on this machine."""
-        self.patch.setenv("RAY_ADDRESS", address)
-        self.patch.setattr(ray, "cluster_resources", lambda: resources)
-
-    def remote(self, **options: float) -> Callable[..., Any]:
-        def submit(function: Callable[..., Any], *arguments: Any) -> Any:
-            self.tasks.append({name: options.get(name, 0) for name in ("num_cpus", "num_gpus")})
-            return function(*arguments)
-
-        return lambda function: SimpleNamespace(remote=lambda *args: submit(function, *args))
-
-    def wait(self, waiting: list[Any]) -> tuple[list[Any], list[Any]]:
-        return waiting[:1], waiting[1:]
-
-    def get(self, found: Any) -> Any:
-        return found
 
 
 @pytest.fixture
@@ -86,6 +53,7 @@ def test_the_cluster_is_used_as_far_as_it_goes(
     each: tuple[float, float],
 ) -> None:
     cluster = Cluster(monkeypatch)
+    monkeypatch.setattr("imgray.engine.cluster.cores", lambda: CORES)
     cluster.has(address, **resources)
     scores = evaluate_model(config.model_copy(update=flags)).root
     assert cluster.tasks == [{"num_cpus": each[0], "num_gpus": each[1]}] * tasks

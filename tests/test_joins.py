@@ -91,7 +91,7 @@ def test_regions_follow_each_other(tmp_path: Path) -> None:
     [
         (FIELDS, None, "{}", "several columns; say --features v=.*#COLUMN, one of one.high, two"),
         (FIELDS, None, "{}#three", "no column 'three'; say --features v=.*#COLUMN, one of one.hi"),
-        (FIELDS, None, "{}#two.mid", "1 x 4 numbers per image, where 6 are expected"),
+        (FIELDS, None, "{}#two.mid", "1 x 4 numbers each, where 6 are expected"),
         (FIELDS, None, "{}#one", "2 of 3 rows have no vector there, first row 1, 'lost'"),
         (FIELDS, Layout({"v": "key"}), "{}#one", "no column 'key'; it has id"),
         (FIELDS, None, "{}/nowhere", "no features artifact here"),

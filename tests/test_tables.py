@@ -311,13 +311,15 @@ def test_columns_that_are_not_there(tmp_path: Path, layout: Layout, fault: str) 
 @pytest.mark.parametrize(
     ("columns", "pattern", "fault"),
     [
-        (["text"], None, "--columns text: expected NAME=COLUMN"),
-        (["text="], None, "--columns text=: expected NAME=COLUMN"),
-        (["text=a", "text=b"], None, "--columns text=b: text is given twice"),
-        ([], "images/1.jpg", r"--pattern images/1.jpg: expected \{\} where"),
+        (["text"], [], "--columns text: expected NAME=COLUMN"),
+        (["text="], [], "--columns text=: expected NAME=COLUMN"),
+        (["text=a", "text=b"], [], "--columns text=b: text is given twice"),
+        ([], ["images/1.jpg"], r"--pattern images/1.jpg: expected \{\} where"),
+        ([], ["a={}", "b=1"], r"--pattern b=1: expected \{\} where"),
+        ([], ["{}.jpg", "b={}"], r"--pattern {}.jpg: expected NAME=PATTERN"),
     ],
 )
-def test_flags_that_say_nothing(columns: list[str], pattern: str | None, fault: str) -> None:
+def test_flags_that_say_nothing(columns: list[str], pattern: list[str], fault: str) -> None:
     with pytest.raises(UserError, match=fault):
         Layout.parse(columns, None, pattern)
 

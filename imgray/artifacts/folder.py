@@ -181,6 +181,15 @@ class Folder:
                 return {}
             return {path[len(self.root) + 1 :]: info["size"] for path, info in found.items()}
 
+    def files(self) -> list[str]:
+        """The names of the files that lie in the folder itself, sorted; none where it is not."""
+        with self._clear("list", ""):
+            try:
+                found = self.file_system.ls(self.root, detail=True)
+            except FileNotFoundError:
+                return []
+        return sorted(f["name"].rpartition("/")[2] for f in found if f["type"] == "file")
+
     def remove(self, name: str) -> None:
         """Remove a file or sub-folder; one that does not exist is no error."""
         with self._clear("remove", name), contextlib.suppress(FileNotFoundError):

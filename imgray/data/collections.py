@@ -120,16 +120,27 @@ def open_collection(
     inputs: Mapping[str, Input],
     layout: Layout | None = None,
     suffixes: Sequence[str] = SUFFIXES,
+    features: Mapping[str, str] | None = None,
 ) -> Collection:
     """The collection at a URI, for a job that takes these inputs: a folder, or a table.
+
+    Args:
+        uri: where it lies.
+        inputs: by name.
+        layout: of a table.
+        suffixes: of the files of a folder that count, or `*`.
+        features: of a table, by input the features artifact that holds it
+            (`imgray.data.joins`).
 
     Raises:
         UserError: it cannot be opened, or lacks an input.
     """
     if uri.lower().endswith(TABLES):
-        return Rows(open_table(uri, inputs, layout))
+        return Rows(open_table(uri, inputs, layout, features))
     if layout not in (None, Layout()):
         raise UserError(f"{uri}: columns, root and pattern are of tables ({', '.join(TABLES)})")
+    if features:
+        raise UserError(f"{uri}: --features are joined to a table ({', '.join(TABLES)})")
     name = sole_picture(inputs)
     if name is None:
         wanted = ", ".join(f"{name} ({one.type})" for name, one in inputs.items())

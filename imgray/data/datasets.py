@@ -55,6 +55,10 @@ class Dataset(ABC):
     def __getitem__(self, index: int) -> Record:
         """A record. Raises `UserError` when it is not what the task takes or cannot be read."""
 
+    def records(self, rows: Sequence[int]) -> list[Record]:
+        """Some records, in the order of their rows. Raises `UserError` as one of them does."""
+        return [self[row] for row in rows]
+
     def labels(self) -> NDArray[np.int64]:
         """The labels (n,) of all records. Raises `UserError` where records have none."""
         raise UserError(f"part {self.part!r}: records without a label; see data.truth")

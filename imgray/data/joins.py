@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -18,42 +18,95 @@ from numpy.typing import NDArray
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import FileEntry, opening, read_file, read_manifest
 from imgray.data.fields import Vector
+from imgray.data.layout import place_of
 from imgray.data.names import Names
 from imgray.data.pixels import Rejected
 from imgray.errors import UserError, brief
 
 
+class Columns:
+    """What a flag names of a features artifact: one of its columns, or several side by side.
+
+    Args:
+        name: of the input that takes their vectors.
+        flag: URI of the artifact, with `#COLUMN,COLUMN` where not all of it is meant.
+
+    Attributes:
+        names: of the columns, in their order.
+        dim: length of a joined vector.
+
+    Raises:
+        UserError: no such artifact or column.
+    """
+
+    def __init__(self, name: str, flag: str) -> None:
+        wanted = flag.partition("#")[2]
+        self.place = f"--features {name}={flag}"
+        self.folder = Folder(place_of(flag))
+        self.manifest = read_manifest(self.folder, "features")
+        self.names = [self._choose(one) for one in wanted.split(",")]
+        if len(set(self.names)) < len(self.names):
+            raise UserError(f"{self.place}: a column is named twice")
+        self.infos = {one: self.manifest.about["features"][one] for one in self.names}
+        self.dim = sum(info["regions"] * info["dim"] for info in self.infos.values())
+
+    @property
+    def shape(self) -> str:
+        """The numbers of a vector, as a person counts them."""
+        return " + ".join(f"{info['regions']} x {info['dim']}" for info in self.infos.values())
+
+    def _choose(self, column: str) -> str:
+        have = list(self.manifest.about["features"])
+        found = [name for name in have if column in ("", name, name.removesuffix(".high"))]
+        if len(found) != 1:
+            fault = f"no column {column!r}" if column else "several columns"
+            hint = f"{self.place.partition('#')[0]}#COLUMN"
+            some = ", or some of them, joined by commas" if len(have) > 1 else ""
+            raise UserError(f"{self.place}: {fault}; say {hint}, one of {', '.join(have)}{some}")
+        return found[0]
+
+
+def side_by_side(parts: Sequence[NDArray[np.float16]]) -> NDArray[np.float16]:
+    """Vectors of several columns, each (n, dim), joined: (n, sum of the dims).
+
+    Each is scaled to unit length, so that columns of many regions do not outweigh others; those of
+    a single column stay as they are.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    exact = [part.astype(np.float32) for part in parts]
+    lengths = [np.linalg.norm(part, axis=1, keepdims=True) for part in exact]
+    tiny = np.finfo(np.float32).tiny
+    scaled = [part / np.maximum(own, tiny) for part, own in zip(exact, lengths, strict=True)]
+    return np.concatenate(scaled, axis=1).astype(np.float16)
+
+
 class Join:
-    """The vectors of one feature, by the row of a table.
+    """The vectors of a feature, or of several side by side, by the row of a table.
 
     They are read once, by row groups, into a file without a name that holds them as float16 in the
     order of the table's keys; a key that stands in several rows is there once.
 
     Args:
         field: what takes them.
-        flag: URI of the features artifact, with `#COLUMN` where it has several.
+        columns: of the features artifact.
         keys: gives the id in the artifact that each row of the table asks for.
         hint: what to say where ids have no vector.
 
     Raises:
-        UserError: no such artifact or column, or vectors of another length.
+        UserError: vectors of another length.
     """
 
     def __init__(
-        self, name: str, field: Vector, flag: str, keys: Callable[[], Names], hint: str = ""
+        self, field: Vector, columns: Columns, keys: Callable[[], Names], hint: str = ""
     ) -> None:
-        uri, _, column = flag.partition("#")
-        self.place, self.field = f"--features {name}={flag}", field
+        self.field, self.columns, self.place = field, columns, columns.place
+        self.folder, self.manifest = columns.folder, columns.manifest
         self.keys, self.hint = keys, hint
-        self.folder = Folder(uri)
-        self.manifest = read_manifest(self.folder, "features")
-        self.column = self._choose(column)
-        info = self.manifest.about["features"][self.column]
-        self.dim = int(info["regions"] * info["dim"])
+        self.dim = columns.dim
         if self.dim != field.dim:
             raise UserError(
-                f"{self.place}: {info['regions']} x {info['dim']} numbers per image, where "
-                f"{field.dim} are expected"
+                f"{self.place}: {columns.shape} numbers each, where {field.dim} are expected"
             )
         self._lock = threading.Lock()
 
@@ -88,15 +141,6 @@ class Join:
 
     def _key(self, row: int) -> str:
         return f"'{brief(self.keys()[row])}'"
-
-    def _choose(self, column: str) -> str:
-        have = list(self.manifest.about["features"])
-        found = [name for name in have if column in ("", name, name.removesuffix(".high"))]
-        if len(found) != 1:
-            fault = f"no column {column!r}" if column else "several columns"
-            hint = f"{self.place.partition('#')[0]}#COLUMN"
-            raise UserError(f"{self.place}: {fault}; say {hint}, one of {', '.join(have)}")
-        return found[0]
 
     @cached_property
     def _joined(self) -> tuple[NDArray[np.float16], NDArray[np.int64]]:
@@ -135,10 +179,12 @@ class Join:
                 inside = rows[start:stop] - first
                 if not ids.take(pa.array(inside)).equals(keys[start:stop]):
                     raise UserError(f"{self.folder.uri}: changed while it was read; run it again")
-                _write(file, vectors[inside].astype(np.float16).tobytes())
+                _write(file, vectors[inside].tobytes())
             return np.memmap(file, np.float16, "r", shape=(len(rows), self.dim))
 
-    def _groups(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, pa.Array, NDArray[Any]]]:
+    def _groups(
+        self, rows: NDArray[np.int64]
+    ) -> Iterator[tuple[int, pa.Array, NDArray[np.float16]]]:
         """Verified row groups that hold some of the rows: the first row, ids, vectors (n, dim)."""
         first = 0
         for part in self._parts:
@@ -146,12 +192,17 @@ class Join:
                 file = pq.ParquetFile(io.BytesIO(read_file(self.folder, part)))
                 row = first
                 for group in range(file.num_row_groups):
-                    table = file.read_row_group(group, ["id", self.column])
-                    ids, column = (c.combine_chunks() for c in table.columns)
-                    flat = column.flatten().to_numpy(zero_copy_only=False)
-                    yield row, ids, flat.reshape(len(table), self.dim)
+                    table = file.read_row_group(group, ["id", *self.columns.names])
+                    ids, *columns = (c.combine_chunks() for c in table.columns)
+                    yield row, ids, side_by_side([_rows(column) for column in columns])
                     row += len(table)
             first += part.rows
+
+
+def _rows(column: pa.Array) -> NDArray[np.float16]:
+    """The vectors (n, dim) of a column of lists."""
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    return np.asarray(flat.reshape(len(column), column.type.list_size), np.float16)
 
 
 def _write(file: Any, data: bytes) -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import re
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pyarrow import types
 
 from imgray.artifacts.folder import Folder
 from imgray.errors import UserError
@@ -24,6 +28,8 @@ CSV_BLOCK = 16 * 2**20
 """Bytes of CSV parsed at once, and so of its longest row."""
 TAIL = 8
 """Bytes at the end of a Parquet file that give the length of its footer."""
+OPENED = 16
+"""Files of a table that are opened at once."""
 WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "BYTE_ARRAY": 4}
 WIDTHS |= {"INT64": 8, "DOUBLE": 8, "INT96": 8}
 """Bytes in memory of one value of Parquet, of texts and bytes the place of the value."""
@@ -210,10 +216,89 @@ class CsvGroups(RowGroups):
         return dict(zip(columns, table.combine_chunks().columns, strict=True))
 
 
+class ShardGroups(RowGroups):
+    """A table in several Parquet files, whose row groups follow each other.
+
+    Its digest is of theirs.
+
+    Args:
+        folder: where they lie.
+        name: of the table.
+        parts: of the files, in their order.
+    """
+
+    typed = True
+
+    def __init__(self, folder: Folder, name: str, parts: Sequence[str]) -> None:
+        super().__init__(folder, name)
+        with ThreadPoolExecutor(OPENED) as threads:
+            self.files = list(threads.map(partial(ParquetGroups, folder), parts))
+        self.schema = self._common()
+        self.counts = np.concatenate([file.counts for file in self.files])
+        self.places = [(file, g) for file in self.files for g in range(len(file.counts))]
+
+    def sizes(self, columns: Sequence[str]) -> NDArray[np.int64]:
+        return np.concatenate([file.sizes(columns) for file in self.files])
+
+    def read(self, group: int, columns: Sequence[str]) -> pa.Table:
+        file, own = self.places[group]
+        found = file.read(own, columns)
+        return found.cast(pa.schema([self.schema.field(column) for column in columns]))
+
+    def nulls(self, column: str) -> NDArray[np.bool_]:
+        return np.concatenate([file.nulls(column) for file in self.files])
+
+    @cached_property
+    def digest(self) -> str:
+        return hashlib.sha256("".join(file.digest for file in self.files).encode()).hexdigest()
+
+    def _common(self) -> pa.Schema:
+        """The columns that all have; texts are shared only where they are in every file."""
+        shared = self.files[0].schema
+        plain = _unshared(shared)
+        for file in self.files:
+            if _unshared(file.schema) != plain:
+                raise UserError(f"{file.place}: other columns than {self.files[0].place}")
+        return shared if all(file.schema == shared for file in self.files) else plain
+
+
+def _unshared(schema: pa.Schema) -> pa.Schema:
+    """A schema whose texts are each its own."""
+    kinds = [f.type.value_type if types.is_dictionary(f.type) else f.type for f in schema]
+    return pa.schema([pa.field(f.name, kind) for f, kind in zip(schema, kinds, strict=True)])
+
+
+def shards_of(folder: Folder, name: str) -> list[str]:
+    """The files in which a table lies, in their order; empty where there are none.
+
+    `NAME.parquet` may lie in `NAME-00000-of-00008.parquet` and so on, as Hugging Face writes it.
+
+    Raises:
+        UserError: one of several is missing.
+    """
+    stem, suffix = os.path.splitext(name)
+    if folder.exists(name):
+        return [name]
+    if suffix.lower() != ".parquet":
+        return []
+    found = [re.fullmatch(rf"{re.escape(stem)}-(\d+)-of-(\d+)\.parquet", n) for n in folder.files()]
+    parts = {match[0]: (int(match[1]), int(match[2])) for match in found if match}
+    ordered = sorted(parts, key=parts.__getitem__)
+    wanted = [(number, len(parts)) for number in range(len(parts))]
+    if [parts[part] for part in ordered] != wanted:
+        place = f"{folder.uri.rstrip('/')}/{stem}-*-of-*.parquet"
+        raise UserError(f"{place}: {len(parts)} files, which are not all of one table's")
+    return ordered
+
+
 def open_groups(folder: Folder, name: str) -> RowGroups:
     """Open a table by the suffix of its name. Raises `UserError`."""
-    kind = CsvGroups if name.lower().endswith(".csv") else ParquetGroups
-    found = kind(folder, name)
+    parts = shards_of(folder, name)
+    found: RowGroups
+    if parts in ([], [name]):
+        found = (CsvGroups if name.lower().endswith(".csv") else ParquetGroups)(folder, name)
+    else:
+        found = ShardGroups(folder, name, parts)
     if not found.counts.sum():
         raise UserError(f"{found.place}: a table without rows")
     return found

@@ -14,9 +14,9 @@ from imgray.artifacts.folder import Folder, located
 from imgray.data.datasets import FILES, Dataset, HoldOut, Record, Truth
 from imgray.data.fields import Input, Label
 from imgray.data.labels import read_labels
-from imgray.data.layout import Layout
+from imgray.data.layout import Layout, place_of
 from imgray.data.names import WHOLE, Names, Snapshot
-from imgray.data.rowgroups import SUFFIXES
+from imgray.data.rowgroups import SUFFIXES, shards_of
 from imgray.data.tables import Table
 from imgray.errors import UserError, brief
 
@@ -54,7 +54,7 @@ class Source:
     def uris(self) -> list[str]:
         """All places that are read."""
         root = [self.layout.root] if self.layout.root else []
-        return [self.uri, *root, *(uri.partition("#")[0] for uri in self.features.values())]
+        return [self.uri, *root, *map(place_of, self.features.values())]
 
     def part(
         self,
@@ -131,7 +131,7 @@ class Source:
         if stored == "files" or (stored is None and truth in FILES):
             return ""
         names = [part + suffix for suffix in SUFFIXES]
-        have = [name for name in names if self.folder.exists(name)]
+        have = [name for name in names if shards_of(self.folder, name)]
         if not have and (stored == "table" or truth == "columns"):
             raise UserError(
                 f"part {part!r} of {self.uri}: neither {' nor '.join(names)} is here; see "

@@ -21,7 +21,7 @@ from pyarrow import types
 from imgray.artifacts.folder import Folder, located
 from imgray.data.cells import Cells, Spread, cells_of, is_text, plain, spread
 from imgray.data.fields import Input, KeyPoints, Vector
-from imgray.data.joins import Join
+from imgray.data.joins import Columns, Join
 from imgray.data.layout import OWN, Layout
 from imgray.data.names import Names
 from imgray.data.pixels import Rejected
@@ -260,6 +260,11 @@ class Table:
                     f"there are {', '.join(known)}"
                 )
             self.file.check_columns([column])
+        for name in self.layout.patterns(self.fields).keys() - self.fields.keys():
+            raise UserError(
+                f"--pattern {name}=...: no input is called {name!r}; there are "
+                f"{', '.join(self.fields)}"
+            )
 
     def _joins(self) -> Iterator[tuple[str, Join]]:
         for name, flag in self.features.items():
@@ -271,7 +276,8 @@ class Table:
                 raise UserError(f"--features {name}={flag}: {fault}; {there}")
             mistaken = self.has(name) and name not in self.layout.columns
             hint = f"; ids are the rows' own, --columns {name}=COLUMN takes them from a column"
-            yield name, Join(name, one, flag, partial(self._keys, name), hint if mistaken else "")
+            keys = partial(self._keys, name)
+            yield name, Join(one, Columns(name, flag), keys, hint if mistaken else "")
 
     def _keys(self, name: str) -> Names:
         """The ids by which a features artifact is joined."""
@@ -283,7 +289,7 @@ class Table:
 
     def _cells(self) -> Iterator[tuple[str, Cells]]:
         root = Folder(self.layout.root) if self.layout.root else self.folder
-        pattern = self.layout.pattern or "{}"
+        patterns = self.layout.patterns(self.fields)
         for name, one in self.fields.items():
             if name in self.joins:
                 continue
@@ -293,7 +299,7 @@ class Table:
                 if one.optional and types.is_null(column.type):
                     continue
                 try:
-                    yield name, cells_of(one, column, root, pattern)
+                    yield name, cells_of(one, column, root, patterns[name])
                 except UserError as error:
                     raise UserError(f"{self.place}: {error}") from None
             elif isinstance(one, KeyPoints) and {*spread(one)} <= {*self.file.schema.names}:
@@ -335,6 +341,11 @@ def _refuse_twice(ids: pa.Array, place: str, column: str) -> None:
         seen[id] = row
 
 
-def open_table(uri: str, fields: Mapping[str, Input], layout: Layout | None = None) -> Table:
+def open_table(
+    uri: str,
+    fields: Mapping[str, Input],
+    layout: Layout | None = None,
+    features: Mapping[str, str] | None = None,
+) -> Table:
     """Open the table at the URI of a `.parquet` or `.csv` file. Raises `UserError`."""
-    return Table(*located(uri), fields, layout)
+    return Table(*located(uri), fields, layout, features)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import ray
@@ -10,24 +12,26 @@ from torch import Tensor
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_manifest
+from imgray.data.datasets import Dataset, Record
+from imgray.data.pixels import Rejected
 from imgray.data.sources import Source
 from imgray.engine.cluster import TASK_RETRIES, cluster, given_device, plan_pool
 from imgray.engine.evaluate_index import Scores
-from imgray.engine.examples import fields_of, source_of
+from imgray.engine.examples import source_of
 from imgray.engine.progress import Progress
 from imgray.engine.settings import EvaluateModelConfig
+from imgray.errors import UserError
+from imgray.training.carried import check_same, inputs_of
 from imgray.training.examples import Examples
 from imgray.training.loop import Loader, add_up, in_threads, precision
-from imgray.training.models import load_model, load_task
-from imgray.training.recipe import Recipe
-from imgray.training.task import Task
+from imgray.training.models import Model, load_model, load_task
 
 
 def evaluate_model(config: EvaluateModelConfig) -> Scores:
     """Sum over the part in parallel tasks, and sum up."""
     folder = Folder(config.model)
     source = source_of(config)
-    examples = _open(*load_task(folder, read_manifest(folder, "model")), source, config.part)
+    examples = _open(folder, source, config.part)
     examples.val.check()
     with cluster():
         pool = plan_pool(config.workers, config.cpus_per_worker, config.gpus_per_worker)
@@ -49,11 +53,36 @@ def evaluate_model(config: EvaluateModelConfig) -> Scores:
     return Scores(examples.task.summarize(sums))
 
 
-def _open(recipe: Recipe, task: Task, source: Source, part: str | None) -> Examples:
-    data, fields = recipe.data, fields_of(task)
-    val = data.part(source, part, fields) if part else data.validation(source, fields)
+def _open(model: Folder, source: Source, part: str | None) -> Examples:
+    """The part, of which a table holds what the model takes, and the truth. Raises `UserError`."""
+    manifest = read_manifest(model, "model")
+    recipe, task = load_task(model, manifest)
+    check_same(manifest, source.features)
+    fields = {**inputs_of(manifest, task, source.features), **task.truth}
+    val = recipe.data.part(source, part, fields) if part else recipe.data.validation(source, fields)
     task.check_classes(val)
     return Examples(task, val, val, recipe.batch_size, recipe.seed)
+
+
+class Embedded(Dataset):
+    """A part whose records have the vectors that a model makes of pictures and texts itself."""
+
+    def __init__(self, part: Dataset, model: Model) -> None:
+        self.whole, self.model = part, model
+        self.part, self.names, self.classes = part.part, part.names, part.classes
+
+    def __getitem__(self, index: int) -> Record:
+        [found] = self.records([index])
+        return found
+
+    def records(self, rows: Sequence[int]) -> list[Record]:
+        return self.model.embedded([self._decoded(one) for one in self.whole.records(rows)])
+
+    def _decoded(self, record: Record) -> Record:
+        try:
+            return self.model.decoded(record)
+        except Rejected as error:
+            raise UserError(f"{record['id']}: {error}; mend or remove it") from None
 
 
 def _sums(
@@ -62,9 +91,11 @@ def _sums(
     """Sums over a worker's share of the examples."""
     torch.set_num_threads(cpus)
     device = given_device()
-    loaded = load_model(model)
+    loaded = load_model(model, source.features)
     loaded.to(device)
-    examples = _open(loaded.recipe, loaded.task, source, part)
+    examples = _open(Folder(model), source, part)
+    if loaded.extractors:
+        examples = replace(examples, val=Embedded(examples.val, loaded))
     load = Loader(examples.validation, rank, world)
     batches = in_threads(load, range(examples.validations(rank, world)))
     with precision(loaded.recipe, device):

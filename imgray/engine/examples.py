@@ -7,6 +7,8 @@ import numpy as np
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import WORK, read_manifest
 from imgray.data.fields import Input
+from imgray.data.joins import Columns
+from imgray.data.layout import place_of
 from imgray.data.names import FROZEN
 from imgray.data.sources import Source
 from imgray.engine.settings import EvaluateModelConfig, TrainConfig
@@ -18,6 +20,11 @@ LOOKED_AT = 64
 """Records of each part that are made examples of before a run."""
 
 
+def lengths(features: dict[str, str]) -> dict[str, int]:
+    """How long the vectors of features artifacts are, by input. Raises `UserError`."""
+    return {name: Columns(name, flag).dim for name, flag in features.items()}
+
+
 def source_of(config: TrainConfig | EvaluateModelConfig) -> Source:
     """The data set of a job, which any process finds. Raises `UserError`."""
     return Source(Folder(config.data).absolute, config.layout, config.joined)
@@ -25,8 +32,8 @@ def source_of(config: TrainConfig | EvaluateModelConfig) -> Source:
 
 def digests(features: dict[str, str]) -> dict[str, str]:
     """What tells features artifacts from others at their places, by input. Raises `UserError`."""
-    uris = {name: uri.partition("#")[0] for name, uri in features.items()}
-    return {name: read_manifest(Folder(uri), "features").digest for name, uri in uris.items()}
+    places = {name: Folder(place_of(flag)) for name, flag in features.items()}
+    return {name: read_manifest(place, "features").digest for name, place in places.items()}
 
 
 def frozen(source: Source, recipe: Recipe, output: Folder) -> Source:

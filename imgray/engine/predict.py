@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,18 @@ from pydantic import BaseModel
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.identity import Identity
 from imgray.artifacts.manifest import Manifest, read_manifest, sha256
-from imgray.data.collections import open_collection
-from imgray.data.fields import Values
+from imgray.data.collections import Collection, open_collection
+from imgray.data.fields import Input, Values
+from imgray.data.layout import place_of
 from imgray.engine.cluster import cluster, given_device
 from imgray.engine.collection import LISTED, Rejections, check_rejected, process_configured
+from imgray.engine.examples import digests
 from imgray.engine.producer import migrated, produce
 from imgray.engine.settings import PredictConfig
 from imgray.engine.sheets import draw_predictions
-from imgray.training.models import fingerprint_of, load_model, load_task
-from imgray.training.task import Arrays, Prediction, Task
+from imgray.training.carried import check_same, inputs_of
+from imgray.training.models import Prepared, fingerprint_of, load_model, load_task
+from imgray.training.task import Prediction, Task
 
 LONGEST_PATH, LONGEST_NAME = 800, 200
 """Bytes of an id, and of one part of it, that is the name of a file."""
@@ -54,18 +57,18 @@ class PredictResult(BaseModel):
 class PredictStep:
     """Records to rows of the predictions artifact."""
 
-    def __init__(self, model: str, output: Folder) -> None:
+    def __init__(self, model: str, output: Folder, given: Sequence[str] = ()) -> None:
         self.device = given_device()
-        self.model, self.output = load_model(model), output
+        self.model, self.output = load_model(model, given), output
         self.model.to(self.device)
         columns = list(self.model.task.columns)
         picture = [pa.field("picture", pa.string()), pa.field("sha256", pa.string())]
         self.schema = pa.schema([pa.field("id", pa.string()), *columns, *picture])
 
-    def prepare(self, values: Values) -> Arrays:
-        return self.model.task.prepare(values)
+    def prepare(self, values: Values) -> Prepared:
+        return self.model.prepare(values)
 
-    def process(self, ids: Sequence[str], batch: Sequence[Arrays]) -> tuple[pa.Table, Rejections]:
+    def process(self, ids: Sequence[str], batch: Sequence[Prepared]) -> tuple[pa.Table, Rejections]:
         rows, refused = [], []
         for id, one in zip(ids, self.model.predict(batch, self.device), strict=True):
             if _finite(one.row):
@@ -109,11 +112,11 @@ def _finite(row: Mapping[str, Any]) -> bool:
 class StepFactory:
     """Makes the step on a worker, from the model artifact."""
 
-    def __init__(self, model: str, output: Folder) -> None:
-        self.model, self.output = model, output
+    def __init__(self, model: str, output: Folder, given: Sequence[str]) -> None:
+        self.model, self.output, self.given = model, output, given
 
     def __call__(self) -> PredictStep:
-        return PredictStep(self.model, self.output)
+        return PredictStep(self.model, self.output, self.given)
 
 
 def predict(config: PredictConfig) -> PredictResult:
@@ -121,13 +124,17 @@ def predict(config: PredictConfig) -> PredictResult:
     output, folder = Folder(config.output), Folder(config.model)
     model = read_manifest(folder, "model")
     _, task = load_task(folder, model)
+    check_same(model, config.joined)
+    collect = partial(_collection, config, inputs_of(model, task, config.joined))
     migrate = partial(migrated, PredictConfig)
     identity = migrate(config.identity() | {"fingerprint": fingerprint_of(model)})
+    if config.features:
+        identity["joined"] = digests(config.joined)
     manifest = produce(
         output,
         "predictions",
         identity,
-        partial(_predict, config, identity, output, task),
+        partial(_predict, config, identity, output, task, collect),
         sources=[*config.read, config.model],
         note=LISTED,
         overwrite=config.overwrite,
@@ -135,22 +142,34 @@ def predict(config: PredictConfig) -> PredictResult:
     )
     check_rejected(output, manifest, config.max_rejected)
     if config.contact_sheet:
-        collection = open_collection(config.images, task.inputs, config.layout)
-        draw_predictions(Path(config.contact_sheet), collection, output, manifest, task)
+        draw_predictions(Path(config.contact_sheet), collect(), output, manifest, task)
     return PredictResult(output=output.uri, contact_sheet=config.contact_sheet, **manifest.counts)
 
 
-def _predict(config: PredictConfig, identity: Identity, output: Folder, task: Task) -> Manifest:
-    factory = StepFactory(identity["model"], output)
-    collection = open_collection(config.images, task.inputs, config.layout, config.suffixes)
+def _collection(config: PredictConfig, inputs: Mapping[str, Input]) -> Collection:
+    """The records. Raises `UserError`."""
+    return open_collection(config.images, inputs, config.layout, config.suffixes, config.joined)
+
+
+def _predict(
+    config: PredictConfig,
+    identity: Identity,
+    output: Folder,
+    task: Task,
+    collect: Callable[[], Collection],
+) -> Manifest:
+    factory = StepFactory(identity["model"], output, list(config.joined))
+    records = collect()
     with cluster():
-        outcome = process_configured("predict", config, collection, output, factory)
+        outcome = process_configured("predict", config, records, output, factory)
+    joined = identity.get("joined", {})
     return Manifest(
         kind="predictions",
         config=identity,
         made_from={
             identity["images"]: outcome.files[0].sha256,
             identity["model"]: identity["fingerprint"],
+            **{place_of(config.joined[name]): digest for name, digest in joined.items()},
         },
         counts=outcome.model_dump(exclude={"files"}),
         about={"classes": list(task.classes), "columns": task.columns.names},

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from imgray.artifacts.folder import Folder
 from imgray.config import Code, JobConfig, Precision
 from imgray.data import pixels
-from imgray.data.layout import Layout, pairs
+from imgray.data.layout import Layout, pairs, place_of
 
 Regions = Literal["global", "pyramid"]
 SHARD_IMAGES = 100_000
+
+
+def _listed(given: Any) -> Any:
+    """A text alone is a list of one."""
+    return [given] if isinstance(given, str) else given
 
 
 class TableConfig(JobConfig):
@@ -29,15 +34,24 @@ class TableConfig(JobConfig):
     root: str | None = Field(
         default=None, description="where paths in cells start (default: where the table lies)"
     )
-    pattern: str | None = Field(
-        default=None, description="the path, with {} where the cell's text belongs: images/{}.jpg"
+    pattern: Annotated[list[str] | None, BeforeValidator(_listed)] = Field(
+        default=None,
+        description="the path, with {} where the cell's text belongs: images/{}.jpg; or one for "
+        "each input: image=images/{}.jpg mask=masks/{}.png",
+        json_schema_extra={"metavar": "[NAME=]PATTERN"},
     )
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that determine the content of the output; one pattern is a text alone."""
+        found = super().identity()
+        own = self.pattern or []
+        return found | {"pattern": own if len(own) > 1 else next(iter(own), None)}
 
     @property
     def layout(self) -> Layout:
         """How a table is read. Raises `UserError`."""
         root = Folder(self.root).absolute if self.root else None
-        return Layout.parse(self.columns, root, self.pattern)
+        return Layout.parse(self.columns, root, self.pattern or [])
 
 
 class FeaturesConfig(TableConfig):
@@ -48,8 +62,9 @@ class FeaturesConfig(TableConfig):
     features: list[str] = Field(
         default=[],
         description="features artifact whose vectors an input takes, joined to the table by id, or "
-        "by the column that --columns gives the input; #NET.LAYER where it has several",
-        json_schema_extra={"metavar": "NAME=URI[#NET.LAYER]"},
+        "by the column that --columns gives the input; #NET.LAYER where it has several columns, "
+        "#NET.LAYER,NET.LAYER for some of them side by side, each of unit length",
+        json_schema_extra={"metavar": "NAME=URI[#NET.LAYER,...]"},
     )
 
     @property
@@ -269,11 +284,11 @@ class TrainConfig(FeaturesConfig):
         return self
 
 
-class PredictConfig(CollectionConfig):
+class PredictConfig(CollectionConfig, FeaturesConfig):
     """Run a trained model over every image below a folder or S3 prefix, exactly once."""
 
     runtime: ClassVar[frozenset[str]] = CollectionConfig.runtime | {"contact_sheet"}
-    uris: ClassVar[frozenset[str]] = CollectionConfig.uris | {"model"}
+    uris: ClassVar[frozenset[str]] = CollectionConfig.uris | FeaturesConfig.uris | {"model"}
 
     model: str = Field(description="folder or s3://bucket/prefix of the model artifact")
     output: str = Field(description="folder or s3://bucket/prefix for the predictions artifact")
@@ -283,6 +298,11 @@ class PredictConfig(CollectionConfig):
         description="also draw some of the images and what the model says of them",
         json_schema_extra={"metavar": "PNG"},
     )
+
+    @property
+    def read(self) -> list[str]:
+        """The places that are read, none of which may lie in the output."""
+        return [*super().read, *map(place_of, self.joined.values())]
 
 
 class EvaluateConfig(JobConfig):

@@ -26,6 +26,7 @@ from imgray.engine.examples import (
     check_examples,
     digests,
     frozen,
+    lengths,
     open_examples,
     source_of,
 )
@@ -35,12 +36,13 @@ from imgray.engine.settings import TrainConfig
 from imgray.engine.watch import LostWorkers, follow, start_watch
 from imgray.errors import UserError, cause_of
 from imgray.training import catalog, models
+from imgray.training.carried import carry
 from imgray.training.checkpoints import Keeper
 from imgray.training.loop import Place, Run, States, load_start
 from imgray.training.models import fingerprint_of, save_model
 from imgray.training.recipe import Recipe
 from imgray.training.sheet import SAMPLES
-from imgray.training.task import Task, check_names, settled_recipe
+from imgray.training.task import Task, check_names, settled_recipe, with_dims
 
 CHECKPOINTS = f"{WORK}/checkpoints"
 PLACE_SECONDS = 20
@@ -100,6 +102,7 @@ def train(config: TrainConfig) -> TrainResult:
             "example per step"
         )
     output, source = Folder(config.output), source_of(config)
+    recipe = with_dims(recipe, lengths(source.features))
     identity = config.identity() | {"recipe": recipe.model_dump(mode="json", by_alias=True)}
     if recipe.start:
         prints = {name: _fingerprint(uri) for name, uri in recipe.starts.items()}
@@ -146,6 +149,8 @@ def _train(
     examples = open_examples(recipe, data)
     check_examples(examples)
     check_recipe(recipe, examples.task)
+    inputs = {name: flag for name, flag in source.features.items() if name in examples.task.inputs}
+    carried = carry(inputs, output)
     kept = Folder(f"{output.uri.rstrip('/')}/{CHECKPOINTS}")
     steps = recipe.length(len(examples.train))
     with cluster():
@@ -156,7 +161,7 @@ def _train(
     state = found[1]
     samples = kept.read(SAMPLES) if kept.exists(SAMPLES) else None
     files, about = save_model(
-        output, recipe, examples.task.classes, state["modules"], state["lines"], samples
+        output, recipe, examples.task.classes, state["modules"], state["lines"], samples, carried
     )
     counts = {"steps": steps, "train": len(examples.train), "validate": len(examples.val)}
     return Manifest(kind="model", config=identity, counts=counts, about=about, files=files)

@@ -120,7 +120,7 @@ class ModelAnswer(BaseModel):
         task = model.task
         inputs = {
             name: InputAnswer(type=one.type, required=not one.optional, **one.details())
-            for name, one in task.inputs.items()
+            for name, one in model.inputs.items()
         }
         outputs = {
             name: FieldAnswer(type=one.type, **one.details()) for name, one in task.outputs.items()

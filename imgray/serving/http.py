@@ -268,7 +268,7 @@ class Service:
         """What a model says of a record: all outputs as JSON, or the one that it paints as PNG."""
         async with self._heard(request):
             model = self.models.named(name)
-            inputs, painted = model.task.inputs, model.task.painted is not None
+            inputs, painted = model.inputs, model.task.painted is not None
             png = wants_png(request, painted)
             options, given = await read_record(request, inputs, self.limits.body_bytes)
             for field, value in given.items():
@@ -321,7 +321,7 @@ class Service:
     ) -> tuple[Served, Answer]:
         """What a model of a kind says of a mere picture."""
         model = self.models.of_kind(kind, options.model)
-        given = {picture_of(model.task.inputs): await self._picture(pictures, options.id)}
+        given = {picture_of(model.inputs): await self._picture(pictures, options.id)}
         return model, await self.models.ask(model, given, painted)
 
     async def _picture(

@@ -8,11 +8,12 @@ from typing import Any, Self
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_manifest
-from imgray.data.fields import Values, checked
+from imgray.data.fields import Input, Values, checked
 from imgray.data.pixels import Rejected
 from imgray.serving.calls import call_with_pictures, refused
 from imgray.serving.guard import Refusal
 from imgray.serving.predictor import Answer
+from imgray.training.carried import inputs_of
 from imgray.training.models import fingerprint_of, load_task
 from imgray.training.task import Task
 
@@ -25,13 +26,15 @@ class Served:
     uri: str
     task: Task
     fingerprint: str
+    inputs: Mapping[str, Input]
 
     @classmethod
     def of(cls, name: str, uri: str) -> Self:
         """Read from the artifact, without its tensors."""
         folder = Folder(uri)
         manifest = read_manifest(folder, "model")
-        return cls(name, uri, load_task(folder, manifest)[1], fingerprint_of(manifest))
+        _, task = load_task(folder, manifest)
+        return cls(name, uri, task, fingerprint_of(manifest), inputs_of(manifest, task))
 
 
 class Models:
@@ -76,7 +79,7 @@ class Models:
         Raises:
             Refusal: an input is not as it is declared, or there is no answer.
         """
-        inputs = model.task.inputs
+        inputs = model.inputs
         try:
             values = checked(inputs, given)
         except Rejected as fault:

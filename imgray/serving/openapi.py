@@ -80,7 +80,7 @@ def _asked(any_model: Mapping[str, Any], model: Served, indexed: bool) -> dict[s
         **in_query(AskOptions),
         "summary": f"Ask {model.name}",
         "operationId": f"ask_{model.name}",
-        "requestBody": {"content": _bodies(task.inputs, indexed)},
+        "requestBody": {"content": _bodies(model.inputs, indexed)},
         "responses": {
             **any_model["responses"],
             "200": {**any_model["responses"]["200"], "content": content},

@@ -18,8 +18,8 @@ from imgray.data.pixels import Rejected, check_header, decode
 from imgray.features.backbones import visible_device
 from imgray.serving.metrics import metrics, timed
 from imgray.serving.settings import Batching
-from imgray.training.models import load_model
-from imgray.training.task import Arrays, Prediction, Task
+from imgray.training.models import Model, Prepared, load_model
+from imgray.training.task import Prediction, Task
 
 
 @dataclass(frozen=True)
@@ -57,38 +57,37 @@ class Predictor:
             values: its inputs by name, checked.
             painted: whether the picture that the model paints is wanted.
         """
-        task = self.model.task
         try:
             with timed("decode"):
-                prepared = await asyncio.to_thread(prepared_of, task, values, self.pixels)
+                prepared = await asyncio.to_thread(prepared_of, self.model, values, self.pixels)
         except Rejected as error:
             return error
         with timed("predict"):
             prediction: Prediction = await self._run(prepared)
-        return await asyncio.to_thread(answer_of, task, prediction, painted)
+        return await asyncio.to_thread(answer_of, self.model.task, prediction, painted)
 
     def ready(self) -> bool:
         """Answered when this replica can answer."""
         return True
 
     @serve.batch
-    async def _run(self, items: list[Arrays]) -> list[Prediction]:
+    async def _run(self, items: list[Prepared]) -> list[Prediction]:
         metrics().batch_size.observe(len(items))
         return await asyncio.to_thread(self.model.predict, items, self.device)
 
 
-def prepared_of(task: Task, values: Values, pixels: int) -> Arrays:
+def prepared_of(model: Model, values: Values, pixels: int) -> Prepared:
     """A record as the model takes it.
 
     Args:
-        task: of the model.
+        model: which.
         values: the inputs by name, checked.
         pixels: of all its pictures at most.
 
     Raises:
         Rejected: the reason, which begins with the name of the input at fault.
     """
-    pictures = {n: value for n, value in values.items() if isinstance(task.inputs[n], Picture)}
+    pictures = {n: value for n, value in values.items() if isinstance(model.inputs[n], Picture)}
     for name, data in pictures.items():
         try:
             width, height = check_header(data, pixels)
@@ -96,8 +95,10 @@ def prepared_of(task: Task, values: Values, pixels: int) -> Arrays:
             raise Rejected(f"{name}: {error}") from None
         pixels -= width * height
     try:
-        return task.prepare(values)
+        return model.prepare(values)
     except Rejected as error:
+        if any(str(error).startswith(f"{name}: ") for name in model.extractors):
+            raise
         name = _broken(pictures) or next(iter(values), "nothing given")
         raise Rejected(f"{name}: {error}") from None
 

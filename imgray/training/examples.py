@@ -51,7 +51,7 @@ class Examples:
         """The `number`th batch of the validation examples that fall to a worker."""
         first = (number * world + rank) * self._together
         rows = range(first, min(first + self._together, len(self.val)))
-        return _stacked([self.example(self.val[row], None) for row in rows])
+        return _stacked([self.example(record, None) for record in self.val.records(rows)])
 
     def validations(self, rank: int, world: int) -> int:
         """How many batches of validation examples fall to a worker."""

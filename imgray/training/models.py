@@ -2,14 +2,16 @@
 
 `model.safetensors` holds the tensors, `config.json` the recipe and the names of the classes,
 `curves.jsonl` the metrics as training went; pictures show these and what the networks have learnt.
-The fingerprint is the digest of the first two.
+Of a model that learnt from joined features, `carried/` holds their extractors
+(`imgray.training.carried`). The fingerprint is the digest of the first two, and of the fingerprints
+of these extractors.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,10 +29,12 @@ from imgray.artifacts.manifest import (
     sha256,
 )
 from imgray.config import Precision, validate
+from imgray.data.fields import Input, Values
 from imgray.drawing import plots
 from imgray.errors import UserError
 from imgray.features.backbones import Backbone, layer_paths
 from imgray.features.weights import Request, build
+from imgray.training.carried import Carried, InputExtractor, asked, carried_of
 from imgray.training.checkpoints import check_finite, load_state, pack, unpack
 from imgray.training.loop import (
     CURVES,
@@ -52,25 +56,78 @@ PASS_VALUES = 3 * 2**20
 which FCFN takes 1 GB."""
 
 
+Prepared = dict[str, Any]
+"""A record on its way into a model: arrays of `Task.prepare`, or, where the model carries
+extractors, its inputs by name, some of them as an extractor has prepared them."""
+
+
 @dataclass(frozen=True)
 class Model:
-    """A trained model, its networks in evaluation mode on the CPU."""
+    """A trained model, its networks in evaluation mode on the CPU.
+
+    extractors: those that it carries, by the input whose vectors they make.
+    """
 
     recipe: Recipe
     task: Task
     learner: Learner
     fingerprint: str
+    extractors: Mapping[str, InputExtractor] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> dict[str, Input]:
+        """What it takes, by name: a picture or a text where it makes the vector itself."""
+        return asked(self.task, {name: made.own for name, made in self.extractors.items()})
 
     def to(self, device: str) -> None:
         """Move all networks to a device."""
         for net in self.learner.modules.values():
             net.to(device)
+        for own in self.extractors.values():
+            own.extractor.to(device)
 
-    def predict(self, items: Sequence[Arrays], device: str) -> list[Prediction]:
-        """Predictions for images of `Task.prepare`, in their order, on the networks' device.
+    def prepare(self, values: Values) -> Prepared:
+        """Decode the inputs of a record, checked as `inputs` says, for `predict`.
 
-        Images of one shape share a forward pass; of photographs, only as far as memory goes.
+        Raises:
+            Rejected: what cannot be decoded.
         """
+        if not self.extractors:
+            return self.task.prepare(values)
+        found = self.decoded(values)
+        vectors = {name: made.any for name, made in self.extractors.items() if name in found}
+        self.task.prepare(found | vectors)  # what else is wrong is found before there is a batch
+        return found
+
+    def decoded(self, values: Values) -> dict[str, Any]:
+        """A record of which the extractors have prepared what they take, and all else is as it was.
+
+        Raises:
+            Rejected: what cannot be decoded, by the name of the input.
+        """
+        return {
+            name: self.extractors[name].prepare(value) if name in self.extractors else value
+            for name, value in values.items()
+        }
+
+    def embedded(self, items: Sequence[Prepared]) -> list[dict[str, Any]]:
+        """Records of `decoded` whose vectors are made, each extractor running over all at once."""
+        found = [dict(item) for item in items]
+        for name, own in self.extractors.items():
+            have = [one for one in found if name in one]
+            if have:
+                vectors = own.vectors([one[name] for one in have])
+                for one, vector in zip(have, vectors, strict=True):
+                    one[name] = vector
+        return found
+
+    def predict(self, items: Sequence[Prepared], device: str) -> list[Prediction]:
+        """Predictions for records of `prepare`, in their order, on the networks' device.
+
+        Those of one shape share a forward pass; of photographs, only as far as memory goes.
+        """
+        if self.extractors:
+            items = [self.task.prepare(values) for values in self.embedded(items)]
         found: dict[int, Prediction] = {}
         for places in self._passes(items):
             answers = self._forward([items[place] for place in places], device)
@@ -102,10 +159,11 @@ def save_model(
     states: States,
     lines: Sequence[Line],
     samples: bytes | None = None,
+    carried: Carried | None = None,
 ) -> tuple[list[FileEntry], dict[str, Any]]:
     """Write the files of a model artifact: their entries, and what its manifest says about it.
 
-    `samples` is the last sheet of samples, of a task that paints.
+    `samples` is the last sheet of samples, of a task that paints; the files of `carried` are there.
 
     Raises `UserError` for tensors that are not finite, before anything is written.
     """
@@ -122,8 +180,13 @@ def save_model(
     for name, data in contents.items():
         folder.write(name, data)
     files = [entry_of(name, data) for name, data in contents.items()]
-    print_ = sha256("".join(entry.sha256 for entry in files[:2]).encode())
-    return files, {"task": recipe.task, "fingerprint": print_, "metrics": _last(lines)}
+    print_ = "".join(entry.sha256 for entry in files[:2])
+    about: dict[str, Any] = {"task": recipe.task, "metrics": _last(lines)}
+    if carried and carried.inputs:
+        print_ += json.dumps(carried.prints, sort_keys=True)
+        files += carried.files
+        about["carried"] = {n: one.model_dump(mode="json") for n, one in carried.inputs.items()}
+    return files, about | {"fingerprint": sha256(print_.encode())}
 
 
 def _last(lines: Sequence[Line]) -> dict[str, float]:
@@ -132,8 +195,12 @@ def _last(lines: Sequence[Line]) -> dict[str, float]:
     return {k: v for k, v in evaluated[-1].items() if k not in plots.PLACES}
 
 
-def load_model(uri: str) -> Model:
-    """Load a model artifact, every file verified. Raises `UserError`."""
+def load_model(uri: str, given: Collection[str] = ()) -> Model:
+    """Load a model artifact, every file verified. Raises `UserError`.
+
+    `given` are inputs that come as vectors, so that the extractors which the model carries for them
+    are not loaded.
+    """
     folder = Folder(uri)
     manifest = read_manifest(folder, "model")
     recipe, task = load_task(folder, manifest)
@@ -141,7 +208,12 @@ def load_model(uri: str) -> Model:
     load_nets(learner.modules, load_states(folder, manifest), f"{uri}/{WEIGHTS}")
     for net in learner.modules.values():
         net.eval()
-    return Model(recipe, task, learner, fingerprint_of(manifest))
+    extractors = {
+        name: InputExtractor(uri, name, own, manifest)
+        for name, own in carried_of(manifest).items()
+        if name not in given
+    }
+    return Model(recipe, task, learner, fingerprint_of(manifest), extractors)
 
 
 def load_backbone(
@@ -212,7 +284,10 @@ def _verified(uri: str) -> States:
 
 
 def fingerprint_of(manifest: Manifest) -> str:
-    """The digest of a model's tensors, recipe and classes. Raises `UserError` if there is none."""
+    """The digest of a model's tensors, recipe and classes, and of what it carries.
+
+    Raises `UserError` if there is none.
+    """
     if "fingerprint" not in manifest.about:
         raise UserError("a model's manifest without a fingerprint; make the model again")
     return str(manifest.about["fingerprint"])

@@ -90,6 +90,17 @@ class Learner(ABC):
     def predict(self, batch: Batch) -> list[Prediction]:
         """Predictions for a batch of `Task.prepare`."""
 
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        """The joint embedding of what a batch of `Task.prepare` holds, by the input's name.
+
+        For each of `image` and `text` that is present float32 (B, `Task.joint`) of unit length; the
+        dot product of an image's and a text's is the score of the pair.
+
+        Raises:
+            UserError: this model has none.
+        """
+        raise UserError(f"{type(self).__name__} has no joint embedding of images and texts")
+
     def state(self) -> dict[str, Tensor]:
         """What this worker keeps beside the networks, items along the first axis: an image pool."""
         return {}
@@ -153,6 +164,11 @@ class Task(ABC):
     @abstractmethod
     def outputs(self) -> Mapping[str, Output]:
         """What a `Prediction` holds, by name."""
+
+    @property
+    def joint(self) -> int | None:
+        """Dimensions of the joint embedding (`Learner.embed`); None where there is none."""
+        return None
 
     @property
     def columns(self) -> pa.Schema:
@@ -240,6 +256,23 @@ def task_of(recipe: Recipe, classes: Sequence[str]) -> Task:
     task = kind(settings, classes)
     _check_declared(task)
     return task
+
+
+def with_dims(recipe: Recipe, dims: Mapping[str, int]) -> Recipe:
+    """A recipe whose task knows how long the vectors of inputs are.
+
+    Args:
+        recipe: its setting `dims`, by input, stays where it says something.
+        dims: of inputs that are joined; for a task without that setting they mean nothing.
+
+    Raises:
+        UserError: there is no such task, or its settings are not what it takes.
+    """
+    kind: type[Task] = class_named(recipe.task, Task, "task")
+    if not dims or "dims" not in kind.Settings.model_fields:
+        return recipe
+    said = validate(kind.Settings, recipe.settings, "recipe: settings").model_dump()["dims"]
+    return recipe.model_copy(update={"settings": recipe.settings | {"dims": {**dims, **said}}})
 
 
 RESERVED = frozenset({"id", "group", "split", "class", "picture", "sha256"})
