@@ -198,12 +198,11 @@ def _build(
     started = time.monotonic()
     held_out, sample = _split(source, config)
     remote: Any = ray.remote(num_cpus=config.cpus_per_task, max_retries=TASK_RETRIES)
-    fitting = [remote(fit_part).remote(source, output, settings, sample)]
+    fitting: list[tuple[Any, ...]] = [(source, output, settings, sample)]
     if joint:
-        rows = sample_rows(joint.source, config, held_out)
-        given = joint.source, output, joint.settings, rows, PLACES[TEXT], joint.embedding
-        fitting.append(remote(fit_part).remote(*given))
-    parts: list[Part] = ray.get(fitting)
+        rows = sample_rows(joint, config, held_out)
+        fitting.append((joint.source, output, joint.settings, rows, PLACES[TEXT], joint.embedding))
+    parts: list[Part] = ray.get([remote(fit_part).remote(*given) for given in fitting])
     fitted = time.monotonic()
     _warn_of_many(settings.lists)
     whole = source.joined(joint.source) if joint else source

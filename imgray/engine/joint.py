@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,7 +95,7 @@ class JointPart:
     embedding: Embedding
     source: Source
     settings: CodebookSettings
-    about: dict[str, str | int]
+    about: dict[str, Any]
     files: list[FileEntry]
     texts: list[str]
 
@@ -139,13 +139,22 @@ def load_words(folder: Folder, manifest: Manifest) -> Joint:
 
 
 def sample_rows(
-    source: Source, config: IndexConfig, held_out: NDArray[np.int64]
+    part: JointPart, config: IndexConfig, held_out: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Rows of the pictures on which the joint part's codebook is trained, rising."""
+    """Rows of the pictures on which the joint part's codebook is trained, rising.
+
+    Raises `UserError` where they are too few for its words.
+    """
     random = np.random.default_rng([config.seed, 1])
-    drawn = source.sample(config.sample + len(held_out), random)
+    drawn = part.source.sample(config.sample + len(held_out), random)
     rows = drawn[~np.isin(drawn, held_out)][: config.sample]
-    return np.sort(rows if len(rows) else held_out)
+    rows = rows if len(rows) else held_out
+    if len(rows) < part.settings.lists:
+        raise UserError(
+            f"--joint-codewords {part.settings.lists}: the sample has only {len(rows)} images; "
+            "ask for fewer words, or index more images"
+        )
+    return np.sort(rows)
 
 
 def _copy(source: Folder, model: Manifest, output: Folder) -> list[FileEntry]:

@@ -270,16 +270,8 @@ def fit_unprojected(sample: Floats, settings: CodebookSettings) -> Codebooks:
 
     They do, up to the code: queries may come from another distribution than what is indexed, as
     texts do in a joint embedding with images, and to centre or cut both would change their order.
-
-    Raises:
-        UserError: the sample is too small for so many words.
     """
     [name], [count] = settings.features, settings.codewords
-    if len(sample) < count:
-        raise UserError(
-            f"--{name}-codewords {count}: the sample has only {len(sample)} images; "
-            "ask for fewer words, or index more images"
-        )
     words = {name: kmeans(sample, count, settings.seed)}
     return Codebooks(settings, {}, words, {}, _empty_index(sample, settings))
 
