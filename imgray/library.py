@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, overload
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +16,14 @@ from PIL import Image
 
 from imgray.artifacts.folder import Folder, read_uri
 from imgray.artifacts.manifest import read_manifest
+from imgray.config import Fusion
 from imgray.data import fields, pixels
 from imgray.data.fields import Input, Output, checked, sole_picture
 from imgray.errors import UserError
 from imgray.features.columns import columns_of, schema
 from imgray.retrieval.backend import check_installed
 from imgray.retrieval.deepindex import Result
+from imgray.retrieval.modalities import Blend
 
 if TYPE_CHECKING:
     from pyarrow.dataset import Dataset
@@ -93,32 +95,49 @@ class Index:
     def search(
         self,
         image: Picture | None = None,
+        text: str | None = None,
         *,
         id: str | None = None,
         top: int = 10,
         weights: Mapping[str, float] | None = None,
         prefix: str = "",
+        modalities: Mapping[str, float] | None = None,
+        fusion: Fusion = "average",
     ) -> list[Result]:
-        """The images most like one, best first, as `imgray search` and the service rank them.
+        """The images most like one, or that words describe, best first.
+
+        As `imgray search` and the service rank them.
 
         Args:
             image: what to search with.
-            id: instead, an indexed image, which is read from the collection.
+            text: words to search with, of an index with a joint part; alone or beside an image.
+            id: in place of the image, an indexed one, which is read from the collection.
             top: results at most.
-            weights: by feature name its weight in the comparison, 1 where not named.
+            weights: by feature name its weight in the comparison of images, 1 where not named.
             prefix: only images whose id starts so are results.
+            modalities: weight of `image` and of `text` where there are both, 1 where not named.
+            fusion: how their rankings are joined, `average` or `adaptive`.
 
         Raises:
-            UserError: not one of image and id, no image, no such id, or no such feature.
+            UserError: nothing to search with, an image beside an id, no image, no such id, no such
+                feature, a text that cannot be read, or an index without a joint part.
         """
-        if (image is None) == (id is None):
-            raise UserError("search takes an image or an id: one of them")
+        if (image is None) == (id is None) and (text is None or image is not None):
+            raise UserError("search takes an image or an id, one of them, or a text, or both")
         if top < 1:
             raise UserError(f"top={top}: at least 1")
-        data = self._engine.picture(id) if id is not None else _bytes(image)
-        name = _name(image if id is None else id)
-        [hits] = self._engine.search_images({name: data}, top, weights, prefix)
-        return hits.results()
+        if fusion not in get_args(Fusion):
+            raise UserError(f"fusion={fusion!r}: expected {' or '.join(get_args(Fusion))}")
+        given = None if image is None else _bytes(image)
+        return self._engine.search(
+            self._engine.picture(id) if id is not None else given,
+            text,
+            top=top,
+            weights=weights,
+            prefix=prefix,
+            blend=Blend(modalities or {}, fusion),
+            name=_name(image if id is None else id),
+        ).results()
 
 
 class Model:

@@ -17,7 +17,7 @@ from synthetic import clustered, names, settings
 from imgray.errors import UserError
 from imgray.features.columns import Vectors
 from imgray.retrieval.codebook import Codebooks, fit
-from imgray.retrieval.deepindex import DeepIndex, Hits, Shard, ShardBuilder, merge
+from imgray.retrieval.deepindex import DeepIndex, Hits, Images, Shard, ShardBuilder, merge
 
 PYRAMID = (1, 4, 9)
 BLOCK = 16
@@ -57,10 +57,12 @@ class World:
                 cut = {name: value[rows] for name, value in self.vectors.items()}
                 builder.add(names(self.images)[rows], cut)
             stem = self.folder / f"{shards}-{first}"
-            builder.write(stem.with_suffix(".faiss"), stem.with_suffix(".parquet"))
+            builder.write(stem.with_suffix(".faiss"))
+            builder.write_images(stem.with_suffix(".parquet"))
             lists, counts = builder.document_frequency()
             frequency[lists] += counts
-            found.append(Shard(stem.with_suffix(".faiss"), stem.with_suffix(".parquet"), first))
+            images = Images(stem.with_suffix(".parquet"))
+            found.append(Shard(stem.with_suffix(".faiss"), images, first))
             if in_memory:
                 found[-1].index = faiss.read_index(str(stem.with_suffix(".faiss")))
         return found, frequency
@@ -440,7 +442,7 @@ def test_a_shard_is_a_table_of_ids_and_signatures(tmp_path: Path) -> None:
     assert [(len(part), part.offset) for part in parts] == [(16, 0), (24, 16)]
     assert [id for part in parts for id in part.ids.to_pylist()] == names(40)
     expected = [_signature(world.books, world.vectors, image) for image in range(40)]
-    found = np.concatenate([part.signatures for part in parts])
+    found = np.concatenate([part.images.signatures for part in parts])
     assert np.abs(found - np.stack(expected)).max() <= 1
     table = pq.read_table(tmp_path / "2-0.parquet")
     assert table.schema.names == ["id", "signature"]

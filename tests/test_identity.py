@@ -142,7 +142,7 @@ def test_an_extraction_is_found_from_elsewhere(here: Path, monkeypatch: pytest.M
 
 
 def test_an_index_is_found_from_elsewhere(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    report = SimpleNamespace(bytes_per_image=1.0, recall={})
+    report = SimpleNamespace(bytes_per_image=1.0, recall={}, modalities={})
     monkeypatch.setattr(imgray.engine.index, "_build", _stop)
     monkeypatch.setattr(imgray.engine.index, "read_report", lambda *_: report)
     digest = write_features("features", clustered(1, 20, 1, {"one.high": 8})).digest

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -216,8 +216,11 @@ def begin(
     config: Identity,
     overwrite: bool = False,
     migrate: Migrate = dict,
+    free: Collection[str] = (),
 ) -> Manifest | None:
     """Start or continue an artifact, whose stored settings are compared after `migrate`.
+
+    Those named in `free` may differ from the ones that an unfinished run began with.
 
     Returns the manifest when the artifact is already finished with these settings; None when
     there is work to do. Raises `UserError` when the folder holds an artifact, finished or not,
@@ -231,7 +234,8 @@ def begin(
         folder.remove(WORK)
         return manifest
     if folder.exists(_RUN):
-        _refuse_other(folder, migrate(_started_with(folder)), config)
+        started = migrate(_started_with(folder))
+        _refuse_other(folder, started | {key: config.get(key) for key in free}, config)
     elif folder.sizes():
         raise UserError(
             f"{folder.uri}: the folder is not empty and holds no imgray artifact; choose another"

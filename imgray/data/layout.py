@@ -60,3 +60,14 @@ def pairs(flag: str, given: Sequence[str], what: str) -> dict[str, str]:
 def place_of(flag: str) -> str:
     """The URI of the features artifact that a flag names, without `#COLUMN`."""
     return flag.partition("#")[0]
+
+
+def numbers(flag: str, given: Sequence[str], what: str) -> dict[str, float]:
+    """The values of a flag that takes NAME=NUMBER. Raises `UserError`."""
+    found = {}
+    for name, value in pairs(flag, given, what).items():
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise UserError(f"{flag} {name}={value}: expected a number") from None
+    return found

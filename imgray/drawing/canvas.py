@@ -83,6 +83,22 @@ def short(text: str, size: int, width: int) -> str:
     return found
 
 
+def wrapped(text: str, size: int, width: int, most: int) -> list[str]:
+    """The text in a few lines of at most `width` pixels; the last is cut where more follow."""
+    words = [short(word, size, width) for word in text.split()]
+    lines: list[str] = []
+    for place, word in enumerate(words):
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font(size).getlength(longer) <= width:
+            lines[-1] = longer
+        elif len(lines) < most:
+            lines.append(word)
+        else:
+            lines[-1] = short(" ".join([lines[-1], *words[place:]]), size, width)
+            break
+    return lines
+
+
 def _ends(text: str, keep: int) -> str:
     return f"{text[: (keep + 1) // 2]}...{text[len(text) - keep // 2 :]}"
 

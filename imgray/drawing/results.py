@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from imgray.drawing.canvas import HAIR, INK, PALE, WHITE, blank, font, save, short, tile
+from imgray.drawing.canvas import HAIR, INK, PALE, WHITE, blank, font, save, short, tile, wrapped
 from imgray.errors import UserError
 
 TILE = 152
@@ -17,6 +17,7 @@ MARGIN = 32
 QUERY_GAP = 40
 CAPTION = 48
 HEAD = 34
+WORD_LINES = 6
 TITLE = 46
 FOOT = 48
 
@@ -37,11 +38,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Row:
-    """A query, as encoded image and id, with its results, best first."""
+    """A query, as encoded image and id, or words, or both, with its results, best first."""
 
     query: bytes | None
     query_id: str
     results: list[Result]
+    words: str = ""
 
 
 def contact_sheet(rows: Sequence[Row], path: Path, columns: int = 8, title: str = "") -> None:
@@ -49,8 +51,8 @@ def contact_sheet(rows: Sequence[Row], path: Path, columns: int = 8, title: str 
 
     A result has a green frame and a check mark if it is right, a red frame and a cross if it is
     wrong, a grey frame and a question mark if that is unknown; where nothing is known of any, there
-    are no marks. An image that is missing or cannot be decoded is a grey tile that says so. The
-    file appears whole or not at all.
+    are no marks. Words stand in the place of the query, or below its image. An image that is
+    missing or cannot be decoded is a grey tile that says so. The file appears whole or not at all.
 
     Args:
         rows: the queries; of each at most `columns` results are drawn.
@@ -98,8 +100,11 @@ def _row(
 ) -> None:
     draw = ImageDraw.Draw(sheet)
     x, y = tile_origin(number, -1, titled)
-    _tile(sheet, (x, y), row.query, QUERY)
-    _caption(draw, (x, y + TILE + 6), row.query_id, 15, INK)
+    if row.words and row.query is None:
+        _words(sheet, (x, y), row.words)
+    else:
+        _tile(sheet, (x, y), row.query, QUERY)
+        _caption(draw, (x, y + TILE + 6), row.words or row.query_id, 15, INK)
     line = x + TILE + QUERY_GAP // 2
     draw.line((line, y, line, y + TILE), HAIR, 2)
     if not row.results:
@@ -130,6 +135,15 @@ def _tile(sheet: Image.Image, at: tuple[int, int], data: bytes | None, colour: s
     framed = tile((TILE, TILE), data, FRAME)
     ImageDraw.Draw(framed).rectangle((0, 0, TILE - 1, TILE - 1), outline=colour, width=FRAME)
     sheet.paste(framed, at)
+
+
+def _words(sheet: Image.Image, at: tuple[int, int], text: str) -> None:
+    """Words in a frame as that of a picture, as many of them as there is room for."""
+    draw, (x, y) = ImageDraw.Draw(sheet), at
+    draw.rectangle((x, y, x + TILE - 1, y + TILE - 1), outline=QUERY, width=FRAME)
+    lines = wrapped(text, 15, TILE - 2 * FRAME - 12, WORD_LINES)
+    middle = (x + TILE / 2, y + TILE / 2)
+    draw.multiline_text(middle, "\n".join(lines), INK, font(15), "mm", align="center")
 
 
 @cache

@@ -201,7 +201,7 @@ def _draw(
     for title, queries in chosen.items():
         path = root / f"{title}.png"
         hits = [_without(answers[id], id) for id in queries]
-        pictures = {id: images.read(id) for id in queries}
+        pictures = [sheets.Asked(id, images.read(id)) for id in queries]
         collection, title = Files(images, "image"), f"multi-DeepIndex: {title}"
         sheets.draw_results(path, collection, pictures, hits, groups, title)
         paths.append(str(path))

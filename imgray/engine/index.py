@@ -11,48 +11,48 @@ import itertools
 import math
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 from numpy.typing import NDArray
 from pydantic import BaseModel
-from safetensors.numpy import load as load_safetensors
-from safetensors.numpy import save as save_safetensors
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.identity import Identity
-from imgray.artifacts.manifest import (
-    WORK,
-    FileEntry,
-    Manifest,
-    entry_of,
-    entry_of_file,
-    read_file,
-    read_manifest,
-    scratch,
+from imgray.artifacts.manifest import FileEntry, Manifest, entry_of, read_file, read_manifest
+from imgray.engine.build import (
+    FITTED,
+    Part,
+    Receipt,
+    build_shard,
+    build_shards,
+    fit_part,
+    sum_frequencies,
 )
 from imgray.engine.cluster import TASK_RETRIES, cluster
+from imgray.engine.joint import JointPart, joint_part, sample_rows
 from imgray.engine.producer import migrated, produce
-from imgray.engine.progress import Progress, say
-from imgray.engine.report import REPORT, measure, read_report
+from imgray.engine.progress import say
+from imgray.engine.report import REPORT, Measured, Report, measure, read_report
 from imgray.engine.rows import BLOCK, Source
 from imgray.engine.settings import SHARD_IMAGES, IndexConfig
-from imgray.engine.shards import CODEBOOKS, FREQUENCY
+from imgray.engine.shards import PLACES
 from imgray.errors import UserError
 from imgray.features.columns import FeatureInfo, choose
 from imgray.features.extractor import ExtractorConfig, weights_file
-from imgray.retrieval.codebook import Codebooks, CodebookSettings, fit
-from imgray.retrieval.deepindex import ShardBuilder
+from imgray.retrieval.codebook import Codebooks, CodebookSettings
+from imgray.retrieval.modalities import IMAGE, TEXT
 
 MAX_CODEWORDS = 4096
 DEFAULT_LISTS = 2**20
 """The most inverted lists that default codewords make: 169 MB of a build task, 25 of a shard."""
 BUILT_BYTES, OPENED_BYTES = 161, 24
 """What FAISS 1.15 takes for a list without postings: in a build task, in a memory-mapped shard."""
-FITTED = f"{WORK}/codebooks.json"
-"""The note that codebooks are done."""
+SEARCHED_WITH = frozenset({"probes", "joint_probes", "text_queries"})
+"""Settings that a run which goes on may change: what is built so far does not depend on them."""
+MEASURED = "recall@10"
+"""The recall that `--min-recall` is about."""
 
 
 class IndexResult(BaseModel):
@@ -63,23 +63,17 @@ class IndexResult(BaseModel):
     shards: int
     bytes_per_image: float
     recall: dict[str, float]
+    modalities: dict[str, Measured] = {}
 
     def __str__(self) -> str:
-        recall = ", ".join(f"{name} {value:.3f}" for name, value in self.recall.items())
-        return (
-            f"{self.images:,} images in {self.shards} shards, {self.bytes_per_image:.0f} bytes per "
-            f"image\nagainst exact search: {recall}\nartifact: {self.output}"
-        )
+        found = {IMAGE: self.recall} | {name: one.recall for name, one in self.modalities.items()}
+        lines = [f"against exact search, {name}: {_listed(one)}" for name, one in found.items()]
+        head = f"{self.images:,} images in {self.shards} shards, {self.bytes_per_image:.0f} bytes "
+        return "\n".join([f"{head}per image", *lines, f"artifact: {self.output}"])
 
 
-class _Receipt(BaseModel):
-    """A finished index shard, with the file of its lists' document frequencies."""
-
-    shard: int
-    first: int
-    images: int
-    files: list[FileEntry]
-    frequency: FileEntry
+def _listed(recall: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in recall.items())
 
 
 def build_index(config: IndexConfig) -> IndexResult:
@@ -91,25 +85,49 @@ def build_index(config: IndexConfig) -> IndexResult:
         raise UserError(f"{features.uri}: holds no images, only rejected ones; nothing to index")
     settings = _codebook_settings(config, source)
     migrate = partial(migrated, IndexConfig)
-    identity = migrate(config.identity() | {"features_digest": made_from.digest})
+    identity = config.identity() | {"features_digest": made_from.digest}
+    if config.joint:
+        identity["joint_digest"] = read_manifest(Folder(config.joint), "model").digest
+    identity = migrate(identity)
+
+    def work() -> Manifest:
+        words = min(_default_codewords(source.rows, 1, 1), max(1, config.sample // 8))
+        joint = joint_part(config, made_from, output, words)
+        return _build(config, source, settings, joint, output, made_from, identity)
+
     manifest = produce(
         output,
         "index",
         identity,
-        partial(_build, config, source, settings, output, made_from, identity),
-        sources=[config.features],
+        work,
+        sources=[config.features, *([config.joint] if config.joint else [])],
         note=FITTED,
         overwrite=config.overwrite,
         migrate=migrate,
+        free=SEARCHED_WITH,
     )
     report = read_report(output, manifest)
+    _refuse_low(report, config, "it is published; build another with --overwrite")
     return IndexResult(
         output=output.uri,
         images=manifest.counts["images"],
         shards=manifest.counts["shards"],
         bytes_per_image=report.bytes_per_image,
         recall=report.recall,
+        modalities=report.modalities,
     )
+
+
+def _refuse_low(report: Report, config: IndexConfig, then: str) -> None:
+    """Raises `UserError`, which says what `then`, where `--min-recall` asks for more."""
+    for name, least in config.least_recall.items():
+        found = report.modalities[name].recall[MEASURED] if name in report.modalities else 0.0
+        if found < least:
+            flag = "--probes" if name == IMAGE else "--joint-probes"
+            raise UserError(
+                f"--min-recall {name}={least:g}: {MEASURED} against exact search is {found:.4f}; "
+                f"more {flag} find more; {then}"
+            )
 
 
 def _codebook_settings(config: IndexConfig, source: Source) -> CodebookSettings:
@@ -172,38 +190,57 @@ def _build(
     config: IndexConfig,
     source: Source,
     settings: CodebookSettings,
+    joint: JointPart | None,
     output: Folder,
     made_from: Manifest,
     identity: Identity,
 ) -> Manifest:
     started = time.monotonic()
     held_out, sample = _split(source, config)
-    remote = ray.remote(num_cpus=config.cpus_per_task, max_retries=TASK_RETRIES)
-    codebooks = ray.get(remote(_fit).remote(source, output, settings, sample))
+    remote: Any = ray.remote(num_cpus=config.cpus_per_task, max_retries=TASK_RETRIES)
+    fitting: list[tuple[Any, ...]] = [(source, output, settings, sample)]
+    if joint:
+        rows = sample_rows(joint, config, held_out)
+        fitting.append((joint.source, output, joint.settings, rows, PLACES[TEXT], joint.embedding))
+    parts: list[Part] = ray.get([remote(fit_part).remote(*given) for given in fitting])
     fitted = time.monotonic()
     _warn_of_many(settings.lists)
-    cuts = _cuts(source.rows, config.shards)
-    receipts = _build_shards(remote(_build_shard), source, output, codebooks, cuts)
-    kept = Codebooks.from_bytes(read_file(output, codebooks)).settings  # of an earlier run, perhaps
-    frequency = _sum_frequencies(output, receipts, kept.lists)
+    whole = source.joined(joint.source) if joint else source
+    receipts = build_shards(
+        remote(build_shard), whole, output, parts, _cuts(source.rows, config.shards)
+    )
+    files: list[FileEntry] = []
+    for part, own in zip(parts, receipts, strict=True):
+        files += _files(output, part, own)
     built = time.monotonic()
-    files = [codebooks, frequency] + [file for receipt in receipts for file in receipt.files]
     files += _copy_weights(source, made_from, output)
     manifest = Manifest(
         kind="index",
         config=identity,
         made_from={identity["features"]: made_from.digest},
-        counts={"images": source.rows, "shards": len(receipts)},
+        counts={"images": source.rows, "shards": len(receipts[0])},
         about=_about(made_from, source.columns),
         files=files,
     )
-    report = measure(remote, source, output, manifest, held_out)
+    if joint:
+        manifest.files += joint.files
+        manifest.about["joint"] = joint.about
+        manifest.made_from[identity["joint"]] = identity["joint_digest"]
+    report = measure(remote, source, output, manifest, held_out, joint)
     seconds = {"fit": fitted - started, "shards": built - fitted}
     report = report.model_copy(update={"seconds": {k: round(v, 2) for k, v in seconds.items()}})
+    _refuse_low(report, config, "run it again: what is built so far is kept")
     data = report.model_dump_json(indent=1).encode()
     output.write(REPORT, data)
     manifest.files.append(entry_of(REPORT, data))
     return manifest
+
+
+def _files(output: Folder, part: Part, receipts: list[Receipt]) -> list[FileEntry]:
+    """The files of a part, whose codebooks may be of an earlier run."""
+    kept = Codebooks.from_bytes(read_file(output, part.codebooks)).settings
+    frequency = sum_frequencies(output, receipts, kept.lists, part.place)
+    return [part.codebooks, frequency] + [file for receipt in receipts for file in receipt.files]
 
 
 def _split(source: Source, config: IndexConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -224,79 +261,6 @@ def _cuts(rows: int, shards: int | None) -> list[tuple[int, int]]:
         say(f"index: {rows} images fill only {count} shards")
     edges = [blocks * shard // count * BLOCK for shard in range(count)] + [rows]
     return list(itertools.pairwise(edges))
-
-
-def _fit(
-    source: Source, output: Folder, settings: CodebookSettings, sample: NDArray[np.int64]
-) -> FileEntry:
-    """Train the codebooks on a sample; those of an interrupted run are kept."""
-    if output.exists(FITTED):
-        return FileEntry.model_validate_json(output.read(FITTED))
-    data = fit(source.pick(sample)[1], settings).to_bytes()
-    output.write(CODEBOOKS, data)
-    entry = entry_of(CODEBOOKS, data)
-    output.write(FITTED, entry.model_dump_json().encode())
-    return entry
-
-
-def _build_shards(
-    task: Any, source: Source, output: Folder, codebooks: FileEntry, cuts: list[tuple[int, int]]
-) -> list[_Receipt]:
-    progress = Progress("index", source.rows)
-    shared = ray.put(source)
-    waiting = [
-        task.remote(shared, output, codebooks, number, first, last)
-        for number, (first, last) in enumerate(cuts)
-    ]
-    receipts: list[_Receipt] = []
-    while waiting:
-        done, waiting = ray.wait(waiting)
-        receipts += ray.get(done)
-        progress.add(receipts[-1].images)
-    return sorted(receipts, key=lambda receipt: receipt.shard)
-
-
-def _build_shard(
-    source: Source, output: Folder, codebooks: FileEntry, number: int, first: int, last: int
-) -> _Receipt:
-    note = f"{WORK}/shard-{number:05d}.json"
-    if output.exists(note):
-        return _Receipt.model_validate_json(output.read(note))
-    builder = ShardBuilder(Codebooks.from_bytes(read_file(output, codebooks)))
-    for ids, vectors in source.read(first, last):
-        builder.add(ids, vectors)
-    name = f"shard-{number:05d}"
-    with scratch() as folder:
-        builder.write(folder / f"{name}.faiss", folder / f"{name}.parquet")
-        files = [
-            _publish(output, folder / f"{name}{s}", last - first) for s in (".faiss", ".parquet")
-        ]
-    lists, counts = builder.document_frequency()
-    data = save_safetensors({"lists": lists, "counts": counts})
-    frequency = entry_of(f"{WORK}/{name}.safetensors", data)
-    output.write(frequency.name, data)
-    receipt = _Receipt(
-        shard=number, first=first, images=last - first, files=files, frequency=frequency
-    )
-    output.write(note, receipt.model_dump_json().encode())
-    return receipt
-
-
-def _publish(output: Folder, path: Path, rows: int) -> FileEntry:
-    entry = entry_of_file(path, rows)
-    output.upload(path, path.name)
-    return entry
-
-
-def _sum_frequencies(output: Folder, receipts: list[_Receipt], lists: int) -> FileEntry:
-    total = np.zeros(lists, np.int64)
-    for receipt in receipts:
-        found = load_safetensors(read_file(output, receipt.frequency))
-        np.add.at(total, found["lists"], found["counts"])
-    used = np.flatnonzero(total)
-    data = save_safetensors({"lists": used, "counts": total[used]})
-    output.write(FREQUENCY, data)
-    return entry_of(FREQUENCY, data)
 
 
 def _copy_weights(source: Source, made_from: Manifest, output: Folder) -> list[FileEntry]:

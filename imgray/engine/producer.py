@@ -30,6 +30,7 @@ def produce(
     note: str,
     overwrite: bool = False,
     migrate: Migrate = dict,
+    free: Collection[str] = (),
 ) -> Manifest:
     """Make an artifact, go on with one that was interrupted, or find that it is finished.
 
@@ -43,13 +44,15 @@ def produce(
             before leaves nothing behind, so that the corrected command need not overwrite.
         overwrite: remove what an earlier run has left.
         migrate: of the settings that an earlier run has stored, before they are compared.
+        free: settings that a run which goes on may have changed, as no file depends on them that
+            is not made again.
 
     Raises:
         UserError: `output` holds something else, or the work cannot be done.
     """
     for uri in sources:
         _refuse_inside(output, Folder(uri))
-    finished = begin(output, kind, identity, overwrite, migrate)
+    finished = begin(output, kind, identity, overwrite, migrate, free)
     if finished is not None:
         say(f"{output.uri}: already {MADE[kind]}, nothing to do")
         return finished

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,12 @@ class Source:
         for file in manifest.named("part-", ".parquet"):
             self.parts.append(Part(file=file, first=self.rows))
             self.rows += file.rows
+
+    def joined(self, other: Source) -> Source:
+        """The same rows, of the columns of both."""
+        found = copy(self)
+        found.columns = self.columns | other.columns
+        return found
 
     def read(self, first: int, last: int) -> Iterator[tuple[list[str], Vectors]]:
         """Ids and features of the rows first..last-1, in blocks of `BLOCK` from `first` on."""

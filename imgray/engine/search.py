@@ -1,10 +1,11 @@
-"""Open a published index, encode query images, and search: from image bytes to ranked ids."""
+"""Open a published index, encode queries, and search: from pictures and words to ranked ids."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import BaseModel
@@ -13,16 +14,22 @@ from imgray.artifacts.folder import Folder, read_uri
 from imgray.artifacts.manifest import Manifest, read_manifest
 from imgray.data.collections import Collection, collection_of
 from imgray.data.pixels import Rejected
-from imgray.engine import sheets
+from imgray.engine.joint import as_vectors, embed_texts, load_words
 from imgray.engine.settings import SearchConfig
-from imgray.engine.shards import open_shards
+from imgray.engine.shards import check_answers_words, open_parts
+from imgray.engine.sheets import Asked, draw_results
 from imgray.errors import UserError
 from imgray.features.backbones import visible_device
 from imgray.features.columns import FeatureInfo, Vectors, columns_of
 from imgray.features.extractor import Extractor, Prepared, load_extractor
 from imgray.retrieval.deepindex import Hits, Result
+from imgray.retrieval.modalities import IMAGE, TEXT, Blend, depth
+
+if TYPE_CHECKING:
+    from imgray.training.joint import Joint
 
 QUERIES_AT_ONCE = 16
+EVEN = Blend()
 
 
 def encode(extractor: Extractor, images: Mapping[str, bytes]) -> Vectors:
@@ -46,17 +53,52 @@ def _prepare(extractor: Extractor, name: str, data: bytes) -> Prepared:
 
 
 class SearchEngine:
-    """An index with the networks that made it: answers images.
+    """An index with the networks that made it: answers images, and words if it has a joint part.
 
-    Raises `UserError` when any file of the index, its weights included, is not as published.
+    Raises `UserError` when any file of the index, its weights included, is not as published. The
+    model that reads words is loaded by the first of them.
     """
 
     def __init__(self, uri: str) -> None:
         self.folder = Folder(uri)
         self.manifest = read_manifest(self.folder, "index")
-        self.index = open_shards(self.folder, self.manifest)
+        self.parts = open_parts(self.folder, self.manifest)
+        self.index = self.parts[IMAGE]
         self.extractor = load_extractor(self.folder, self.manifest).to(visible_device())
         check_fingerprints(self.manifest, self.extractor.describe())
+
+    def search(
+        self,
+        image: bytes | None = None,
+        text: str | None = None,
+        *,
+        top: int = 10,
+        weights: Mapping[str, float] | None = None,
+        prefix: str = "",
+        blend: Blend = EVEN,
+        name: str = "image",
+    ) -> Hits:
+        """Rank the collection for an image, for words, or for both together.
+
+        Args:
+            image: encoded.
+            text: words.
+            top: results at most.
+            weights: of the features of the image, as `DeepIndex.search`.
+            prefix: only images whose id starts so are results.
+            blend: how both rankings become one.
+            name: what an error calls the image.
+
+        Raises:
+            UserError: nothing is asked, no image, no text that is read, or no joint part.
+        """
+        asked = blend.asked([m for m, one in ((IMAGE, image), (TEXT, text)) if one is not None])
+        deep, answers = depth(asked, top), {}
+        if image is not None and IMAGE in asked:
+            [answers[IMAGE]] = self.search_images({name: image}, deep, weights, prefix)
+        if text is not None and TEXT in asked:
+            [answers[TEXT]] = self.search_texts([text], deep, prefix)
+        return blend.join(answers, top)
 
     def search_images(
         self,
@@ -71,6 +113,19 @@ class SearchEngine:
         """
         vectors = encode(self.extractor, images)
         return self.index.search(vectors, top, weights, prefix)
+
+    def search_texts(self, texts: Sequence[str], top: int, prefix: str = "") -> list[Hits]:
+        """Rank the collection for each of some texts, by the joint embedding.
+
+        Raises `UserError` for one that cannot be read, or where there is no joint part.
+        """
+        check_answers_words(self.folder, self.manifest)
+        vectors = as_vectors(embed_texts(self._words, texts))
+        return self.parts[TEXT].search(vectors, top, prefix=prefix)
+
+    @cached_property
+    def _words(self) -> Joint:
+        return load_words(self.folder, self.manifest).to(visible_device())
 
     def picture(self, id: str) -> bytes:
         """The bytes of an indexed image. Raises `UserError` for an id that the index lacks."""
@@ -118,17 +173,29 @@ class SearchResult(BaseModel):
 
 
 def search(config: SearchConfig) -> SearchResult:
-    """Answer query images from a published index, in this process."""
+    """Answer query images and words from a published index, in this process."""
     images = {uri: read_uri(uri) for uri in config.query}
+    blend = Blend(config.weights, config.fusion)
     engine = SearchEngine(config.index)
-    answers = engine.search_images(images, config.top)
+    if len(images) == len(config.text) == 1:
+        [(uri, image)], [text] = images.items(), config.text
+        asked = [Asked(uri, image, text)]
+        found = [engine.search(image, text, top=config.top, blend=blend, name=uri)]
+    else:
+        asked = [Asked(uri, image) for uri, image in images.items()]
+        asked += [Asked("", text=text) for text in config.text]
+        found = []
+        if images and blend.asked([IMAGE]):
+            found += engine.search_images(images, config.top)
+        if config.text and blend.asked([TEXT]):
+            found += engine.search_texts(config.text, config.top)
     if config.contact_sheet:
         collection = collection_of(engine.manifest.about)
-        sheets.draw_results(Path(config.contact_sheet), collection, images, answers)
+        draw_results(Path(config.contact_sheet), collection, asked, found)
     return SearchResult(
         answers=[
-            Answer(query=uri, results=hits.results())
-            for uri, hits in zip(images, answers, strict=True)
+            Answer(query=one.title, results=hits.results())
+            for one, hits in zip(asked, found, strict=True)
         ],
         contact_sheet=config.contact_sheet,
     )

@@ -7,9 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from imgray.artifacts.folder import Folder
-from imgray.config import Code, JobConfig, Precision
+from imgray.config import Code, Fusion, JobConfig, Precision
 from imgray.data import pixels
-from imgray.data.layout import Layout, pairs, place_of
+from imgray.data.layout import Layout, numbers, pairs, place_of
 
 Regions = Literal["global", "pyramid"]
 SHARD_IMAGES = 100_000
@@ -154,8 +154,10 @@ class ExtractConfig(CollectionConfig):
 class IndexConfig(JobConfig):
     """Build a sharded multi-DeepIndex from the shards of a features artifact."""
 
-    runtime: ClassVar[frozenset[str]] = frozenset({"output", "overwrite", "cpus_per_task"})
-    uris: ClassVar[frozenset[str]] = frozenset({"features"})
+    runtime: ClassVar[frozenset[str]] = frozenset(
+        {"output", "overwrite", "cpus_per_task", "min_recall"}
+    )
+    uris: ClassVar[frozenset[str]] = frozenset({"features", "joint", "text_queries"})
 
     features: str = Field(description="folder or s3://bucket/prefix of the features artifact")
     output: str = Field(description="folder or s3://bucket/prefix for the index artifact")
@@ -207,19 +209,86 @@ class IndexConfig(JobConfig):
     queries: int = Field(
         default=100, ge=1, description="images held out of training, to measure recall with"
     )
+    joint: str | None = Field(
+        default=None,
+        description="model that matches images and texts: the index gets a part of its own with "
+        "the images' joint embedding, and answers words too",
+        json_schema_extra={"metavar": "MODEL"},
+    )
+    joint_codewords: int | None = Field(
+        default=None, ge=1, description="words of the joint part's codebook (default: grows alike)"
+    )
+    joint_probes: int | None = Field(
+        default=None,
+        ge=1,
+        description="lists of the joint part that a query visits (default: enough for a recall@10 "
+        "of .95 with texts, which lie farther from the lists than images do)",
+    )
+    text_queries: str | None = Field(
+        default=None,
+        description="table with texts to measure the recall for words with, in the column `text` "
+        "or the one named",
+        json_schema_extra={"metavar": "TABLE[#COLUMN]"},
+    )
+    min_recall: list[str] = Field(
+        default=[],
+        description="recall@10 against exact search, for image or text queries, below which the "
+        "index is not published (exit code 2)",
+        json_schema_extra={"metavar": "MODALITY=SHARE"},
+    )
     seed: int = Field(default=0, ge=0, description="seed of the sample and of k-means")
     cpus_per_task: int = Field(default=1, ge=1, description="CPUs that each task holds")
     overwrite: bool = Field(default=False, description="remove what is at --output first")
 
+    @property
+    def least_recall(self) -> dict[str, float]:
+        """By modality the recall that it must reach. Raises `UserError`."""
+        return numbers("--min-recall", self.min_recall, "SHARE")
+
+    @model_validator(mode="after")
+    def _possible(self) -> IndexConfig:
+        given = {
+            "--joint-codewords": self.joint_codewords,
+            "--joint-probes": self.joint_probes,
+            "--text-queries": self.text_queries,
+        }
+        for flag, value in given.items():
+            if value and not self.joint:
+                raise ValueError(f"{flag} is of the joint part, which needs --joint MODEL")
+        for name, least in self.least_recall.items():
+            if name not in ("image", "text") or not 0 <= least <= 1:
+                raise ValueError(
+                    f"--min-recall {name}={least:g}: expected image or text, and a share up to 1"
+                )
+            if name == "text" and not self.text_queries:
+                raise ValueError("--min-recall text is measured with texts: say --text-queries")
+        return self
+
 
 class SearchConfig(JobConfig):
-    """Search an index with images: prints the most similar images of the collection."""
+    """Search an index with images, with words, or both: prints the images that answer best."""
 
     index: str = Field(description="folder or s3://bucket/prefix of the index artifact")
     query: list[str] = Field(
-        min_length=1,
-        description="image files, on disk or in S3",
+        default=[],
+        description="image files, on disk or in S3: a question each",
         json_schema_extra={"metavar": "IMAGE"},
+    )
+    text: list[str] = Field(
+        default=[],
+        description="words, of an index with a joint part: a question each; but one text with one "
+        "image are a single question",
+        json_schema_extra={"metavar": "WORDS"},
+    )
+    modalities: list[str] = Field(
+        default=[],
+        description="weight of the image or the text of a question with both (default: 1)",
+        json_schema_extra={"metavar": "MODALITY=WEIGHT"},
+    )
+    fusion: Fusion = Field(
+        default="average",
+        description="how the two rankings of a question with both are joined: by the mean of "
+        "their scores, or with more weight for the one that drops more sharply",
     )
     top: int = Field(default=10, ge=1, le=10_000, description="results per query")
     contact_sheet: str | None = Field(
@@ -227,6 +296,17 @@ class SearchConfig(JobConfig):
         description="also draw queries and results into this picture",
         json_schema_extra={"metavar": "PNG"},
     )
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each modality that is named. Raises `UserError`."""
+        return numbers("--modalities", self.modalities, "WEIGHT")
+
+    @model_validator(mode="after")
+    def _possible(self) -> SearchConfig:
+        if not self.query and not self.text:
+            raise ValueError("say --query IMAGE, --text WORDS, or both")
+        return self
 
 
 class TrainConfig(FeaturesConfig):
@@ -309,17 +389,51 @@ class EvaluateConfig(JobConfig):
     """Score the rankings of an index: mAP, precision@k, recall@k and the N-S score."""
 
     index: str = Field(description="folder or s3://bucket/prefix of the index artifact")
-    queries: str = Field(
+    queries: str | None = Field(
+        default=None,
         description="folder or s3://bucket/prefix with query images, or a features artifact; those "
-        "that the truth names are queries, and one that is indexed is left out of its own ranking"
+        "that the truth names are queries, and one that is indexed is left out of its own ranking",
     )
-    truth: str = Field(
+    texts: str | None = Field(
+        default=None,
+        description="instead, a table of texts, for an index with a joint part: column `text`, and "
+        "`group` with the id of the image that is the right answer, or with a group of the truth",
+        json_schema_extra={"metavar": "TABLE"},
+    )
+    columns: list[str] = Field(
+        default=[],
+        description="columns of the texts' table that have another name",
+        json_schema_extra={"metavar": "NAME=COLUMN"},
+    )
+    part: str | None = Field(
+        default=None, description="only texts whose column `split` has this (default: all)"
+    )
+    truth: str | None = Field(
+        default=None,
         description="CSV with the columns id and group; images of one group are right answers",
         json_schema_extra={"metavar": "CSV"},
     )
-    top: int = Field(
-        default=10_000, ge=1, description="length of the rankings; what lies beyond is not found"
+    top: int | None = Field(
+        default=None,
+        ge=1,
+        description="length of the rankings; what lies beyond is not found (default: 10000, of "
+        "texts 1000)",
     )
+
+    @property
+    def layout(self) -> Layout:
+        """How the table of texts is read. Raises `UserError`."""
+        return Layout.parse(self.columns, None, [])
+
+    @model_validator(mode="after")
+    def _possible(self) -> EvaluateConfig:
+        if (self.queries is None) == (self.texts is None):
+            raise ValueError("say --queries, with --truth, or --texts")
+        if self.queries and not self.truth:
+            raise ValueError("--truth is required with --queries (see --help)")
+        if not self.texts and (self.columns or self.part):
+            raise ValueError("--columns and --part are of the table of --texts")
+        return self
 
 
 class EvaluateModelConfig(FeaturesConfig):

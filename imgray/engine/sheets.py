@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +26,32 @@ SHOWN = 8
 PANELS = 12
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A query: an image, encoded, and what it is called; words; or both."""
+
+    name: str
+    image: bytes | None = None
+    text: str = ""
+
+    @property
+    def title(self) -> str:
+        """What an answer calls it."""
+        return " + ".join(part for part in (self.name, self.text) if part)
+
+
 def draw_results(
     path: Path,
     collection: Collection,
-    queries: Mapping[str, bytes],
+    queries: Sequence[Asked],
     answers: Sequence[Hits],
     groups: Mapping[str, str] | None = None,
     title: str = "",
 ) -> None:
-    """Draw queries (encoded image by id) and their best answers; right and wrong where truth is."""
+    """Draw queries and their best answers; right and wrong where the truth of their names is."""
     rows = [
-        Row(image, id, _results(id, hits, collection, groups or {}))
-        for (id, image), hits in zip(queries.items(), answers, strict=True)
+        Row(one.image, one.name, _results(one.name, hits, collection, groups or {}), one.text)
+        for one, hits in zip(queries, answers, strict=True)
     ]
     contact_sheet(rows, path, SHOWN, title)
 

@@ -109,7 +109,10 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Codebooks:
-    """Projections, words and the empty FAISS index that every shard starts from."""
+    """Projections, words and the empty FAISS index that every shard starts from.
+
+    A feature without a projection stays as it is.
+    """
 
     settings: CodebookSettings
     projections: dict[str, Projection]
@@ -120,8 +123,12 @@ class Codebooks:
     def encode(self, vectors: Mapping[str, Floats]) -> Encoded:
         """Describe images by their features (B, R, C), by name."""
         names = self.settings.features
-        reduced = [self.projections[name](vectors[name]) for name in names]
+        reduced = [self._reduced(name, vectors[name]) for name in names]
         return Encoded(reduced, self._signatures(vectors))
+
+    def _reduced(self, name: str, vectors: Floats) -> Floats:
+        projection = self.projections.get(name)
+        return projection(vectors) if projection else vectors
 
     def _signatures(self, vectors: Mapping[str, Floats]) -> NDArray[np.int8]:
         """The whole image's features, reduced and scaled to the range of a signed byte."""
@@ -203,7 +210,7 @@ class Codebooks:
         tensors: dict[str, NDArray[Any]] = {"empty": self.empty}
         for name, projection in self.projections.items():
             tensors |= {f"{name}/mean": projection.mean, f"{name}/matrix": projection.matrix}
-            tensors[f"{name}/words"] = self.words[name]
+        tensors |= {f"{name}/words": words for name, words in self.words.items()}
         for name, projection in self.signature.items():
             tensors[f"signature/{name}/mean"] = projection.mean
             tensors[f"signature/{name}/matrix"] = projection.matrix
@@ -222,7 +229,7 @@ class Codebooks:
 
         return cls(
             settings,
-            {name: projection(name) for name in settings.features},
+            {name: projection(name) for name in settings.features if f"{name}/mean" in tensors},
             {name: tensors[f"{name}/words"] for name in settings.features},
             {name: projection(f"signature/{name}") for name in settings.signature},
             tensors["empty"],
@@ -256,6 +263,17 @@ def fit(sample: Mapping[str, Floats], settings: CodebookSettings) -> Codebooks:
     }
     empty = _empty_index(np.concatenate(reduced, axis=1), settings)
     return Codebooks(settings, projections, words, signature, empty)
+
+
+def fit_unprojected(sample: Floats, settings: CodebookSettings) -> Codebooks:
+    """Learn the words of one feature (n, d), of unit length, whose dot products are to stay.
+
+    They do, up to the code: queries may come from another distribution than what is indexed, as
+    texts do in a joint embedding with images, and to centre or cut both would change their order.
+    """
+    [name], [count] = settings.features, settings.codewords
+    words = {name: kmeans(sample, count, settings.seed)}
+    return Codebooks(settings, {}, words, {}, _empty_index(sample, settings))
 
 
 def kmeans(vectors: Floats, count: int, seed: int) -> Floats:

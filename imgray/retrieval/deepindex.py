@@ -70,7 +70,7 @@ def merge(parts: Sequence[Hits], top: int) -> Hits:
     positions = np.concatenate([part.positions for part in parts])
     scores = np.concatenate([part.scores for part in parts])
     ids = [id for part in parts for id in part.ids]
-    order = _ranked(positions, scores, top)
+    order = ranked(positions, scores, top)
     touched = sum(part.touched for part in parts)
     return Hits(positions[order], scores[order], [ids[i] for i in order], touched)
 
@@ -107,9 +107,12 @@ class ShardBuilder:
         """The lists that this shard uses, and how many of its images have a region in each."""
         return np.unique(np.concatenate(self.pairs), return_counts=True)
 
-    def write(self, index: Path, table: Path) -> None:
-        """Write the FAISS file and the table of ids and signatures."""
+    def write(self, index: Path) -> None:
+        """Write the FAISS file."""
         faiss.write_index(self.index, str(index))
+
+    def write_images(self, table: Path) -> None:
+        """Write the table of ids and signatures."""
         signatures = np.concatenate(self.signatures)
         width = signatures.shape[1]
         flat = pa.array(signatures.ravel(), pa.int8())
@@ -122,18 +125,25 @@ class ShardBuilder:
         pq.write_table(pa.table(columns), table, compression="zstd")
 
 
-class Shard:
-    """A part of the collection, searchable on its own; the FAISS lists are memory-mapped."""
+class Images:
+    """The images of a shard: ids, and signatures int8 (N, S). Indexes of them share it."""
 
-    def __init__(self, index: Path, table: Path, offset: int) -> None:
-        self.index = faiss.read_index(str(index), faiss.IO_FLAG_MMAP)
+    def __init__(self, table: Path) -> None:
         rows = pq.read_table(table)
         self.ids = rows["id"].combine_chunks()
-        self.offset = offset
         column = rows["signature"].combine_chunks()
         flat = column.flatten().to_numpy(zero_copy_only=False)
         self.signatures = flat.reshape(len(self.ids), column.type.list_size)
         self.lengths = np.linalg.norm(self.signatures.astype(np.float32), axis=1)
+
+
+class Shard:
+    """A part of the collection, searchable on its own; the FAISS lists are memory-mapped."""
+
+    def __init__(self, index: Path, images: Images, offset: int) -> None:
+        self.index = faiss.read_index(str(index), faiss.IO_FLAG_MMAP)
+        self.images, self.ids = images, images.ids
+        self.offset = offset
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -156,7 +166,7 @@ class Shard:
         ).astype(np.float64)
         found = np.flatnonzero(votes * self.chosen(prefix) if prefix else votes)
         scores = votes[found]
-        if self.signatures.shape[1]:
+        if self.images.signatures.shape[1]:
             scores = scores * self._signature_weight(query.signature, found, settings)
         best = _best(scores, top)
         return Votes(found[best] + self.offset, scores[best], len(postings))
@@ -197,14 +207,16 @@ class Shard:
         )
         if chosen is not None:
             cosines, found = cosines[chosen[found]], found[chosen[found]]
-        order = _ranked(found, cosines, top)
+        order = ranked(found, cosines, top)
         return cosines[order], found[order]
 
     def _signature_weight(
         self, signature: Floats, found: Ints, settings: CodebookSettings
     ) -> NDArray[np.float64]:
-        products = self.signatures[found].astype(np.float32) @ signature
-        cosines = products / np.maximum(self.lengths[found] * np.linalg.norm(signature), 1e-12)
+        products = self.images.signatures[found].astype(np.float32) @ signature
+        cosines = products / np.maximum(
+            self.images.lengths[found] * np.linalg.norm(signature), 1e-12
+        )
         return np.maximum(cosines, 0.0).astype(np.float64) ** settings.signature_power
 
 
@@ -331,7 +343,7 @@ class DeepIndex:
     def _merge(self, votes: list[Votes], query: Query, top: int) -> Hits:
         positions = np.concatenate([vote.positions for vote in votes])
         scores = np.concatenate([vote.scores for vote in votes])
-        order = _ranked(positions, scores, top)
+        order = ranked(positions, scores, top)
         positions, scores = positions[order], scores[order] / max(query.own, 1e-12)
         touched = sum(vote.touched for vote in votes)
         return Hits(positions, scores, self.ids_of(positions), touched)
@@ -341,7 +353,7 @@ class DeepIndex:
         answers = [shard.nearest(codes, lists, top, prefix) for shard in self.shards]
         cosines = np.concatenate([answer[0] for answer in answers], axis=1).astype(np.float64)
         positions = np.concatenate([answer[1] for answer in answers], axis=1)
-        order = _ranked(positions, cosines, top)
+        order = ranked(positions, cosines, top)
         cosines = np.take_along_axis(cosines, order, axis=1)
         positions = np.take_along_axis(positions, order, axis=1)
         counts = (positions >= 0).sum(axis=1)
@@ -378,7 +390,7 @@ def idf(frequency: Ints, images: int) -> NDArray[np.float64]:
     return np.log1p(images / np.maximum(frequency, 1))
 
 
-def _ranked(positions: Ints, scores: NDArray[np.floating[Any]], top: int) -> Ints:
+def ranked(positions: Ints, scores: NDArray[np.floating[Any]], top: int) -> Ints:
     """Order of the `top` best along the last axis: by score, then by position."""
     return np.lexsort((positions, -scores))[..., :top]
 

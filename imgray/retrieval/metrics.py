@@ -1,8 +1,9 @@
-"""Retrieval metrics over rankings: mAP, precision@k, recall@k and the N-S score."""
+"""Retrieval metrics over rankings: mAP, precision@k, recall@k, median rank and the N-S score."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 
 NS_GROUP = 4
 
@@ -33,6 +34,17 @@ def recall_at(hits: Sequence[bool], k: int) -> float:
     Averaged over queries this is recall@k of metric learning and of image-text matching.
     """
     return float(any(hits[:k]))
+
+
+def first_rank(hits: Sequence[bool]) -> int:
+    """Rank of the first relevant result, from 1; one more than there are results if none is."""
+    return next((rank for rank, hit in enumerate(hits, start=1) if hit), len(hits) + 1)
+
+
+def evaluate_ranks(ranks: Sequence[int], ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    """Recall@k and the median rank, from each query's `first_rank`."""
+    recall = {f"recall@{k}": sum(rank <= k for rank in ranks) / len(ranks) for k in ks}
+    return recall | {"median_rank": float(median(ranks))}
 
 
 def evaluate(

@@ -22,7 +22,7 @@ from imgray.engine.rows import Source
 from imgray.features.columns import Vectors, columns_of
 from imgray.retrieval import metrics
 from imgray.retrieval.codebook import CodebookSettings, fit, unit
-from imgray.retrieval.deepindex import DeepIndex, Shard, ShardBuilder
+from imgray.retrieval.deepindex import DeepIndex, Images, Shard, ShardBuilder
 
 LEVELS = (1, 4, 9)
 
@@ -70,9 +70,10 @@ def search(ids: list[str], vectors: Vectors, chosen: CodebookSettings) -> Result
     frequency[lists] = counts
     with scratch() as folder:
         files = folder / "shard.faiss", folder / "shard.parquet"
-        builder.write(*files)
+        builder.write(files[0])
+        builder.write_images(files[1])
         size = sum(file.stat().st_size for file in files) / len(ids)
-        index = DeepIndex(codebooks, frequency, len(ids), [Shard(*files, 0)])
+        index = DeepIndex(codebooks, frequency, len(ids), [Shard(files[0], Images(files[1]), 0)])
         started = time.perf_counter()
         hits = [
             index.search({n: vectors[n][row : row + 1] for n in vectors}, len(ids))[0]

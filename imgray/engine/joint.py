@@ -1,0 +1,237 @@
+"""The joint part of an index: its pictures by a model's joint embedding with texts.
+
+The index carries the model, so that it answers words with no other artifact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import (
+    NAME,
+    FileEntry,
+    Manifest,
+    entry_of,
+    read_file,
+    read_manifest,
+)
+from imgray.data.fields import Text
+from imgray.data.layout import Layout
+from imgray.data.pixels import Rejected
+from imgray.data.tables import open_table
+from imgray.engine.rows import Source
+from imgray.engine.settings import IndexConfig
+from imgray.engine.shards import PLACES
+from imgray.errors import UserError
+from imgray.features.columns import Vectors, columns_of
+from imgray.retrieval.codebook import CodebookSettings, Floats
+from imgray.retrieval.modalities import TEXT
+
+if TYPE_CHECKING:
+    from imgray.training.joint import Joint
+
+JOINT = "joint"
+"""The name of the only feature of the joint part."""
+MODEL = f"{PLACES[TEXT]}model"
+STAYS = "carried/image/"
+"""What of a model its index leaves behind: networks for pictures, whose features are stored."""
+CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A model's joint embedding, loaded in the process that uses it.
+
+    uri, digest: of the model's artifact.
+    """
+
+    uri: str
+    digest: str
+
+    def __call__(self, vectors: Vectors) -> Floats:
+        """The pictures' embeddings (B, D) from their stored features (B, R, C) by name."""
+        return _loaded(self.uri, self.digest).pictures(vectors)
+
+    def texts(self, texts: Sequence[str]) -> Floats:
+        """The texts' embeddings (B, D). Raises `UserError`."""
+        return embed_texts(_loaded(self.uri, self.digest), texts)
+
+    def rows(self, source: Source, rows: NDArray[np.int64]) -> Floats:
+        """The embeddings (n, D) of a few rows, given in rising order."""
+        starts = range(0, len(rows), CHUNK)
+        return np.concatenate([self(source.pick(rows[a : a + CHUNK])[1]) for a in starts])
+
+
+@lru_cache(maxsize=1)
+def _loaded(uri: str, digest: str) -> Joint:
+    """A model, of which another may have been at the same place before."""
+    return _load(uri)
+
+
+def _load(uri: str) -> Joint:
+    from imgray.training.joint import load_joint  # which loads torch
+
+    return load_joint(uri)
+
+
+@dataclass(frozen=True)
+class JointPart:
+    """What a build needs to know of its joint part.
+
+    source: the rows of the features artifact, of the columns that the model takes.
+    about: what the manifest of the index says of the part.
+    files: the model's, in the index.
+    texts: by which its recall is measured.
+    """
+
+    embedding: Embedding
+    source: Source
+    settings: CodebookSettings
+    about: dict[str, Any]
+    files: list[FileEntry]
+    texts: list[str]
+
+
+def joint_part(
+    config: IndexConfig, features: Manifest, output: Folder, codewords: int
+) -> JointPart | None:
+    """Copy the model of `--joint` into an index, and see what the part will be; None without it.
+
+    Raises:
+        UserError: no model with a joint embedding, or of other features than these.
+    """
+    if config.joint is None:
+        return None
+    texts = _read_texts(config) if config.text_queries else []
+    model = read_manifest(Folder(config.joint), "model")
+    files = _copy(Folder(config.joint), model, output)
+    embedding = Embedding(f"{output.absolute}/{MODEL}", model.digest)
+    joint = _loaded(embedding.uri, embedding.digest)
+    _check_columns(joint, features, config)
+    about = {
+        "model": Folder(config.joint).absolute,
+        "fingerprint": joint.fingerprint,
+        "dim": joint.dim,
+    }
+    source = Source(Folder(config.features), features, list(joint.columns), [])
+    settings = _settings(config, codewords, joint.dim)
+    return JointPart(embedding, source, settings, about, files, texts)
+
+
+def embedding_of(folder: Folder, manifest: Manifest) -> Embedding:
+    """The joint embedding that a published index carries. Raises `UserError`."""
+    entry = manifest.file(f"{MODEL}/{NAME}")
+    read_file(folder, entry)  # verified, it digests the files beside it
+    return Embedding(f"{folder.absolute}/{MODEL}", entry.sha256)
+
+
+def load_words(folder: Folder, manifest: Manifest) -> Joint:
+    """The model of `embedding_of`, of whose files each is verified now. Raises `UserError`."""
+    return _load(embedding_of(folder, manifest).uri)
+
+
+def sample_rows(
+    part: JointPart, config: IndexConfig, held_out: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Rows of the pictures on which the joint part's codebook is trained, rising.
+
+    Raises `UserError` where they are too few for its words.
+    """
+    random = np.random.default_rng([config.seed, 1])
+    drawn = part.source.sample(config.sample + len(held_out), random)
+    rows = drawn[~np.isin(drawn, held_out)][: config.sample]
+    rows = rows if len(rows) else held_out
+    if len(rows) < part.settings.lists:
+        raise UserError(
+            f"--joint-codewords {part.settings.lists}: the sample has only {len(rows)} images; "
+            "ask for fewer words, or index more images"
+        )
+    return np.sort(rows)
+
+
+def _copy(source: Folder, model: Manifest, output: Folder) -> list[FileEntry]:
+    entries = []
+    for entry in model.files:
+        if not entry.name.startswith(STAYS):
+            entries.append(_write(output, entry.name, read_file(source, entry)))
+    return [*entries, _write(output, NAME, model.to_bytes())]
+
+
+def _write(output: Folder, name: str, data: bytes) -> FileEntry:
+    entry = entry_of(f"{MODEL}/{name}", data)
+    output.write(entry.name, data)
+    return entry
+
+
+def _check_columns(joint: Joint, features: Manifest, config: IndexConfig) -> None:
+    """Refuse a model of other features than those of the pictures."""
+    have = columns_of(features)
+    for name, info in joint.columns.items():
+        if name not in have:
+            raise UserError(
+                f"--joint {config.joint}: the model takes the feature {name}, and "
+                f"{config.features} has {', '.join(have)}: extract {name} with them"
+            )
+        if have[name] != info:
+            raise UserError(
+                f"--joint {config.joint}: {name} has fingerprint {info.fingerprint[:12]} there and "
+                f"{have[name].fingerprint[:12]} in {config.features}: train on these features"
+            )
+
+
+def _settings(config: IndexConfig, codewords: int, dim: int) -> CodebookSettings:
+    words = config.joint_codewords or codewords
+    return CodebookSettings(
+        features=(JOINT,),
+        codewords=(words,),
+        levels=(1,),
+        probes=(min(words, config.joint_probes or default_probes(words)),),
+        dim=dim,
+        code="SQ8",
+        bandwidth=config.bandwidth,
+        signature=(),
+        signature_dim=0,
+        signature_power=0,
+        seed=config.seed,
+    )
+
+
+def default_probes(words: int) -> int:
+    """Lists that a query visits: all of 128, half of 512, a quarter of 2048.
+
+    Texts need more than pictures, as their nearest pictures are spread over more lists: of real
+    embeddings a tenth to a fifth of these for a recall@10 of .95.
+    """
+    return min(words, math.isqrt(128 * words))
+
+
+def _read_texts(config: IndexConfig) -> list[str]:
+    """Some texts of the table that `--text-queries` names, at random."""
+    uri, _, column = str(config.text_queries).partition("#")
+    table = open_table(uri, {"text": Text()}, Layout({"text": column} if column else {}))
+    if not len(table):
+        raise UserError(f"--text-queries {uri}: no rows")
+    random = np.random.default_rng([config.seed, 2])
+    rows = np.sort(random.permutation(len(table))[: config.queries])
+    return [row["text"] for row in table.rows(rows.tolist())]
+
+
+def embed_texts(joint: Joint, texts: Sequence[str]) -> Floats:
+    """The texts' embeddings (B, D). Raises `UserError` for one that cannot be read."""
+    try:
+        return joint.texts(texts)
+    except Rejected as error:
+        raise UserError(f"text: {error}") from None
+
+
+def as_vectors(embeddings: Floats) -> Vectors:
+    """Embeddings (B, D) as what the joint part takes."""
+    return {JOINT: embeddings[:, None]}
