@@ -13,7 +13,7 @@ from imgray.artifacts.manifest import read_manifest
 from imgray.data.sources import Source
 from imgray.engine.cluster import TASK_RETRIES, cluster, given_device, plan_pool
 from imgray.engine.evaluate_index import Scores
-from imgray.engine.examples import fields_of, source_of
+from imgray.engine.examples import source_of
 from imgray.engine.progress import Progress
 from imgray.engine.settings import EvaluateModelConfig
 from imgray.training.examples import Examples
@@ -21,6 +21,7 @@ from imgray.training.loop import Loader, add_up, in_threads, precision
 from imgray.training.models import load_model, load_task
 from imgray.training.recipe import Recipe
 from imgray.training.task import Task
+from imgray.training.workers import merged
 
 
 def evaluate_model(config: EvaluateModelConfig) -> Scores:
@@ -37,20 +38,20 @@ def evaluate_model(config: EvaluateModelConfig) -> Scores:
             task.remote(folder.absolute, source, config.part, config.cpus_per_worker, rank, world)
             for rank in range(world)
         ]
-        sums: dict[str, Tensor] = {}
+        parts: list[dict[str, Tensor]] = []
         progress = Progress("evaluate", len(examples.val))
         while waiting:
             done, waiting = ray.wait(waiting)
-            for name, value in ray.get(done[0]).items():
-                sums[name] = sums.get(name, torch.zeros(())) + value
+            parts.append(ray.get(done[0]))
             progress.add(min(-(-len(examples.val) // world), progress.total - progress.done))
+    sums = merged(parts, examples.task.rows)
     if config.figure:
         examples.task.plot(sums, Path(config.figure))
     return Scores(examples.task.summarize(sums))
 
 
 def _open(recipe: Recipe, task: Task, source: Source, part: str | None) -> Examples:
-    data, fields = recipe.data, fields_of(task)
+    data, fields = recipe.data, task.fields
     val = data.part(source, part, fields) if part else data.validation(source, fields)
     task.check_classes(val)
     return Examples(task, val, val, recipe.batch_size, recipe.seed)
@@ -68,4 +69,4 @@ def _sums(
     load = Loader(examples.validation, rank, world)
     batches = in_threads(load, range(examples.validations(rank, world)))
     with precision(loaded.recipe, device):
-        return add_up(loaded.learner.benchmark, loaded.learner, batches, device)
+        return add_up(loaded.learner.benchmark, loaded.learner, batches, device, loaded.task.rows)
