@@ -9,7 +9,14 @@ import pytest
 from numpy.typing import NDArray
 
 from imgray.retrieval import fusion, recall
-from imgray.retrieval.recall import Ranking, category_map, incidence, matching_metrics, recalls
+from imgray.retrieval.recall import (
+    Ranking,
+    category_map,
+    incidence,
+    matching_metrics,
+    matching_ranks,
+    recalls,
+)
 
 KS = (1, 5, 10)
 
@@ -29,6 +36,10 @@ def _pairs(seed: int, images: int, texts: int, shared: int, dim: int = 5) -> dic
         "images": vectors[0][image], "texts": vectors[1][text],
         "image_ids": hashes[image], "text_ids": hashes[5000 + text],
     }  # fmt: skip
+
+
+def _found(*given: Any, **named: Any) -> dict[str, float]:
+    return matching_metrics(matching_ranks(*given, **named))
 
 
 def _brute(images: Any, texts: Any, image_ids: Any, text_ids: Any, score: Any = None) -> Any:
@@ -67,7 +78,7 @@ def test_metrics_are_those_of_brute_force(
 ) -> None:
     monkeypatch.setattr(recall, "SCORES", held)
     pairs = _pairs(seed, images, texts, shared)
-    found = matching_metrics(**pairs | {"images": [pairs["images"]], "texts": [pairs["texts"]]})
+    found = _found(**pairs | {"images": [pairs["images"]], "texts": [pairs["texts"]]})
     assert found == pytest.approx(_metrics(_brute(**pairs)))
 
 
@@ -77,7 +88,7 @@ def test_the_order_of_pairs_does_not_matter(seed: int) -> None:
     pairs["images"], pairs["texts"] = (pairs[name].round() for name in ("images", "texts"))
     order = np.random.default_rng(9).permutation(60)
     found = [
-        matching_metrics([p["images"]], [p["texts"]], p["image_ids"], p["text_ids"])
+        _found([p["images"]], [p["texts"]], p["image_ids"], p["text_ids"])
         for p in (pairs, {name: values[order] for name, values in pairs.items()})
     ]
     assert found[0] == found[1] == pytest.approx(_metrics(_brute(**pairs)))
@@ -85,18 +96,18 @@ def test_the_order_of_pairs_does_not_matter(seed: int) -> None:
 
 def test_ties_count_against_the_query() -> None:
     one = np.ones((12, 3), np.float32)
-    found = matching_metrics([one], [one], np.arange(12), np.arange(12))
+    found = _found([one], [one], np.arange(12), np.arange(12))
     assert found["rsum"] == 0
     assert found["i2t_median_rank"] == 12
-    nothing = matching_metrics([one * np.nan], [one], np.arange(12), np.arange(12))
+    nothing = _found([one * np.nan], [one], np.arange(12), np.arange(12))
     assert nothing["rsum"] == 0
 
 
 def test_a_shared_caption_is_a_hit_for_each_of_its_images() -> None:
     images = np.eye(3, dtype=np.float32)
     texts = np.array([[0, 1, 0], [0, 1, 0], [0, 0, 1]], np.float32)
-    apart = matching_metrics([images], [texts], np.arange(3), np.arange(3))
-    shared = matching_metrics([images], [texts], np.arange(3), np.array([4, 4, 5]))
+    apart = _found([images], [texts], np.arange(3), np.arange(3))
+    shared = _found([images], [texts], np.arange(3), np.array([4, 4, 5]))
     assert apart["t2i_recall@1"] == pytest.approx(2 / 3)
     assert shared["t2i_recall@1"] == 1
 
@@ -114,7 +125,7 @@ def test_several_embeddings_are_fused_query_by_query(
     _, first, place = np.unique(ids["image_ids"], return_index=True, return_inverse=True)
     images = [pairs["images"], other["images"][first][place]]
     texts = [pairs["texts"], other["texts"]]
-    found = matching_metrics(images, texts, **ids, fuse=fuse)
+    found = _found(images, texts, **ids, fuse=fuse)
     lists = [image[first] @ text.T for image, text in zip(images, texts, strict=True)]
     to_texts = _brute(**pairs, score=fuse(lists))[0]
     to_images = _brute(**pairs, score=fuse([one.T for one in lists]).T)[1]
@@ -155,7 +166,7 @@ def test_ranx_finds_the_same() -> None:
         ranx = pytest.importorskip("ranx")
     pairs = _pairs(0, 12, 5, 9)
     image_ids, text_ids = pairs["image_ids"], pairs["text_ids"]
-    found = matching_metrics([pairs["images"]], [pairs["texts"]], image_ids, text_ids)
+    found = _found([pairs["images"]], [pairs["texts"]], image_ids, text_ids)
     firsts = np.unique(image_ids, return_index=True)[1]
     scores = pairs["images"][firsts] @ pairs["texts"].T
     captions = [set(text_ids[image_ids == image_ids[i]]) for i in firsts]

@@ -53,18 +53,16 @@ class BiRank:
                 batches: ours, the published loss knows none.
         """
         with torch.autocast(pairs.images.device.type, enabled=False):
-            near = _wide(pairs)
-            far = _wide(others) if others else Pairs(*(one[:0] for one in near))
-            both = Pairs(*(torch.cat(two) for two in zip(near, far, strict=True)))
-            scores = near.images @ near.texts.T
-            to_texts = torch.cat([scores, near.images @ far.texts.T], dim=1)
-            to_images = torch.cat([scores.T, near.texts @ far.images.T], dim=1)
+            near, both = with_others(pairs, others)
+            scores, count = near.images @ near.texts.T, len(near.ids)
+            to_texts = torch.cat([scores, near.images @ both.texts[count:].T], dim=1)
+            to_images = torch.cat([scores.T, near.texts @ both.images[count:].T], dim=1)
             slack = self.margin - scores.diagonal()[:, None]
             foreign = near.ids[:, None] != both.ids
             first, second = self.alphas[:2], self.alphas[2:]
             total = self._terms(to_texts, near.texts, both.texts, slack, foreign, first)
             total = total + self._terms(to_images, near.images, both.images, slack, foreign, second)
-            return total / (self.negatives * len(near.ids))
+            return total / (self.negatives * count)
 
     def _terms(
         self,
@@ -100,6 +98,14 @@ def _nearest(scores: Tensor, open_: Tensor, count: int) -> Tensor:
     bound = found.topk(min(count, found.shape[1]), dim=1).values[:, -1:]
     above, ties = found > bound, open_ & (found == bound)
     return above | (ties & (ties.cumsum(dim=1) <= count - above.sum(dim=1, keepdim=True)))
+
+
+def with_others(pairs: Pairs, others: Pairs | None) -> tuple[Pairs, Pairs]:
+    """Pairs in float32 or wider, and with the others behind them."""
+    near = _wide(pairs)
+    if others is None:
+        return near, near
+    return near, Pairs(*(torch.cat(two) for two in zip(near, _wide(others), strict=True)))
 
 
 def _wide(pairs: Pairs) -> Pairs:

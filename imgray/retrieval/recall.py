@@ -11,7 +11,7 @@ collapsed embedding nor one in half precision is flattered.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,14 +80,14 @@ class Ranking:
             yield rows, self.fuse(lists), (self.queries[rows] @ keys).tocoo()
 
 
-def matching_metrics(
+def matching_ranks(
     images: Sequence[Embeddings],
     texts: Sequence[Embeddings],
     image_ids: Ids,
     text_ids: Ids,
     fuse: Fuse = sum,
-) -> dict[str, float]:
-    """How well images find their texts (i2t) and texts their images (t2i).
+) -> dict[str, Ids]:
+    """The ranks at which images find their texts (i2t) and texts their images (t2i).
 
     Every text is a query and an item, every image one of each, however many texts it has. A text
     that several images share is right for each of them, and each of them for it.
@@ -98,21 +98,26 @@ def matching_metrics(
         image_ids: which image each pair has (P,).
         text_ids: which text each pair has (P,).
         fuse: joins the scores of several embeddings.
-
-    Returns:
-        i2t_recall@k and t2i_recall@k for k = 1, 5, 10, from 0 to 1; the medians of the ranks; and
-        `rsum`, the sum of the six recalls in percent.
     """
     _, first, image_of = np.unique(image_ids, return_index=True, return_inverse=True)
     text_of = np.unique(text_ids, return_inverse=True)[1]
     of_images = incidence(image_of, text_of)
     of_texts = incidence(np.arange(len(text_of)), text_of)
     pairs = [(image[first], text) for image, text in zip(images, texts, strict=True)]
-    found = recalls("i2t", Ranking(pairs, of_images, of_texts, fuse).ranks())
     back = [(text, image) for image, text in pairs]
-    found |= recalls("t2i", Ranking(back, of_texts, of_images, fuse).ranks())
-    rsum = 100 * sum(value for name, value in found.items() if "recall" in name)
-    return found | {"rsum": rsum}
+    return {
+        "i2t": Ranking(pairs, of_images, of_texts, fuse).ranks(),
+        "t2i": Ranking(back, of_texts, of_images, fuse).ranks(),
+    }
+
+
+def matching_metrics(ranks: Mapping[str, Ids]) -> dict[str, float]:
+    """Recalls, from 0 to 1, and median ranks of `matching_ranks`, and `rsum`.
+
+    That is the sum of the six recalls in percent, by which such systems are compared.
+    """
+    found = {k: v for name, some in ranks.items() for k, v in recalls(name, some).items()}
+    return found | {"rsum": 100 * sum(v for name, v in found.items() if "recall" in name)}
 
 
 def recalls(name: str, ranks: Ids) -> dict[str, float]:
