@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from imgray.classification.cfn import LAYOUTS, FusionNet
 from imgray.classification.fusion import LocalFusion, SharedFusion, SumFusion, fusion_of
-from imgray.classification.rates import parameter_groups
 from imgray.errors import UserError
 from imgray.features.backbones import layer_paths
+from imgray.training.rates import parameter_groups
 
 FUSIONS = ("local", "shared", "sum", "max")
 

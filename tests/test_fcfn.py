@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from imgray.classification.fcfn import Fcfn
 from imgray.classification.fusion import Fusion, LocalFusion
-from imgray.classification.rates import parameter_groups, sgd
 from imgray.classification.rds import Rds
 from imgray.classification.trunk import TRUNKS, SideScores, Trunk, vgg16_layers
 from imgray.errors import UserError
+from imgray.training.rates import parameter_groups, sgd
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:

@@ -12,7 +12,6 @@ from skimage import data
 from skimage.feature import canny
 from torch import Tensor
 
-from imgray.classification.rates import parameter_groups
 from imgray.classification.rds import Rds, edge_loss, rds_loss
 from imgray.classification.relaxed import (
     canny_maps,
@@ -23,6 +22,7 @@ from imgray.classification.relaxed import (
 )
 from imgray.classification.trunk import Trunk
 from imgray.errors import UserError
+from imgray.training.rates import parameter_groups
 
 H, W, K = 6, 7, 5
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from imgray.classification import edge_metrics
 from imgray.classification.fcfn import Fcfn
 from imgray.classification.pixelwise import PixelSettings, PixelTask, cut, photograph, trunk_of
-from imgray.classification.rates import sgd
 from imgray.classification.rds import Rds, edge_loss, rds_loss
 from imgray.classification.relaxed import (
     canny_maps,
@@ -32,6 +31,7 @@ from imgray.data.fields import Boundaries, ClassMap, Picture, Scores
 from imgray.drawing import plots
 from imgray.errors import UserError
 from imgray.features.backbones import standardised
+from imgray.training.rates import sgd
 from imgray.training.task import Arrays, At, Batch, Learner, Prediction
 
 

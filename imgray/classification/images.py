@@ -16,13 +16,13 @@ from torch import Tensor
 
 from imgray.classification.cfn import LAYOUTS, FusionNet, layers_of
 from imgray.classification.fusion import Fusion
-from imgray.classification.rates import sgd
 from imgray.data import pixels
 from imgray.data.datasets import Dataset, Record
 from imgray.data.fields import Label, Labels, Picture, Values
 from imgray.drawing import plots
 from imgray.errors import UserError
 from imgray.features.backbones import BackboneConfig, standardised
+from imgray.training.rates import sgd
 from imgray.training.recipe import Settings, one_of
 from imgray.training.task import Arrays, At, Batch, Learner, Prediction, Task
 

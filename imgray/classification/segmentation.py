@@ -17,12 +17,12 @@ from imgray.classification.fcfn import Fcfn
 from imgray.classification.fusion import Fusion
 from imgray.classification.images import confusion
 from imgray.classification.pixelwise import PixelSettings, PixelTask, cut, photograph, trunk_of
-from imgray.classification.rates import sgd
 from imgray.data import fields
 from imgray.data.datasets import Dataset, Record
 from imgray.drawing import plots
 from imgray.errors import UserError
 from imgray.features.backbones import standardised
+from imgray.training.rates import sgd
 from imgray.training.task import Arrays, At, Batch, Learner, Prediction
 
 IGNORED = 255

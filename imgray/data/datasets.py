@@ -31,8 +31,9 @@ from imgray.errors import UserError
 
 Truth = Literal["folders", "masks", "boundaries", "columns"]
 Record = dict[str, Any]
-"""`id` and what the task takes by name: of files `image` (encoded bytes), and `label` (int), `mask`
-(an encoded PNG), or `boundaries` (bool (A, H, W), one map for each of A annotators)."""
+"""`id`, `group` where a table has it, and what the task takes by name: of files `image` (encoded
+bytes), and `label` (int), `mask` (an encoded PNG), or `boundaries` (bool (A, H, W), one map for
+each of A annotators)."""
 
 
 class Dataset(ABC):

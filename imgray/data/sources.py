@@ -185,7 +185,9 @@ class TablePart(Dataset):
     def __getitem__(self, index: int) -> Record:
         row = int(self.rows[index])
         [found] = self.table.rows([row])
-        return found | ({self.label: int(self.column[row])} if self.label else {})
+        group = self.table.group(row)
+        label = {self.label: int(self.column[row])} if self.label else {}
+        return found | ({} if group is None else {"group": group}) | label
 
     def labels(self) -> NDArray[np.int64]:
         return self.column[self.rows] if self.label else super().labels()

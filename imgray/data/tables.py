@@ -132,12 +132,23 @@ class Table:
             Rejected: a value is missing or not what its field takes; the message names the column.
             UserError: the table or a place beside it cannot be read.
         """
-        group = int(self.groups_of(number))
-        table, place = self._group(group), int(number - self.firsts[group])
+        table, place = self._located(number)
         id = plain(table.column(self.column("id"))[place]) if self.has("id") else number
         values = {name: cells.value(table, place) for name, cells in self.cells.items()}
         values |= {name: join.value(number) for name, join in self.joins.items()}
         return {"id": str(id)} | {k: v for k, v in values.items() if v is not None}
+
+    def group(self, number: int) -> str | None:
+        """The name of a row's group; None where it has none. Raises `UserError`."""
+        if not self.has("group"):
+            return None
+        table, place = self._located(number)
+        try:
+            found = plain(table.column(self.column("group"))[place])
+        except Rejected as error:
+            column = self.column("group")
+            raise UserError(f"{self.place}: row {number}, column {column!r}: {error}") from None
+        return None if found is None else str(found)
 
     def check(self, numbers: NDArray[np.int64]) -> None:
         """Refuse what `rows` would of rows in rising order, but do not open pictures or files.
@@ -209,6 +220,11 @@ class Table:
         except pa.ArrowInvalid:
             raise UserError(f"{self.place}: column {column!r}: a text that is not UTF-8") from None
         return found.combine_chunks()
+
+    def _located(self, number: int) -> tuple[pa.Table, int]:
+        """The row group that holds a row, and its place there."""
+        group = int(self.groups_of(number))
+        return self._group(group), int(number - self.firsts[group])
 
     def _group(self, number: int) -> pa.Table:
         """A row group, of which two are held, and more as far as `HELD` allows."""
@@ -311,8 +327,7 @@ class Table:
                 )
 
     def _columns(self) -> Iterator[str]:
-        if self.has("id"):
-            yield self.column("id")
+        yield from (self.column(name) for name in ("id", "group") if self.has(name))
         for cells in self.cells.values():
             yield from cells.columns
 

@@ -117,6 +117,24 @@ def precision_recall(
     save(figure, path)
 
 
+def recalls(ranks: Mapping[str, NDArray[np.int64]], path: Path) -> None:
+    """Draw the share of queries whose rank is k at most, over k.
+
+    Args:
+        ranks: from 1 (n,), by the name of a curve.
+        path: the PNG to write.
+    """
+    figure = Figure(figsize=(6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for (name, some), colour in zip(ranks.items(), (FIRST, SECOND), strict=False):
+        places, counts = np.unique(some, return_counts=True)
+        axes.step(places, counts.cumsum() / len(some), color=colour, lw=2, where="post", label=name)
+    axes.set(xscale="log", ylim=(0, 1), xlabel="k", ylabel="recall@k")
+    axes.legend(frameon=False, loc="lower right")
+    _tidy(axes)
+    save(figure, path)
+
+
 def fusion(
     weights: NDArray[np.floating[Any]], branches: Sequence[str], channels: Sequence[str] = ()
 ) -> bytes:

@@ -25,6 +25,7 @@ from imgray.training.carried import check_same, inputs_of
 from imgray.training.examples import Examples
 from imgray.training.loop import Loader, add_up, in_threads, precision
 from imgray.training.models import Model, load_model, load_task
+from imgray.training.workers import merged
 
 
 def evaluate_model(config: EvaluateModelConfig) -> Scores:
@@ -41,13 +42,13 @@ def evaluate_model(config: EvaluateModelConfig) -> Scores:
             task.remote(folder.absolute, source, config.part, config.cpus_per_worker, rank, world)
             for rank in range(world)
         ]
-        sums: dict[str, Tensor] = {}
+        parts: list[dict[str, Tensor]] = []
         progress = Progress("evaluate", len(examples.val))
         while waiting:
             done, waiting = ray.wait(waiting)
-            for name, value in ray.get(done[0]).items():
-                sums[name] = sums.get(name, torch.zeros(())) + value
+            parts.append(ray.get(done[0]))
             progress.add(min(-(-len(examples.val) // world), progress.total - progress.done))
+    sums = merged(parts, examples.task.rows)
     if config.figure:
         examples.task.plot(sums, Path(config.figure))
     return Scores(examples.task.summarize(sums))
@@ -58,7 +59,7 @@ def _open(model: Folder, source: Source, part: str | None) -> Examples:
     manifest = read_manifest(model, "model")
     recipe, task = load_task(model, manifest)
     check_same(manifest, source.features)
-    fields = {**inputs_of(manifest, task, source.features), **task.truth}
+    fields = {**task.fields, **inputs_of(manifest, task, source.features)}
     val = recipe.data.part(source, part, fields) if part else recipe.data.validation(source, fields)
     task.check_classes(val)
     return Examples(task, val, val, recipe.batch_size, recipe.seed)
@@ -99,4 +100,4 @@ def _sums(
     load = Loader(examples.validation, rank, world)
     batches = in_threads(load, range(examples.validations(rank, world)))
     with precision(loaded.recipe, device):
-        return add_up(loaded.learner.benchmark, loaded.learner, batches, device)
+        return add_up(loaded.learner.benchmark, loaded.learner, batches, device, loaded.task.rows)

@@ -6,7 +6,6 @@ import numpy as np
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import WORK, read_manifest
-from imgray.data.fields import Input
 from imgray.data.joins import Columns
 from imgray.data.layout import place_of
 from imgray.data.names import FROZEN
@@ -14,7 +13,7 @@ from imgray.data.sources import Source
 from imgray.engine.settings import EvaluateModelConfig, TrainConfig
 from imgray.training.examples import Examples
 from imgray.training.recipe import Recipe
-from imgray.training.task import Task, task_of
+from imgray.training.task import task_of
 
 LOOKED_AT = 64
 """Records of each part that are made examples of before a run."""
@@ -51,14 +50,9 @@ def frozen(source: Source, recipe: Recipe, output: Folder) -> Source:
 def open_examples(recipe: Recipe, data: Source | str) -> Examples:
     """Open both parts of the data. Raises `UserError`."""
     source = Source(data) if isinstance(data, str) else data
-    fields = fields_of(task_of(recipe, ()))
+    fields = task_of(recipe, ()).fields
     train, val = recipe.data.training(source, fields), recipe.data.validation(source, fields)
     return Examples(task_of(recipe, train.classes), train, val, recipe.batch_size, recipe.seed)
-
-
-def fields_of(task: Task) -> dict[str, Input]:
-    """What a row of a table to learn from holds, by name."""
-    return {**task.inputs, **task.truth}
 
 
 def check_examples(examples: Examples) -> None:

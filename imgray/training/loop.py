@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -240,8 +240,9 @@ class Run:
         count = self.examples.validations(self.place.rank, self.place.world)
         with precision(self.recipe, self.place.device):
             batches = in_threads(self._loader(self.examples.validation), range(count))
-            sums = add_up(self.learner.evaluate, self.learner, batches, self.place.device)
-        return self.examples.task.summarize(workers.summed(sums))
+            rows = self.examples.task.rows
+            sums = add_up(self.learner.evaluate, self.learner, batches, self.place.device, rows)
+        return self.examples.task.summarize(workers.summed(sums, rows))
 
     def _draw(self) -> None:
         """The sheet of samples, written before the checkpoint after which none may follow."""
@@ -275,16 +276,24 @@ Evaluate = Callable[[Batch], dict[str, Tensor]]
 
 @torch.inference_mode()
 def add_up(
-    evaluate: Evaluate, learner: Learner, batches: Iterable[Arrays], device: str
+    evaluate: Evaluate,
+    learner: Learner,
+    batches: Iterable[Arrays],
+    device: str,
+    rows: Collection[str] = (),
 ) -> dict[str, Tensor]:
-    """Sums over batches of `evaluate`, a method of the learner: float64 on the CPU, by name."""
+    """Sums over batches of `evaluate`, a method of the learner: float64 on the CPU, by name.
+
+    Those that are `Task.rows` are not added but follow each other, in their own type.
+    """
     for net in learner.modules.values():
         net.eval()
-    sums: dict[str, Tensor] = {}
-    for arrays in batches:
-        for name, value in evaluate(to_device(arrays, device)).items():
-            sums[name] = sums.get(name, torch.zeros(())) + value.double().cpu()
-    return sums
+    found = (evaluate(to_device(arrays, device)) for arrays in batches)
+    return workers.merged((_on_cpu(one, rows) for one in found), rows)
+
+
+def _on_cpu(found: Mapping[str, Tensor], rows: Collection[str]) -> dict[str, Tensor]:
+    return {name: (v if name in rows else v.double()).cpu() for name, v in found.items()}
 
 
 def to_device(arrays: Arrays, device: str) -> Batch:

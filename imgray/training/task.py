@@ -80,7 +80,10 @@ class Learner(ABC):
 
     @abstractmethod
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
-        """Sums over a batch, to be added over batches and workers and given to `Task.summarize`."""
+        """Sums over a batch, to be added over batches and workers and given to `Task.summarize`.
+
+        Those that are `Task.rows` are kept one after another instead: float32 or int64 (N, ...).
+        """
 
     def benchmark(self, batch: Batch) -> dict[str, Tensor]:
         """As `evaluate`, with metrics that are too slow to follow while training."""
@@ -144,6 +147,8 @@ class Task(ABC):
     Settings: ClassVar[type[Settings]]
     one_shape: ClassVar[bool] = True
     """Whether images have one shape when they are not augmented, and so can form batches."""
+    rows: ClassVar[frozenset[str]] = frozenset()
+    """What of `Learner.evaluate` are rows to be kept, in any order, rather than sums."""
     kind: ClassVar[str] = ""
     """POST /v1/KIND asks a model of this task as POST /v1/models/NAME does; none where empty."""
 
@@ -159,6 +164,11 @@ class Task(ABC):
     def truth(self) -> Mapping[str, Input]:
         """What a record to learn from has beside the inputs, by name."""
         return {}
+
+    @property
+    def fields(self) -> Mapping[str, Input]:
+        """What a row of a table to learn from holds, by name."""
+        return {**self.inputs, **self.truth}
 
     @property
     @abstractmethod
@@ -208,7 +218,7 @@ class Task(ABC):
 
     @abstractmethod
     def summarize(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """Metrics from the sums of `Learner.evaluate`."""
+        """Metrics from the sums, and the rows, of `Learner.evaluate` over all examples."""
 
     @abstractmethod
     def plot(self, sums: Mapping[str, Tensor], path: Path) -> None:

@@ -6,7 +6,7 @@ A worker alone, without a process group of torch, does nothing here and is given
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ BUCKET = 25 * 2**20
 """Bytes of gradients that go together, at most, unless a single one has more."""
 
 Nets = Mapping[str, nn.Module]
+Tensors = Mapping[str, Tensor]
 
 
 def alone() -> bool:
@@ -160,20 +161,31 @@ def _check_alike(buffers: Mapping[str, Tensor]) -> None:
             )
 
 
-def summed(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors on the CPU added over all workers by name; a worker may lack some."""
+def merged(parts: Iterable[Tensors], rows: Collection[str] = ()) -> dict[str, Tensor]:
+    """By name the sums of tensors; of `rows` those of all parts, one after another.
+
+    A part may lack some.
+    """
+    found: dict[str, list[Tensor]] = {}
+    for part in parts:
+        for name, value in part.items():
+            if name in rows or name not in found:
+                found.setdefault(name, []).append(value)
+            else:
+                found[name] = [found[name][0] + value]
+    return {name: torch.cat(some) if name in rows else some[0] for name, some in found.items()}
+
+
+def summed(values: Tensors, rows: Collection[str] = ()) -> dict[str, Tensor]:
+    """Tensors on the CPU, `merged` over all workers; a worker may lack some."""
     if alone():
         return dict(values)
     parts: list[dict[str, Tensor]] = [{} for _ in range(dist.get_world_size())]
     dist.all_gather_object(parts, dict(values))
-    totals: dict[str, Tensor] = {}
-    for part in parts:
-        for name, value in part.items():
-            totals[name] = totals[name] + value if name in totals else value
-    return totals
+    return merged(parts, rows)
 
 
-def gathered(values: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+def gathered(values: Tensors) -> list[dict[str, Tensor]]:
     """Every worker's tensors on the CPU, by rank, on the first worker; nothing on the others."""
     if alone():
         return [dict(values)]

@@ -1,0 +1,216 @@
+"""Matching of images and texts by their features: the task that all systems of it share.
+
+A record has the vector of an image, that of a text, or both; one to learn from has both. The joint
+embeddings of the two are of one space, where their dot product is the score of the pair.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from imgray.data.datasets import Dataset, Record
+from imgray.data.fields import Input, Output, Scores, Values, Vector
+from imgray.data.pixels import Rejected
+from imgray.drawing import plots
+from imgray.errors import UserError
+from imgray.matching.bi_rank import Pairs
+from imgray.matching.closed import moments, solve
+from imgray.matching.nets import SIDES, Term, joined
+from imgray.matching.settings import MatchingSettings
+from imgray.retrieval import fusion
+from imgray.retrieval.recall import Ids, matching_metrics, matching_ranks
+from imgray.training import workers
+from imgray.training.task import Arrays, At, Batch, Learner, Prediction, Task
+
+
+class Matching(Task):
+    """Images and texts in one space.
+
+    Texts of one image are told by the column `group` of a table, or else by their image's vector;
+    texts whose vectors are equal are the same text.
+    """
+
+    kind = "match"
+    Settings = MatchingSettings
+    settings: MatchingSettings
+    rows = frozenset({"image", "text", "image_id", "text_id"})
+
+    @property
+    def inputs(self) -> Mapping[str, Input]:
+        return {side: Vector(dim, optional=True) for side, dim in self._dims.items()}
+
+    @property
+    def fields(self) -> Mapping[str, Input]:
+        return {**{side: Vector(dim) for side, dim in self._dims.items()}, **self.truth}
+
+    @property
+    def _dims(self) -> Mapping[str, int]:
+        if not self.settings.dims:
+            raise UserError(
+                "recipe: settings.dims: the lengths of vectors are not known; give --features "
+                "image=URI text=URI, or for columns of a table settings.dims={image: N, text: N}"
+            )
+        return self.settings.dims
+
+    @property
+    def outputs(self) -> Mapping[str, Output]:
+        embeddings = {f"{side}_embedding": Vector(self.joint) for side in SIDES}
+        return {"score": Scores(), **embeddings}
+
+    @property
+    def joint(self) -> int:
+        return sum(self._sizes)
+
+    @cached_property
+    def _sizes(self) -> tuple[int, ...]:
+        with torch.device("meta"):
+            return self.settings.net().sizes
+
+    def check_classes(self, part: Dataset) -> None:
+        """There are none."""
+
+    def prepare(self, values: Values) -> Arrays:
+        found = {s: np.asarray(values[s], np.float32) for s in SIDES if values.get(s) is not None}
+        if not found:
+            raise Rejected(f"{' or '.join(SIDES)} is needed")
+        return found
+
+    def example(self, record: Record, chance: np.random.Generator | None) -> Arrays:
+        vectors = self.prepare(record)
+        if lacking := [side for side in SIDES if side not in vectors]:
+            raise UserError(f"{record['id']}: no {lacking[0]}; to learn from, a record needs both")
+        image = str(record["group"]).encode() if "group" in record else vectors["image"].tobytes()
+        ids = {"image_id": _number(image), "text_id": _number(vectors["text"].tobytes())}
+        return vectors | ids
+
+    def learner(self, initial: bool = True) -> MatchingLearner:
+        return MatchingLearner(self.settings)
+
+    def summarize(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """R@1, 5 and 10 both ways, median ranks, and their sum `rsum`, as `matching_metrics`."""
+        return matching_metrics(self._ranks(sums))
+
+    def plot(self, sums: Mapping[str, Tensor], path: Path) -> None:
+        """The recall at every k, both ways."""
+        plots.recalls(self._ranks(sums), path)
+
+    def _ranks(self, sums: Mapping[str, Tensor]) -> dict[str, Ids]:
+        """By direction; average fusion is that of the joint embedding, whose parts are summed."""
+        adaptive = self.settings.fusion == "adaptive"
+        sizes = self._sizes if adaptive else (self.joint,)
+        images, texts = ([p.numpy() for p in sums[side].split(sizes, dim=1)] for side in SIDES)
+        ids = sums["image_id"].numpy(), sums["text_id"].numpy()
+        return matching_ranks(images, texts, *ids, fusion.adaptive if adaptive else sum)
+
+
+class MatchingLearner(Learner):
+    """A network under a ranking loss, a closed form, or one that follows the other."""
+
+    def __init__(self, settings: MatchingSettings) -> None:
+        self.settings, self.net = settings, settings.net()
+        self.modules = {"net": self.net}
+        self.optimizers = {"net": settings.optimizer_of(self.net)} if settings.trained else {}
+        self.loss = settings.ranking()
+        self.moments: dict[str, Tensor] = {}
+        self.memory: dict[str, Tensor] = {}
+
+    def step(self, batch: Batch, at: At) -> dict[str, Tensor]:
+        if self.settings.closed and not self.net.solved:
+            if not self.settings.trained or at.epoch < 1:
+                self._gather(batch, last=at.step + 1 == at.steps)
+                return {}
+            self._solve()
+        losses = self.losses(batch)
+        total = torch.stack(list(losses.values())).sum()
+        self.descend("net", total)
+        return {"loss": total, **(losses if len(losses) > 1 else {})}
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses of a batch by kind, weighted; it is remembered as far as is wanted."""
+        terms = self.net.terms({side: batch[side] for side in SIDES})
+        found: dict[str, Tensor] = {}
+        for term, others in zip(terms, self._others(terms), strict=True):
+            loss = self.loss(Pairs(term.images, term.texts, batch["image_id"]), others)
+            found[term.name] = found.get(term.name, 0.0) + term.weight * loss
+        self._remember(terms, batch["image_id"])
+        return found
+
+    def _others(self, terms: list[Term]) -> list[Pairs | None]:
+        """Pairs of earlier batches, by term."""
+        if not self.memory:
+            return [None] * len(terms)
+        sizes = [term.images.shape[1] for term in terms]
+        sides = [self.memory[side].split(sizes, dim=1) for side in SIDES]
+        pairs = zip(*sides, strict=True)
+        return [Pairs(image, text, self.memory["image_id"]) for image, text in pairs]
+
+    def _remember(self, terms: list[Term], ids: Tensor) -> None:
+        if not self.settings.memory:
+            return
+        images = torch.cat([term.images for term in terms], dim=1).detach()
+        texts = torch.cat([term.texts for term in terms], dim=1).detach()
+        new = {"image": images, "text": texts, "image_id": ids}
+        self.memory = {
+            name: torch.cat([self.memory[name], rows] if self.memory else [rows])
+            for name, rows in new.items()
+        }
+        self._forget()
+
+    def _forget(self) -> None:
+        self.memory = {name: rows[-self.settings.memory :] for name, rows in self.memory.items()}
+
+    def _gather(self, batch: Batch, last: bool) -> None:
+        self.moments = workers.merged([self.moments, moments(*(batch[side] for side in SIDES))])
+        if last:
+            self._solve()
+
+    def _solve(self) -> None:
+        """Set the first maps to the closed form over the pairs of all workers."""
+        settings, kind = self.settings, self.settings.closed
+        assert kind
+        sums = workers.summed({name: one.cpu() for name, one in self.moments.items()})
+        dim = settings.first_width("image") or settings.dim
+        maps = solve(kind, sums, dim, settings.shrink, settings.power)
+        self.net.set_first(dict(zip(SIDES, maps, strict=True)))
+        self.moments = {}
+
+    def state(self) -> dict[str, Tensor]:
+        return {**{f"sum_{name}": one for name, one in self.moments.items()}, **self.memory}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        sums = {n.removeprefix("sum_"): one for n, one in state.items() if n.startswith("sum_")}
+        self.moments = {name: one.sum(dim=0, keepdim=True) for name, one in sums.items()}
+        self.memory = {name: one for name, one in state.items() if not name.startswith("sum_")}
+        self._forget()
+
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        parts = self.net({side: batch[side] for side in SIDES if side in batch})
+        return {side: joined(some) for side, some in parts.items()}
+
+    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
+        return {**self.embed(batch), **{name: batch[name] for name in ("image_id", "text_id")}}
+
+    def predict(self, batch: Batch) -> list[Prediction]:
+        """The embeddings of what is given, and the score where both are."""
+        found = self.embed(batch)
+        rows: dict[str, list[Any]] = {f"{s}_embedding": e.cpu().tolist() for s, e in found.items()}
+        if len(found) == len(SIDES):
+            rows["score"] = (found["image"] * found["text"]).sum(dim=1).cpu().tolist()
+        return [
+            Prediction(dict(zip(rows, row, strict=True)))
+            for row in zip(*rows.values(), strict=True)
+        ]
+
+
+def _number(data: bytes) -> Any:
+    """A number that tells bytes from others, int64."""
+    digest = hashlib.blake2b(data, digest_size=8).digest()
+    return np.array(int.from_bytes(digest, "little", signed=True))
