@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import FileEntry, Manifest, entry_of, opening, read_file
@@ -50,6 +50,12 @@ class ExtractorConfig(BaseModel):
     grids: tuple[int, ...] = (1,)
     crop_regions: bool = False
     max_pixels: int = pixels.MAX_PIXELS
+
+    @model_serializer(mode="wrap")
+    def _known_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without texts, as versions that know none of them read it."""
+        found: dict[str, Any] = dump(self)
+        return found if self.texts else {k: v for k, v in found.items() if k != "texts"}
 
 
 @dataclass(frozen=True)
