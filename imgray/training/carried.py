@@ -184,6 +184,8 @@ class InputExtractor:
 
     def vectors(self, batch: Sequence[Any]) -> NDArray[np.float32]:
         """The vectors (B, dim) of prepared pictures or texts, as a features artifact gives them."""
+        if not batch:
+            return np.empty((0, len(self.any)), np.float32)
         with self._lock, torch.inference_mode():
             return joined(self.extractor.run(batch), self.own.columns)
 
