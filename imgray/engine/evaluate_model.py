@@ -21,7 +21,7 @@ from imgray.engine.examples import source_of
 from imgray.engine.progress import Progress
 from imgray.engine.settings import EvaluateModelConfig
 from imgray.errors import UserError
-from imgray.training.carried import check_same, inputs_of
+from imgray.training.carried import check_same, fields_of
 from imgray.training.examples import Examples
 from imgray.training.loop import Loader, add_up, in_threads, precision
 from imgray.training.models import Model, load_model, load_task
@@ -59,7 +59,7 @@ def _open(model: Folder, source: Source, part: str | None) -> Examples:
     manifest = read_manifest(model, "model")
     recipe, task = load_task(model, manifest)
     check_same(manifest, source.features)
-    fields = {**task.fields, **inputs_of(manifest, task, source.features)}
+    fields = fields_of(manifest, task, source.features)
     val = recipe.data.part(source, part, fields) if part else recipe.data.validation(source, fields)
     task.check_classes(val)
     return Examples(task, val, val, recipe.batch_size, recipe.seed)

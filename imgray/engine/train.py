@@ -102,7 +102,8 @@ def train(config: TrainConfig) -> TrainResult:
             "example per step"
         )
     output, source = Folder(config.output), source_of(config)
-    recipe = with_dims(recipe, lengths(source.features))
+    if source.features:
+        recipe = with_dims(recipe, lengths(source.features))
     identity = config.identity() | {"recipe": recipe.model_dump(mode="json", by_alias=True)}
     if recipe.start:
         prints = {name: _fingerprint(uri) for name, uri in recipe.starts.items()}

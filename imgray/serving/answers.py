@@ -143,7 +143,7 @@ class ModelsAnswer(BaseModel):
 
 
 def told(model: Served, answer: Answer) -> JSONResponse:
-    """All outputs of a model by name.
+    """The outputs of a model by name; one for which an optional input lacks is left out.
 
     Raises:
         Refusal: a number among them is not finite.
@@ -151,6 +151,7 @@ def told(model: Served, answer: Answer) -> JSONResponse:
     outputs = {
         name: _painted(one, model, answer) if one.painted else one.answer(name, answer.row)
         for name, one in model.task.outputs.items()
+        if one.painted or not answer.row.keys().isdisjoint(c.name for c in one.columns(name))
     }
     found = {"model": model.name, "fingerprint": model.fingerprint, "outputs": outputs}
     try:

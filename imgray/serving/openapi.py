@@ -68,10 +68,11 @@ def description(app: FastAPI, models: Iterable[Served], indexed: bool) -> dict[s
 def _asked(any_model: Mapping[str, Any], model: Served, indexed: bool) -> dict[str, Any]:
     """OpenAPI of a model's route, from that of any model."""
     task = model.task
+    always = [] if any(one.optional for one in model.inputs.values()) else list(task.outputs)
     answer = {
         "model": {"type": "string"},
         "fingerprint": {"type": "string"},
-        "outputs": _object({name: _output(one) for name, one in task.outputs.items()}),
+        "outputs": _object({name: _output(one) for name, one in task.outputs.items()}, always),
     }
     content = {"application/json": {"schema": _object(answer)}}
     content |= {PNG: {"schema": BINARY}} if task.painted else {}

@@ -7,6 +7,7 @@ them. Vectors that no extractor of ours has made are none of them: such an input
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -103,16 +104,24 @@ def inputs_of(manifest: Manifest, task: Task, given: Collection[str] = ()) -> di
         task: of the model.
         given: inputs that are given as vectors all the same.
     """
-    carried = carried_of(manifest)
-    return asked(task, {name: one for name, one in carried.items() if name not in given})
+    return asked(task.inputs, _made(manifest, given))
 
 
-def asked(task: Task, carried: Mapping[str, CarriedInput]) -> dict[str, Input]:
-    """The inputs of a task, of which some are made of what is asked for in their place."""
+def fields_of(manifest: Manifest, task: Task, given: Collection[str] = ()) -> dict[str, Input]:
+    """As `inputs_of`, what a row of a table holds that a model is scored on."""
+    return asked(task.fields, _made(manifest, given))
+
+
+def asked(fields: Mapping[str, Input], carried: Mapping[str, CarriedInput]) -> dict[str, Input]:
+    """Inputs of which some are made of what is asked for in their place."""
     return {
         name: carried[name].takes(one.optional) if name in carried else one
-        for name, one in task.inputs.items()
+        for name, one in fields.items()
     }
+
+
+def _made(manifest: Manifest, given: Collection[str]) -> dict[str, CarriedInput]:
+    return {name: one for name, one in carried_of(manifest).items() if name not in given}
 
 
 def check_same(manifest: Manifest, features: Mapping[str, str]) -> None:
@@ -184,6 +193,8 @@ class InputExtractor:
 
     def vectors(self, batch: Sequence[Any]) -> NDArray[np.float32]:
         """The vectors (B, dim) of prepared pictures or texts, as a features artifact gives them."""
+        if not batch:
+            return np.empty((0, len(self.any)), np.float32)
         with self._lock, torch.inference_mode():
             return joined(self.extractor.run(batch), self.own.columns)
 
@@ -191,7 +202,8 @@ class InputExtractor:
 def joined(vectors: Vectors, columns: Sequence[str]) -> NDArray[np.float32]:
     """Columns of features, side by side (B, dim), at the precision that artifacts store."""
     halves = [vectors[name].astype(np.float16) for name in columns]
-    return side_by_side([half.reshape(len(half), -1) for half in halves]).astype(np.float32)
+    flat = [half.reshape(len(half), math.prod(half.shape[1:])) for half in halves]
+    return side_by_side(flat).astype(np.float32)
 
 
 def _place(name: str) -> str:

@@ -77,7 +77,7 @@ class Model:
     @property
     def inputs(self) -> dict[str, Input]:
         """What it takes, by name: a picture or a text where it makes the vector itself."""
-        return asked(self.task, {name: made.own for name, made in self.extractors.items()})
+        return asked(self.task.inputs, {name: made.own for name, made in self.extractors.items()})
 
     def to(self, device: str) -> None:
         """Move all networks to a device."""

@@ -276,12 +276,12 @@ def with_dims(recipe: Recipe, dims: Mapping[str, int]) -> Recipe:
         dims: of inputs that are joined; for a task without that setting they mean nothing.
 
     Raises:
-        UserError: there is no such task, or its settings are not what it takes.
+        UserError: there is no such task.
     """
     kind: type[Task] = class_named(recipe.task, Task, "task")
-    if not dims or "dims" not in kind.Settings.model_fields:
+    said = recipe.settings.get("dims", {})
+    if "dims" not in kind.Settings.model_fields or not isinstance(said, dict):
         return recipe
-    said = validate(kind.Settings, recipe.settings, "recipe: settings").model_dump()["dims"]
     return recipe.model_copy(update={"settings": recipe.settings | {"dims": {**dims, **said}}})
 
 
