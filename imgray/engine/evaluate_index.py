@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,10 @@ from pydantic import BaseModel, RootModel
 
 from imgray.artifacts.folder import Folder, Skipped, read_uri
 from imgray.artifacts.manifest import NAME, Manifest, read_file, read_manifest
-from imgray.data.fields import Text
 from imgray.data.pixels import SUFFIXES
-from imgray.data.tables import open_table
 from imgray.engine.cluster import TASK_RETRIES, cluster, cores
+from imgray.engine.evaluate_texts import evaluate_texts, right_answers
 from imgray.engine.fan_out import search_shards
-from imgray.engine.joint import Embedding, as_vectors, embedding_of
 from imgray.engine.progress import say
 from imgray.engine.rows import Source
 from imgray.engine.search import check_fingerprints, encode
@@ -31,11 +29,8 @@ from imgray.errors import UserError
 from imgray.features.columns import Vectors, columns_of
 from imgray.features.extractor import load_extractor
 from imgray.retrieval import metrics
-from imgray.retrieval.modalities import TEXT
 
 CHUNK = 64
-TEXTS = 1000
-"""Texts whose rankings are held at once."""
 
 
 class Scores(RootModel[dict[str, float]]):
@@ -71,7 +66,9 @@ def evaluate(config: EvaluateConfig) -> Scores:
     manifest = read_manifest(folder, "index")
     groups = Truth.read(config.truth).groups if config.truth else None
     if config.queries is None:
-        return _evaluate_texts(config, folder, manifest, groups)
+        check_answers_words(folder, manifest)
+        members = right_answers(indexed_ids(folder, manifest), groups)
+        return Scores(evaluate_texts(config, folder, manifest, members))
     return _evaluate_images(config, folder, manifest, Folder(config.queries), groups or {})
 
 
@@ -94,61 +91,6 @@ def _evaluate_images(
     }
     scores = metrics.evaluate(rankings, groups, indexed_ids(folder, manifest))
     return Scores(scores | {"queries": len(ids), "ms_per_query": 1000 * elapsed / len(ids)})
-
-
-def _evaluate_texts(
-    config: EvaluateConfig, folder: Folder, manifest: Manifest, groups: Mapping[str, str] | None
-) -> Scores:
-    """Recall@k, median rank of the best right answer and mAP, averaged over texts."""
-    check_answers_words(folder, manifest)
-    ids = indexed_ids(folder, manifest)
-    members: dict[str, set[str]] = {}
-    for id in ids if groups is None else ids & groups.keys():
-        members.setdefault(id if groups is None else groups[id], set()).add(id)
-    texts, rights = _texts(config, members)
-    embedding = embedding_of(folder, manifest)
-    ranks, precisions, elapsed = [], [], 0.0
-    with cluster():
-        embed = ray.remote(num_cpus=1, max_retries=TASK_RETRIES)(Embedding.texts)
-        starts = range(0, len(texts), TEXTS)
-        waiting = [embed.remote(embedding, texts[a : a + TEXTS]) for a in starts]
-        for start, vectors in zip(starts, waiting, strict=True):
-            asked = as_vectors(ray.get(vectors))
-            started = time.monotonic()
-            answers = search_shards(folder, manifest, asked, config.top or 1000, TEXT)
-            elapsed += time.monotonic() - started
-            for hits, right in zip(answers, rights[start : start + TEXTS], strict=True):
-                found = [id in right for id in hits.ids]
-                ranks.append(metrics.first_rank(found))
-                precisions.append(metrics.average_precision(found, len(right)))
-    scores = metrics.evaluate_ranks(ranks) | {"map": sum(precisions) / len(texts)}
-    return Scores(scores | {"queries": len(texts), "ms_per_query": 1000 * elapsed / len(texts)})
-
-
-def _texts(
-    config: EvaluateConfig, members: Mapping[str, set[str]]
-) -> tuple[list[str], list[set[str]]]:
-    """The texts that have a right answer among the indexed images, and the ids of these."""
-    table = open_table(str(config.texts), {"text": Text()}, config.layout)
-    groups = table.groups
-    if groups is None:
-        raise UserError(
-            f"{table.place}: no column 'group', which says what a text's right answer is; say "
-            "--columns group=COLUMN"
-        )
-    rows: Sequence[int] = range(len(table))
-    if config.part is not None:
-        splits = table.texts("split") or []
-        rows = [row for row, split in enumerate(splits) if split.as_py() == config.part]
-    known = [row for row in rows if groups[row] in members]
-    if not known:
-        raise UserError(
-            f"{table.place}: no text{f' of {config.part!r}' if config.part else ''} has a right "
-            f"answer here; column {table.column('group')!r} holds ids of indexed images, or with "
-            "--truth their groups"
-        )
-    say(f"evaluate: {len(known):,} texts, and {len(rows) - len(known):,} without a right answer")
-    return [row["text"] for row in table.rows(known)], [members[groups[row]] for row in known]
 
 
 def query_vectors(

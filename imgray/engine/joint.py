@@ -122,7 +122,7 @@ def joint_part(
         "dim": joint.dim,
     }
     source = Source(Folder(config.features), features, list(joint.columns), [])
-    settings = _settings(config, codewords, joint.dim)
+    settings = joint_settings(config, codewords, joint.dim)
     return JointPart(embedding, source, settings, about, files, texts)
 
 
@@ -187,7 +187,8 @@ def _check_columns(joint: Joint, features: Manifest, config: IndexConfig) -> Non
             )
 
 
-def _settings(config: IndexConfig, codewords: int, dim: int) -> CodebookSettings:
+def joint_settings(config: IndexConfig, codewords: int, dim: int) -> CodebookSettings:
+    """How the joint part describes and compares images; `codewords` are the default."""
     words = config.joint_codewords or codewords
     return CodebookSettings(
         features=(JOINT,),
