@@ -4,7 +4,8 @@ import inspect
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import SimpleNamespace
+from contextvars import ContextVar
+from types import MethodType, SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import ray
 from fastapi.testclient import TestClient
+from ray import serve
 
 from imgray.artifacts.folder import Folder
 from imgray.data.sources import Source
@@ -26,15 +28,13 @@ from imgray.serving.encoder import Encoder
 from imgray.serving.guard import ADMIN_KEYS, API_KEYS, Keys
 from imgray.serving.http import Service, app
 from imgray.serving.predictor import Predictor
-from imgray.serving.settings import Batching, CaptionSettings, ServiceSettings
+from imgray.serving.settings import Batching, ServiceSettings
 from imgray.serving.shards import ShardGroup
 from imgray.serving.texts import JointEncoder
 from imgray.serving.versions import Registry
 from imgray.training.loop import Run
 from imgray.training.models import load_start
 from imgray.training.recipe import Recipe
-
-ONE_BY_ONE = Batching(size=1)
 
 
 class Cluster:
@@ -98,6 +98,10 @@ class _Handle:
 
     def __init__(self, kind: Any, *arguments: Any) -> None:
         self.replica, self.arguments = object.__new__(kind), arguments
+        for name, method in vars(kind).items():
+            if hasattr(method, "set_max_batch_size"):  # else one queue for all of this process
+                own = serve.batch(MethodType(method.__wrapped__, self.replica))
+                setattr(self.replica, name, own)
 
     async def start(self) -> None:
         """As Serve does: in the event loop that answers."""
@@ -112,53 +116,66 @@ async def _awaited(found: Any) -> Any:
     return await found if inspect.isawaitable(found) else found
 
 
+ANSWERING: ContextVar[Any] = ContextVar("the service whose request or start this is")
+
+
+def _replica() -> SimpleNamespace:
+    """What Serve says of the replica that asks."""
+    return SimpleNamespace(
+        servable_object=ANSWERING.get(),
+        replica_id=SimpleNamespace(unique_id=uuid.uuid4().hex),
+        _deployment_config=SimpleNamespace(max_ongoing_requests=100),  # batches look there
+    )
+
+
 @contextmanager
 def client(
-    models: Mapping[str, str],
-    index: str | None = None,
-    shard_groups: int = 1,
-    captions: CaptionSettings | None = None,
-    batching: Batching = ONE_BY_ONE,
-    **limits: Any,
+    models: Mapping[str, str], index: str | None = None, shard_groups: int = 1, **settings: Any
 ) -> Iterator[TestClient]:
-    """A client of a service of models, by name their URIs, and an index; it has no keys."""
-    settings = ServiceSettings(
-        models=dict(models), index=index, captions=captions, batching=batching, open=True,
-        limits=limits,
-    )  # fmt: skip
-    most = settings.limits.pixels
-    predictors = {name: _Handle(Predictor, uri, batching, most) for name, uri in models.items()}
-    parts: dict[str, Any] = {}
-    if index:
-        registry = _Handle(Registry)
-        encoder, texts = (
-            _Handle(Encoder, registry, batching, most), _Handle(JointEncoder, registry, batching)
-        )  # fmt: skip
-        groups = [_Handle(ShardGroup, registry, n, shard_groups) for n in range(shard_groups)]
-        parts = {"registry": registry, "encoder": encoder, "texts": texts, "shard_groups": groups}
+    """A client of a service of models, by name their URIs, and an index; it has no keys.
+
+    `settings` are further ones of the service.
+    """
+    given = {"models": dict(models), "index": index, "batching": Batching(size=1), **settings}
+    config = ServiceSettings(open=True, **given)
+    batching, pixels = config.batching, config.limits.pixels
+    predictors = {name: _Handle(Predictor, uri, batching, pixels) for name, uri in models.items()}
+    registry = _Handle(Registry)
+    groups = [_Handle(ShardGroup, registry, n, shard_groups) for n in range(shard_groups)]
+    parts = {
+        "registry": registry,
+        "encoder": _Handle(Encoder, registry, batching, pixels),
+        "texts": _Handle(JointEncoder, registry, batching),
+    }
     kind: Any = Service.__mro__[1]  # without what Serve adds
     keys = Keys(None, API_KEYS), Keys(None, ADMIN_KEYS)
     service = object.__new__(kind)
+    replicas = [*parts.values(), *groups] if index else []
 
     async def start() -> None:
-        if index:
-            await registry.start()
-            await registry.reconfigure.remote({"index": index})
-        for part in (*predictors.values(), *((encoder, texts, *groups) if index else ())):
+        ANSWERING.set(service)
+        for part in [*predictors.values(), *replicas]:
             await part.start()
-        await service.__init__(settings, *keys, predictors=predictors, **parts)
+            if part is registry:
+                await registry.replica.reconfigure({"index": index})
+        of_index = {**parts, "shard_groups": groups} if index else {}
+        await service.__init__(config, *keys, predictors=predictors, **of_index)
 
-    def context() -> SimpleNamespace:
-        return SimpleNamespace(
-            servable_object=service,
-            replica_id=SimpleNamespace(unique_id=uuid.uuid4().hex),
-            _deployment_config=SimpleNamespace(max_ongoing_requests=100),  # batches look there
-        )
+    async def stop() -> None:
+        """Replicas follow the registry until they end."""
+        for part in [*(one.replica for one in replicas), service.searcher]:
+            if hasattr(part, "holder"):
+                part.holder.following.cancel()
+
+    async def answer(*request: Any) -> None:
+        ANSWERING.set(service)
+        await app(*request)
 
     with (
-        patch("ray.serve.get_replica_context", context),
-        TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as found,
+        patch("ray.serve.get_replica_context", _replica),
+        TestClient(answer, base_url="http://localhost", raise_server_exceptions=False) as found,
     ):
         assert found.portal is not None
         found.portal.call(start)
         yield found
+        found.portal.call(stop)

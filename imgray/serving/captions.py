@@ -54,9 +54,10 @@ class Captions:
 
     def added(self, results: Sequence[Result]) -> list[Found]:
         """Results with their captions, in the order of the table."""
-        return [Found(**one.model_dump(), captions=self._about(one.id)) for one in results]
+        return [Found(**one.model_dump(), captions=self.about(one.id)) for one in results]
 
-    def _about(self, id: str) -> list[str]:
+    def about(self, id: str) -> list[str]:
+        """The first captions of an image, each cut where it is long."""
         first = bisect_left(self.ids, id)
         ids = self.ids[first : first + MOST]
         texts = self.texts[first : first + ids.count(id)]

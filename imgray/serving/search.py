@@ -135,7 +135,7 @@ class Searcher:
         found: Floats | Rejected = await call(method, index.version, text, retries=retries)
         if isinstance(found, Rejected):
             metrics().rejected.inc(1, {"reason": "text"})
-            raise Refusal(422, str(found), TEXT)
+            raise Refusal(422, str(found).removeprefix(f"{TEXT}: "), TEXT)
         return found
 
     async def embed_picture(

@@ -1,0 +1,49 @@
+"""Captions of the photographs, and a small model that learnt from them to match them with pictures.
+
+Its task is `vectortask`, its texts a bag of words: all is trained in a second.
+"""
+
+import csv
+from pathlib import Path
+
+import inprocess
+import yaml
+
+from imgray.engine.extract import extract
+from imgray.engine.settings import ExtractConfig, TrainConfig
+from imgray.engine.train import train
+
+
+def write_captions(images: Path, path: Path) -> Path:
+    """A table with two captions of every image, of the words in its name."""
+    ids = sorted(p.relative_to(images).as_posix() for p in images.rglob("*.*"))
+    rows = []
+    for number, id in enumerate(ids):
+        words = Path(id).stem.replace("-", " ")
+        for text in (f"a photograph of {words}", f"{words}, {Path(id).suffix[1:]}"):
+            rows.append([len(rows), id, text, "val" if number % 4 == 0 else "train"])
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["id", "image", "caption", "split"], *rows])
+    return path
+
+
+def train_matcher(folder: Path, captions: Path, features: str, net: str, steps: int = 40) -> str:
+    """The model of a folder: it takes the features `NET.high` of pictures, and texts."""
+    recipe, output = folder / "near.yaml", str(folder / "matcher")
+    settings = {"task": "vectortask:Near", "data": {"train": "train", "validate": "val"}}
+    recipe.write_text(yaml.safe_dump({**settings, "batch_size": 8, "steps": steps}))
+    with inprocess.jobs():
+        extract(
+            ExtractConfig(
+                images=str(captions), columns=["text=caption"], output=str(folder / "texts"),
+                extractor=["tfidf"],
+            )
+        )  # fmt: skip
+        train(
+            TrainConfig(
+                recipe=str(recipe), data=str(captions), output=output,
+                columns=["image=image", "text=id"],
+                features=[f"image={features}#{net}.high", f"text={folder}/texts"],
+            )
+        )  # fmt: skip
+    return output
