@@ -17,8 +17,8 @@ from imgray.features.backbones import Backbone
 from imgray.features.columns import FeatureInfo, Vectors, choose, from_table
 from imgray.features.columns import schema as schema_of
 from imgray.features.extractor import (
-    Extractor,
     ExtractorConfig,
+    PictureExtractor,
     load_extractor,
     save_extractor,
     to_table,
@@ -33,18 +33,20 @@ def backbone(tiny_net: TinyNet) -> Backbone:
     return load(Request(tiny_net.name, ("high", "mid"), str(tiny_net.path)), tiny_net.size)
 
 
-def _extractor(backbone: Backbone, grids: tuple[int, ...] = (1,), crop: bool = False) -> Extractor:
+def _extractor(
+    backbone: Backbone, grids: tuple[int, ...] = (1,), crop: bool = False
+) -> PictureExtractor:
     config = ExtractorConfig(
         nets={"tiny": backbone.config}, grids=grids, crop_regions=crop, max_pixels=10**7
     )
-    return Extractor(config, {"tiny": backbone})
+    return PictureExtractor(config, {"tiny": backbone})
 
 
 def _photographs(count: int = 3) -> list[Image.Image]:
     return list(samples.photographs().values())[:count]
 
 
-def _run(extractor: Extractor, pictures: list[Image.Image]) -> Vectors:
+def _run(extractor: PictureExtractor, pictures: list[Image.Image]) -> Vectors:
     return extractor.run([extractor.prepare(encoded(picture, "PNG")) for picture in pictures])
 
 

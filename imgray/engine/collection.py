@@ -38,6 +38,8 @@ from imgray.errors import LINE, TooManyRejected, UserError, brief
 LISTING = "listing.parquet"
 LISTED = f"{WORK}/listing.json"
 RECEIPTS = f"{WORK}/receipts"
+BATCH = 8
+"""Records of a forward pass by default."""
 ROW_GROUP_BYTES = 16 * 2**20
 RESTARTS: dict[str, Any] = {"max_restarts": 5, "max_task_retries": -1}
 """Restarts are finite: by default a shard that always kills its worker would be tried forever.
@@ -92,8 +94,12 @@ def process_configured(
     collection: Collection,
     output: Folder,
     make_step: Callable[[], Step],
+    batch_size: int = BATCH,
 ) -> Outcome:
-    """`process_collection` with the settings of a job, on the cluster that it has joined."""
+    """`process_collection` with the settings of a job, on the cluster that it has joined.
+
+    `batch_size` holds where the settings have none.
+    """
     pool = plan_pool(config.workers, config.cpus_per_worker, config.gpus_per_worker)
     return process_collection(
         what,
@@ -101,7 +107,7 @@ def process_configured(
         output,
         make_step,
         pool,
-        batch_size=config.batch_size,
+        batch_size=config.batch_size or batch_size,
         shard_size=config.shard_size,
     )
 

@@ -1,37 +1,56 @@
-"""Extract features of every image of a collection into Parquet shards (Ray Data)."""
+"""Extract features of every picture or text of a collection into Parquet shards (Ray Data)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel
 
-from imgray.artifacts.folder import Folder
+from imgray.artifacts.folder import Folder, Skipped
 from imgray.artifacts.identity import KEYWORDS, Identity
-from imgray.artifacts.manifest import Manifest, read_manifest
-from imgray.data.collections import open_collection
-from imgray.data.fields import Input, Picture, Values
+from imgray.artifacts.manifest import WORK, FileEntry, Manifest, read_manifest
+from imgray.data.collections import Collection, open_collection
+from imgray.data.fields import Values
 from imgray.data.layout import Layout
+from imgray.data.pixels import Rejected
 from imgray.engine.cluster import cluster, given_device
-from imgray.engine.collection import LISTED, Rejections, check_rejected, process_configured
+from imgray.engine.collection import (
+    BATCH,
+    LISTED,
+    Rejections,
+    check_rejected,
+    process_configured,
+)
 from imgray.engine.producer import migrated, produce
 from imgray.engine.settings import ExtractConfig
+from imgray.errors import UserError
+from imgray.features.bags import fit
 from imgray.features.columns import FeatureInfo, columns_of, schema
+from imgray.features.encoders import fitted, of_texts, text_encoder
 from imgray.features.extractor import (
     PYRAMID,
     Extractor,
     ExtractorConfig,
-    Prepared,
+    PictureExtractor,
+    TextExtractor,
+    open_extractor,
     save_extractor,
     to_table,
-    weights_file,
 )
-from imgray.features.weights import load, parse_extractors, restore
+from imgray.features.texts import cleaned
+from imgray.features.weights import Request, load, parse_extractors
 from imgray.training.models import fingerprint_of, load_backbone
+
+TEXTS = 512
+"""Texts that are sorted by length together, by default."""
+CHOSEN = f"{WORK}/extractor.json"
+"""The note of an extractor that is saved: an interrupted run goes on with the very same."""
 
 
 class ExtractResult(BaseModel):
@@ -52,16 +71,16 @@ class ExtractResult(BaseModel):
 
 
 class ExtractStep:
-    """Prepared images to rows of the features artifact."""
+    """Prepared pictures or texts to rows of the features artifact."""
 
     def __init__(self, extractor: Extractor, columns: dict[str, FeatureInfo]) -> None:
         self.extractor = extractor
-        self.schema = schema(columns)
+        self.schema = schema(columns, pictures=isinstance(extractor, PictureExtractor))
 
-    def prepare(self, values: Values) -> Prepared:
-        return self.extractor.prepare(values["image"])
+    def prepare(self, values: Values) -> Any:
+        return self.extractor.prepare(values[self.extractor.input])
 
-    def process(self, ids: Sequence[str], batch: Sequence[Prepared]) -> tuple[pa.Table, Rejections]:
+    def process(self, ids: Sequence[str], batch: Sequence[Any]) -> tuple[pa.Table, Rejections]:
         table = to_table(ids, batch, vectors := self.extractor.run(batch), self.schema)
         finite = np.ones(len(ids), bool)
         for value in vectors.values():
@@ -94,6 +113,8 @@ def extract(config: ExtractConfig) -> ExtractResult:
 def _models(config: ExtractConfig) -> dict[str, str]:
     """The fingerprints of the trained models that extract, by URI."""
     requests = parse_extractors(config.extractor, config.weights)
+    if of_texts(requests):
+        return {}
     uris = [request.weights for request in requests if request.trained]
     return {uri: fingerprint_of(read_manifest(Folder(uri), "model")) for uri in uris}
 
@@ -105,13 +126,12 @@ def _weights(config: ExtractConfig) -> list[str]:
 
 
 def _extract(config: ExtractConfig, identity: Identity, output: Folder) -> Manifest:
-    collection = open_collection(config.images, StepFactory.inputs, config.layout, config.suffixes)
-    extractor = build_extractor(config)
-    columns = extractor.describe()
-    files = save_extractor(extractor, output)
-    factory = StepFactory(output, extractor.config, columns)
+    collection = _collection(config)
+    chosen = _chosen(config, output)
+    factory = StepFactory(output, chosen.config, chosen.columns)
     with cluster():
-        outcome = process_configured("extract", config, collection, output, factory)
+        batch = BATCH if chosen.config.nets else TEXTS
+        outcome = process_configured("extract", config, collection, output, factory, batch)
     return Manifest(
         kind="features",
         config=identity,
@@ -120,20 +140,51 @@ def _extract(config: ExtractConfig, identity: Identity, output: Folder) -> Manif
         about={
             "images": identity["images"],
             **({"layout": asdict(config.layout)} if config.layout != Layout() else {}),
-            "extractor": extractor.config.model_dump(mode="json"),
-            "features": {name: info.model_dump() for name, info in columns.items()},
+            "extractor": chosen.config.model_dump(mode="json"),
+            "features": {name: info.model_dump() for name, info in chosen.columns.items()},
         },
-        files=files + outcome.files,
+        files=chosen.files + outcome.files,
     )
+
+
+def _collection(config: ExtractConfig) -> Collection:
+    """What the settings say to pass over: pictures, or texts where the extractors take those."""
+    texts = of_texts(parse_extractors(config.extractor, config.weights))
+    inputs = (TextExtractor if texts else PictureExtractor).inputs
+    return open_collection(config.images, inputs, config.layout, config.suffixes)
+
+
+class _Chosen(BaseModel):
+    """The extractor of a run, its columns, and its files in the output."""
+
+    config: ExtractorConfig
+    columns: dict[str, FeatureInfo]
+    files: list[FileEntry]
+
+
+def _chosen(config: ExtractConfig, output: Folder) -> _Chosen:
+    if output.exists(CHOSEN):
+        return _Chosen.model_validate_json(output.read(CHOSEN))
+    extractor = build_extractor(config)
+    found = _Chosen(
+        config=extractor.config,
+        columns=extractor.describe(),
+        files=save_extractor(extractor, output),
+    )
+    output.write(CHOSEN, found.model_dump_json().encode())
+    return found
 
 
 def build_extractor(config: ExtractConfig) -> Extractor:
     """The extractor that these settings describe, weights included."""
+    requests = parse_extractors(config.extractor, config.weights)
+    if of_texts(requests):
+        return _text_extractor(config, requests)
     nets = {
         request.net: (load_backbone if request.trained else load)(
             request, config.size, config.precision
         )
-        for request in parse_extractors(config.extractor, config.weights)
+        for request in requests
     }
     settings = ExtractorConfig(
         nets={name: net.config for name, net in nets.items()},
@@ -141,13 +192,32 @@ def build_extractor(config: ExtractConfig) -> Extractor:
         crop_regions=config.crop_regions,
         max_pixels=config.max_pixels,
     )
-    return Extractor(settings, nets)
+    return PictureExtractor(settings, nets)
+
+
+def _text_extractor(config: ExtractConfig, requests: Sequence[Request]) -> TextExtractor:
+    if config.regions != "global" or config.crop_regions or config.size:
+        raise UserError("--regions, --crop-regions and --size are of pictures; texts have none")
+    texts = {
+        request.net: fit(_texts(config), config.vocabulary)
+        if fitted(request)
+        else text_encoder(request, config.precision)
+        for request in requests
+    }
+    settings = ExtractorConfig(texts={name: encoder.config for name, encoder in texts.items()})
+    return TextExtractor(settings, texts)
+
+
+def _texts(config: ExtractConfig) -> Iterator[str]:
+    """The texts of a collection that are not to be rejected, one after the other."""
+    collection = _collection(config)
+    for number, entry in enumerate(collection.entries(Skipped())):
+        with contextlib.suppress(Rejected):
+            yield cleaned(collection.values(number, entry)[TextExtractor.input])
 
 
 class StepFactory:
     """Makes the step on a worker, from the weights in the output: all workers run the same."""
-
-    inputs: Mapping[str, Input] = {"image": Picture()}
 
     def __init__(
         self, output: Folder, config: ExtractorConfig, columns: dict[str, FeatureInfo]
@@ -155,8 +225,5 @@ class StepFactory:
         self.output, self.config, self.columns = output, config, columns
 
     def __call__(self) -> ExtractStep:
-        nets = {
-            name: restore(net, self.output.read(weights_file(name)))
-            for name, net in self.config.nets.items()
-        }
-        return ExtractStep(Extractor(self.config, nets).to(given_device()), self.columns)
+        extractor = open_extractor(self.config, self.output, self.output.read)
+        return ExtractStep(extractor.to(given_device()), self.columns)

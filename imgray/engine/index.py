@@ -40,7 +40,8 @@ from imgray.engine.settings import SHARD_IMAGES, IndexConfig
 from imgray.engine.shards import PLACES
 from imgray.errors import UserError
 from imgray.features.columns import FeatureInfo, choose
-from imgray.features.extractor import ExtractorConfig, weights_file
+from imgray.features.extractor import ExtractorConfig, extractor_files
+from imgray.features.texts import LAYER
 from imgray.retrieval.codebook import Codebooks, CodebookSettings
 from imgray.retrieval.modalities import IMAGE, TEXT
 
@@ -265,10 +266,10 @@ def _cuts(rows: int, shards: int | None) -> list[tuple[int, int]]:
 
 
 def _copy_weights(source: Source, made_from: Manifest, output: Folder) -> list[FileEntry]:
-    """The networks travel with the index, so that it answers images without a hub."""
+    """The networks travel with the index, so that it answers without a hub."""
     entries = []
-    for net in _extractor(made_from, source.columns).nets:
-        entry = made_from.file(weights_file(net))
+    for name in extractor_files(_extractor(made_from, source.columns)):
+        entry = made_from.file(name)
         output.write(entry.name, read_file(source.folder, entry))
         entries.append(entry)
     return entries
@@ -282,7 +283,8 @@ def _extractor(made_from: Manifest, columns: dict[str, FeatureInfo]) -> Extracto
         layers = {k: path for k, path in net.layers.items() if f"{name}.{k}" in columns}
         if layers:
             nets[name] = net.model_copy(update={"layers": layers})
-    return whole.model_copy(update={"nets": nets})
+    texts = {name: text for name, text in whole.texts.items() if f"{name}.{LAYER}" in columns}
+    return whole.model_copy(update={"nets": nets, "texts": texts})
 
 
 def _about(made_from: Manifest, columns: dict[str, FeatureInfo]) -> dict[str, Any]:

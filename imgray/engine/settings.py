@@ -94,7 +94,11 @@ class CollectionConfig(TableConfig):
     max_rejected: float = Field(
         default=0.01, ge=0, le=1, description="share of rejected images above which to exit with 3"
     )
-    batch_size: int = Field(default=8, ge=1, description="images per forward pass; GPUs like 64")
+    batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="images per forward pass (default: 8; GPUs like 64), or texts (default: 512)",
+    )
     workers: int | None = Field(
         default=None, ge=1, description="worker processes (default: one per GPU, else per core)"
     )
@@ -111,7 +115,7 @@ class CollectionConfig(TableConfig):
 
 
 class ExtractConfig(CollectionConfig):
-    """Extract features of every image below a folder or S3 prefix, exactly once."""
+    """Extract features of every picture or text of a collection, exactly once."""
 
     uris: ClassVar[frozenset[str]] = CollectionConfig.uris | {"weights", "models"}
 
@@ -120,13 +124,15 @@ class ExtractConfig(CollectionConfig):
         min_length=1,
         description="networks of timm or torchvision, or trained models that --weights names, each "
         "with a layer: high (the last map, of a CFN the fused feature; the default), mid (the last "
-        "stage at stride 16, of a CFN the middle one) or a module's dotted path",
+        "stage at stride 16, of a CFN the middle one) or a module's dotted path. Or encoders of "
+        "texts: minilm, tfidf, sentence-transformers/NAME of the hub, or any name with --weights",
         json_schema_extra={"metavar": "NET[.LAYER]"},
     )
     weights: list[str] = Field(
         default=[],
         description="safetensors files for networks whose weights no wheel or hub has; or model "
-        "artifacts, each under a NET of your choice",
+        "artifacts, each under a NET of your choice; of texts, a folder of sentence-transformers, "
+        "or a features artifact that holds NET",
         json_schema_extra={"metavar": "NET=URI"},
     )
     regions: Regions = Field(
@@ -148,6 +154,9 @@ class ExtractConfig(CollectionConfig):
     )
     max_pixels: int = Field(
         default=pixels.MAX_PIXELS, ge=1, le=170_000_000, description="larger images are rejected"
+    )
+    vocabulary: int = Field(
+        default=4096, ge=1, le=65_536, description="words of tfidf: those that stand in most texts"
     )
 
 
@@ -372,7 +381,9 @@ class PredictConfig(CollectionConfig, FeaturesConfig):
 
     model: str = Field(description="folder or s3://bucket/prefix of the model artifact")
     output: str = Field(description="folder or s3://bucket/prefix for the predictions artifact")
-    batch_size: int = Field(default=16, ge=1, description="images per forward pass; GPUs like 64")
+    batch_size: int | None = Field(
+        default=16, ge=1, description="images per forward pass; GPUs like 64"
+    )
     contact_sheet: str | None = Field(
         default=None,
         description="also draw some of the images and what the model says of them",

@@ -28,11 +28,17 @@ class FeatureInfo(BaseModel):
     fingerprint: str
 
 
-def schema(columns: dict[str, FeatureInfo], number: pa.DataType = HALF) -> pa.Schema:
-    """One row per image: id, width, height and one list of R x C numbers per feature."""
-    fields = [("id", pa.string()), ("width", pa.int32()), ("height", pa.int32())]
+SIZE = ("width", "height")
+"""Columns that features of pictures have besides, in pixels."""
+
+
+def schema(
+    columns: dict[str, FeatureInfo], number: pa.DataType = HALF, pictures: bool = True
+) -> pa.Schema:
+    """One row per picture or text: id, of pictures `SIZE`, and R x C numbers per feature."""
     return pa.schema(
-        [pa.field(name, kind) for name, kind in fields]
+        [pa.field("id", pa.string())]
+        + [pa.field(name, pa.int32()) for name in SIZE if pictures]
         + [
             pa.field(name, pa.list_(number, info.regions * info.dim), metadata=_text(info))
             for name, info in columns.items()
@@ -58,6 +64,11 @@ def from_table(
 def columns_of(manifest: Manifest) -> dict[str, FeatureInfo]:
     """The feature columns that a features or index artifact declares."""
     return {name: FeatureInfo.model_validate(i) for name, i in manifest.about["features"].items()}
+
+
+def of_pictures(manifest: Manifest) -> bool:
+    """Whether a features artifact describes pictures, else it does texts."""
+    return bool(manifest.about["extractor"]["nets"])
 
 
 def choose(columns: dict[str, FeatureInfo], wanted: Sequence[str]) -> dict[str, FeatureInfo]:

