@@ -250,6 +250,7 @@ def running(artifacts: service.Artifacts) -> Iterator[service.Service]:
     """A running service, open to all, with an admin key; it must stop when its work is done."""
     models = [f"{name}={uri}" for name, uri in artifacts.models.items()]
     flags = ["--index", artifacts.indexes[0], "--model", *models]
+    flags += ["--captions", str(artifacts.captions), "--columns", "id=image", "text=caption"]
     found = service.start(*flags, IMGRAY_ADMIN_KEYS=service.ADMIN)
     yield found
     found.stop_at_work(min(artifacts.images.rglob("*.jpg")).read_bytes())

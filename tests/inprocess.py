@@ -1,9 +1,11 @@
 """Jobs and the service in this process, without Ray: they answer as workers and replicas do."""
 
-import asyncio
+import inspect
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import SimpleNamespace
+from contextvars import ContextVar
+from types import MethodType, SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -11,10 +13,9 @@ import numpy as np
 import pytest
 import ray
 from fastapi.testclient import TestClient
+from ray import serve
 
 from imgray.artifacts.folder import Folder
-from imgray.data.fields import Values
-from imgray.data.pixels import Rejected
 from imgray.data.sources import Source
 from imgray.engine import collection
 from imgray.engine import train as training
@@ -23,12 +24,16 @@ from imgray.engine.collection import Receipt
 from imgray.engine.examples import open_examples
 from imgray.engine.settings import TrainConfig
 from imgray.errors import UserError
+from imgray.serving.encoder import Encoder
 from imgray.serving.guard import ADMIN_KEYS, API_KEYS, Keys
 from imgray.serving.http import Service, app
-from imgray.serving.predictor import Answer, answer_of, prepared_of
-from imgray.serving.settings import ServiceSettings
+from imgray.serving.predictor import Predictor
+from imgray.serving.settings import Batching, ServiceSettings
+from imgray.serving.shards import ShardGroup
+from imgray.serving.texts import JointEncoder
+from imgray.serving.versions import Registry
 from imgray.training.loop import Run
-from imgray.training.models import load_model, load_start
+from imgray.training.models import load_start
 from imgray.training.recipe import Recipe
 
 
@@ -55,6 +60,9 @@ class Cluster:
             return function(*arguments)
 
         return lambda function: SimpleNamespace(remote=lambda *args: submit(function, *args))
+
+    def put(self, value: Any) -> Any:
+        return value
 
     def wait(self, waiting: list[Any]) -> tuple[list[Any], list[Any]]:
         return waiting[:1], waiting[1:]
@@ -87,30 +95,89 @@ def _fit(config: TrainConfig, recipe: Recipe, data: Source, kept: Folder, output
     Run(recipe, open_examples(recipe, data), kept, None, start).fit()
 
 
-class _Predictor:
-    """In place of a deployment's handle: each method has a `remote`."""
+class _Handle:
+    """Stands for a deployment of one replica, in this process: each method has a `remote`."""
 
-    def __init__(self, uri: str, pixels: int) -> None:
-        self.model, self.pixels = load_model(uri), pixels
-        self.predict = SimpleNamespace(remote=self._predict)
+    def __init__(self, kind: Any, *arguments: Any) -> None:
+        self.replica, self.arguments = object.__new__(kind), arguments
+        for name, method in vars(kind).items():
+            if hasattr(method, "set_max_batch_size"):  # else one queue for all of this process
+                own = serve.batch(MethodType(method.__wrapped__, self.replica))
+                setattr(self.replica, name, own)
 
-    async def _predict(self, values: Values, painted: bool) -> Answer | Rejected:
-        try:
-            prepared = prepared_of(self.model, values, self.pixels)
-        except Rejected as error:
-            return error
-        [prediction] = self.model.predict([prepared], "cpu")
-        return answer_of(self.model.task, prediction, painted)
+    async def start(self) -> None:
+        """As Serve does: in the event loop that answers."""
+        await _awaited(self.replica.__init__(*self.arguments))
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.replica, name)
+        return SimpleNamespace(remote=lambda *arguments: _awaited(method(*arguments)))
+
+
+async def _awaited(found: Any) -> Any:
+    return await found if inspect.isawaitable(found) else found
+
+
+ANSWERING: ContextVar[Any] = ContextVar("the service whose request or start this is")
+
+
+def _replica() -> SimpleNamespace:
+    """What Serve says of the replica that asks."""
+    return SimpleNamespace(
+        servable_object=ANSWERING.get(),
+        replica_id=SimpleNamespace(unique_id=uuid.uuid4().hex),
+        _deployment_config=SimpleNamespace(max_ongoing_requests=100),  # batches look there
+    )
 
 
 @contextmanager
-def client(models: Mapping[str, str], **limits: Any) -> Iterator[TestClient]:
-    """A client of a service that serves models, by name their URIs, and no index."""
-    settings = ServiceSettings(models=dict(models), open=True, limits=limits)
-    predictors = {name: _Predictor(uri, settings.limits.pixels) for name, uri in models.items()}
+def client(
+    models: Mapping[str, str], index: str | None = None, shard_groups: int = 1, **settings: Any
+) -> Iterator[TestClient]:
+    """A client of a service of models, by name their URIs, and an index; it has no keys.
+
+    `settings` are further ones of the service.
+    """
+    given = {"models": dict(models), "index": index, "batching": Batching(size=1), **settings}
+    config = ServiceSettings(open=True, **given)
+    batching, pixels = config.batching, config.limits.pixels
+    predictors = {name: _Handle(Predictor, uri, batching, pixels) for name, uri in models.items()}
+    registry = _Handle(Registry)
+    groups = [_Handle(ShardGroup, registry, n, shard_groups) for n in range(shard_groups)]
+    parts = {
+        "registry": registry,
+        "encoder": _Handle(Encoder, registry, batching, pixels),
+        "texts": _Handle(JointEncoder, registry, batching),
+    }
     kind: Any = Service.__mro__[1]  # without what Serve adds
     keys = Keys(None, API_KEYS), Keys(None, ADMIN_KEYS)
     service = object.__new__(kind)
-    asyncio.run(service.__init__(settings, *keys, predictors=predictors))
-    with patch("ray.serve.get_replica_context", lambda: SimpleNamespace(servable_object=service)):
-        yield TestClient(app, base_url="http://localhost", raise_server_exceptions=False)
+    replicas = [*parts.values(), *groups] if index else []
+
+    async def start() -> None:
+        ANSWERING.set(service)
+        for part in [*predictors.values(), *replicas]:
+            await part.start()
+            if part is registry:
+                await registry.replica.reconfigure({"index": index})
+        of_index = {**parts, "shard_groups": groups} if index else {}
+        await service.__init__(config, *keys, predictors=predictors, **of_index)
+
+    async def stop() -> None:
+        """Replicas follow the registry until they end."""
+        for part in [*(one.replica for one in replicas), service.searcher]:
+            if hasattr(part, "holder"):
+                part.holder.following.cancel()
+
+    async def answer(*request: Any) -> None:
+        ANSWERING.set(service)
+        await app(*request)
+
+    with (
+        patch("ray.serve.get_replica_context", _replica),
+        TestClient(answer, base_url="http://localhost", raise_server_exceptions=False) as found,
+    ):
+        assert found.portal is not None
+        found.portal.call(start)
+        yield found
+        found.portal.call(stop)

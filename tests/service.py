@@ -1,4 +1,7 @@
-"""A running service, as `jobs/serve.py`: two versions of an index, models of all kinds and none."""
+"""A running service, as `jobs/serve.py`: two versions of an index, models of all kinds and none.
+
+The first version has a joint part, and so is searched by words; the second has none.
+"""
 
 import os
 import signal
@@ -12,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
+import words
 from running import ROOT, free_port
 from trained import RECIPES, recipe_of, train, untrained, write
 
@@ -29,9 +33,13 @@ OTHER = {"pairs": "pairs:Pairs"}
 
 @dataclass(frozen=True)
 class Artifacts:
-    """Features of a collection, two indexes of them, and models by name: their folders."""
+    """Features of a collection, two indexes of them, and models by name: their folders.
+
+    captions: a table about the images, in the columns `image` and `caption`.
+    """
 
     images: Path
+    captions: Path
     features: str
     indexes: tuple[str, str]
     models: dict[str, str]
@@ -47,13 +55,15 @@ def make(folder: Path, images: Path, net: str, weights: str) -> Artifacts:
         )
     )  # fmt: skip
     names = [f"{net}.mid", f"{net}.high"]
+    captions = words.write_captions(images, folder / "captions.csv")
+    matcher = words.train_matcher(folder, captions, features, net)
     indexes = []
-    for number, (shards, words) in enumerate(((2, 8), (3, 12))):
+    for number, (shards, codewords, joint) in enumerate(((2, 8, matcher), (3, 12, None))):
         indexes.append(str(folder / f"index-{number}"))
         build_index(
             IndexConfig(
                 features=features, output=indexes[-1], feature=names, shards=shards,
-                codewords=[words], probes=[20], sample=300, dim=16,
+                codewords=[codewords], probes=[20], sample=300, dim=16, joint=joint,
             )
         )  # fmt: skip
     models = {}
@@ -64,7 +74,7 @@ def make(folder: Path, images: Path, net: str, weights: str) -> Artifacts:
     for name, task in OTHER.items():
         models[name] = str(folder / name)
         untrained(task, Folder(models[name]))
-    return Artifacts(images, features, (indexes[0], indexes[1]), models)
+    return Artifacts(images, captions, features, (indexes[0], indexes[1]), models)
 
 
 def declared() -> list[Served]:

@@ -43,7 +43,7 @@ def uris(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def client(uris: dict[str, str]) -> Iterator[TestClient]:
-    with inprocess.client(uris, pixels=100 * 100, body_bytes=2 * 2**20) as found:
+    with inprocess.client(uris, limits={"pixels": 100 * 100, "body_bytes": 2 * 2**20}) as found:
         yield found
 
 

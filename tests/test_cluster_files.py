@@ -238,7 +238,7 @@ def test_serve_config_is_valid_and_names_the_deployments_of_its_application() ->
     groups = {f"shards-{group}" for group in range(settings.shard_groups or 0)}
     models = {f"model-{name}" for name in settings.models}
     named = {deployment.name for deployment in application.deployments}
-    assert named == {"service", "registry", "encoder"} | groups | models
+    assert named == {"service", "registry", "encoder", "texts"} | groups | models
     registry = next(one for one in application.deployments if one.name == "registry")
     assert registry.user_config == {"index": settings.index}
 

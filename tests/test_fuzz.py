@@ -106,6 +106,55 @@ def test_hostile_pictures_are_answered_or_refused(fuzzed: str) -> None:
     assert not {"PNG of mode LA", "JPEG of mode CMYK", "one pixel", "animated"} & refused
 
 
+HOSTILE = {
+    "empty": "",
+    "blank": " \t\u3000\n",
+    "of nothing to see": "\u200b\u2060\ufeff",
+    "control characters": "a coffee\x00\x01\x08\x1b[31m\x7f\x85",
+    "from right to left": "\u202ea coffee\u202c \u05db\u05dc\u05d1",
+    "marks without end": "a" + "\u0301" * 5000,
+    "no characters": "\ufffe\uffff\U0010ffff",
+    "emoji": "\U0001f468\u200d\U0001f469\u200d\U0001f467" * 100,
+    "the longest": "coffee, " * 1250,
+    "too long": "x" * 10_001,
+    "100,000 characters": "a coffee " * 12_000,
+    "one word": "coffee" * 1600,
+    "markup": '<script>alert(1)</script> & "coffee" \'; DROP TABLE images; --',
+    "JSON": '{"text": ["a coffee"]}',
+    "a format": "%s %n {0} ${coffee} $(coffee)",
+    "a path": "../../etc/passwd",
+    "dotless": "\u0130\u0131\u017f\ufb03 \u00df",
+}
+
+
+def test_hostile_texts_are_answered_or_refused(fuzzed: str) -> None:
+    taken = set()
+    [id] = requests.get(f"{fuzzed}/v1/images?limit=1", timeout=30).json()["ids"]
+    ways = {
+        "search": {"id": id},
+        "search/batch": {"ids": [id]},
+        "embed": {},
+        "match": {"ids": [id]},
+    }
+    with requests.Session() as session:
+        for name, text in HOSTILE.items():
+            for path, more in ways.items():
+                url = f"{fuzzed}/v1/{path}"
+                as_json = {"texts": [text]} if "ids" in more else {"text": text}
+                parts = [("text", (None, text)), *([("image", ("x", PHOTO))] if more else [])]
+                answers = [session.post(url, json=as_json | more, timeout=60)]
+                answers.append(session.post(url, files=parts, timeout=60))
+                for answer in answers:
+                    assert answer.status_code in (200, 422), (name, path, answer.text)
+                    if answer.status_code == 422:
+                        field = answer.json()["error"]["field"]
+                        assert field.startswith("text"), (name, path, answer.text)
+                    elif path != "search/batch":
+                        taken.add(name)
+    assert {"the longest", "markup", "control characters", "from right to left"} <= taken
+    assert not {"empty", "blank", "too long", "100,000 characters"} & taken
+
+
 def test_the_schema_is_the_one_that_is_served(fuzzed: str) -> None:
     served = requests.get(f"{fuzzed}/openapi.json", timeout=30).json()
     assert served == json.loads(json.dumps(DESCRIPTION))

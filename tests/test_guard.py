@@ -11,7 +11,8 @@ from imgray.errors import UserError
 from imgray.serving.app import build
 from imgray.serving.guard import Admission, Counted, Keys, Refusal, answer_errors, check_key, whole
 from imgray.serving.metrics import metrics
-from imgray.serving.requests import SearchOptions, read
+from imgray.serving.options import SearchOptions
+from imgray.serving.requests import read
 from imgray.serving.settings import ServiceSettings
 
 LONGEST = 20_000

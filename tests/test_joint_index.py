@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import inprocess
+import knowing
 import numpy as np
 import pytest
-import words
 from conftest import TinyNet
 from numpy.typing import NDArray
 
@@ -51,7 +51,7 @@ FIXED = {"report.json", "manifest.json"}
 @pytest.fixture(scope="module", autouse=True)
 def without_ray() -> Iterator[None]:
     with inprocess.jobs(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(imgray.training.joint, "load_joint", words.load)
+        patch.setattr(imgray.training.joint, "load_joint", knowing.load)
         yield
 
 
@@ -92,7 +92,7 @@ def made(photos: Path, tiny_net: TinyNet, tmp_path_factory: pytest.TempPathFacto
     columns = columns_of(manifest)
     source = Source(Folder(features), manifest, list(columns), [])
     ids, vectors = source.pick(np.arange(source.rows))
-    words.write(model, {f"{tiny_net.name}.high": columns[f"{tiny_net.name}.high"]}, vectors)
+    knowing.write(model, {f"{tiny_net.name}.high": columns[f"{tiny_net.name}.high"]}, vectors)
     return Made(photos, features, model, tiny_net.name, ids, vectors)
 
 
@@ -156,11 +156,11 @@ def test_the_joint_part_lies_beside_the_other_and_ids_are_stored_once(
     parts = [f"shard-{n:05d}.faiss" for n in range(shards)]
     assert {name for name in files if name.startswith("joint/")} == {
         *(f"joint/{name}" for name in ("codebooks.safetensors", "frequency.safetensors", *parts)),
-        *(f"joint/model/{name}" for name in ("manifest.json", words.WEIGHTS)),
+        *(f"joint/model/{name}" for name in ("manifest.json", knowing.WEIGHTS)),
         "joint/model/carried/text/words.json",
     }
     assert manifest.about["joint"] == {
-        "model": made.model, "fingerprint": "print 0", "dim": words.DIM
+        "model": made.model, "fingerprint": "print 0", "dim": knowing.DIM
     }  # fmt: skip
     model = read_manifest(Folder(made.model), "model")
     assert manifest.made_from[made.model] == model.digest
@@ -187,7 +187,7 @@ def test_a_text_ranks_by_the_dot_product_with_every_picture(
     """Up to the code; all lists are visited."""
     every = str(tmp_path / "every")
     build_index(made.config(every, shards=3, joint_probes=5))
-    joint, held_out = words.load(made.model), _held_out(made.config(every))
+    joint, held_out = knowing.load(made.model), _held_out(made.config(every))
     pictures, asked = joint.pictures(made.vectors), made.texts(*range(0, 40, 3))
     for text, hits in zip(asked, SearchEngine(every).search_texts(asked, 40), strict=True):
         exact = pictures @ joint.texts([text])[0]
@@ -208,7 +208,7 @@ def test_texts_rank_alike_in_any_number_of_shards(
     opened: dict[int, SearchEngine], indexes: dict[int, str], made: Made
 ) -> None:
     asked = made.texts(0, 7, 13, 39)
-    vectors = as_vectors(words.load(made.model).texts(asked))
+    vectors = as_vectors(knowing.load(made.model).texts(asked))
     for top, prefix in itertools.product((1, 5, 40), ("", "a/")):
         one, three = (o.search_texts(asked, top, prefix) for o in opened.values())
         for a, b in zip(one, three, strict=True):
@@ -445,17 +445,17 @@ def test_a_model_of_other_features_is_refused(made: Made, tmp_path: Path) -> Non
         ("vgg.high", info, "the model takes the feature vgg.high, and"),
     ):
         uri = str(tmp_path / name)
-        words.write(uri, {name: own}, {name: made.vectors[f"{made.net}.high"]})
+        knowing.write(uri, {name: own}, {name: made.vectors[f"{made.net}.high"]})
         with pytest.raises(UserError, match=reason):
             build_index(made.config(tmp_path / "index", joint=uri))
         assert not _files(tmp_path / "index")
 
 
 def test_another_model_at_the_same_place_is_refused(made: Made, tmp_path: Path) -> None:
-    uri, columns = str(tmp_path / "model"), words.load(made.model).columns
-    words.write(uri, columns, made.vectors)
+    uri, columns = str(tmp_path / "model"), knowing.load(made.model).columns
+    knowing.write(uri, columns, made.vectors)
     build_index(made.config(tmp_path / "index", joint=uri))
-    words.write(uri, columns, made.vectors, seed=1)
+    knowing.write(uri, columns, made.vectors, seed=1)
     with pytest.raises(UserError, match="joint_digest"):
         build_index(made.config(tmp_path / "index", joint=uri))
     build_index(made.config(tmp_path / "index", joint=uri, overwrite=True))
@@ -469,7 +469,7 @@ def test_another_model_at_the_same_place_is_refused(made: Made, tmp_path: Path) 
     "name",
     [
         "joint/codebooks.safetensors", "joint/frequency.safetensors", "joint/shard-00001.faiss",
-        "joint/model/manifest.json", f"joint/model/{words.WEIGHTS}",
+        "joint/model/manifest.json", f"joint/model/{knowing.WEIGHTS}",
     ],
 )  # fmt: skip
 def test_no_answer_comes_from_a_damaged_file(
@@ -487,7 +487,7 @@ def test_another_model_put_in_its_place_is_noticed(
     indexes: dict[int, str], made: Made, tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(indexes[1], tmp_path / "copy"))
-    words.write(str(copy / "joint/model"), words.load(made.model).columns, made.vectors, seed=1)
+    knowing.write(str(copy / "joint/model"), knowing.load(made.model).columns, made.vectors, seed=1)
     with pytest.raises(UserError, match=r"manifest\.json: its content differs"):
         SearchEngine(str(copy)).search(text="7")
 
@@ -564,7 +564,7 @@ def test_the_report_measures_each_modality(made: Made, table: str, tmp_path: Pat
     assert report.modalities["image"].recall == report.recall == result.recall
     assert IndexResult.model_validate(result.model_dump()) == result
     assert "against exact search, text: recall@1 " in str(result)
-    joint, one = words.load(made.model), SearchEngine(output)
+    joint, one = knowing.load(made.model), SearchEngine(output)
     pictures = joint.pictures(made.vectors)
     held_out = _held_out(config).tolist()
     vectors = as_vectors(pictures[held_out])

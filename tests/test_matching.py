@@ -6,23 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor
 from two import WORLD, both
-from vectors import IMAGE, TEXT, TEXTS, recipe_of, run_of, write_pairs
+from vectors import recipe_of, run_of, write_pairs
 
-from imgray.data.pixels import Rejected
-from imgray.errors import UserError
-from imgray.matching.closed import moments, solve
-from imgray.matching.matcher import Matching
-from imgray.matching.nets import Around, joined, unit
-from imgray.matching.settings import MatchingSettings
 from imgray.retrieval import fusion
 from imgray.retrieval.recall import matching_metrics, matching_ranks
 from imgray.training.loop import Loader, Place, Run, in_threads
-from imgray.training.task import Arrays, task_of
+from imgray.training.task import Arrays
 
 CHANCE = 6 * 100 / 20 * 3
 LAYOUTS: dict[str, dict[str, Any]] = {

@@ -1,6 +1,7 @@
 """The web page of the service, as a person uses it in a browser."""
 
 import json
+import re
 import shutil
 import urllib.error
 import urllib.request
@@ -174,6 +175,68 @@ def test_an_address_names_an_image_of_the_collection(page: Page, ask: Callable[.
         expect(page.locator("#preview figcaption")).to_have_attribute("title", id)
         expect(page.locator(RESULTS).first).to_be_visible()
         assert shown(page) == ids(ask("search", {"id": id, "top": TOP}))
+
+
+def test_words_are_searched_with_by_enter(page: Page, ask: Callable[..., Any]) -> None:
+    found = ask("search", {"text": "a photograph of coffee", "top": TOP})
+    page.goto("/")
+    line = page.get_by_label("Search by words")
+    line.fill("a photograph of coffee")
+    expect(page.locator(".hint")).to_contain_text("search by words")
+    line.press("Enter")
+    expect(page.locator(RESULTS)).to_have_count(TOP)
+    assert shown(page) == ids(found)
+    captions = page.locator(f"{RESULTS} .caption")
+    expect(captions).to_have_text([row["captions"][0] for row in found["results"]])
+    expect(page.locator("#weights")).to_be_hidden()
+    page.reload()
+    expect(line).to_have_value("a photograph of coffee")
+    expect(page.locator(RESULTS)).to_have_count(TOP)
+    line.fill("")
+    expect(page.locator(".hint")).to_be_visible()
+    page.go_back()
+    expect(line).to_have_value("a photograph of coffee")
+
+
+def test_a_picture_and_words_are_one_question(
+    page: Page, photo: Path, ask: Callable[..., Any]
+) -> None:
+    id = ask("images?limit=1")["ids"][0]
+    page.goto("/")
+    page.locator(f'#collection a[title="{id}"]').click()
+    expect(page.locator(RESULTS).first).to_be_visible()
+    expect(page.locator("#blend")).to_be_hidden()
+    page.get_by_label("Search by words").fill("rocket")
+    page.get_by_role("button", name="Search").click()
+    expect(page.locator("#blend")).to_be_visible()
+    assert shown(page) == ids(ask("search", {"id": id, "text": "rocket", "top": TOP}))
+    page.get_by_label("Fusion").select_option("adaptive")
+    with page.expect_response("**/v1/search"):
+        page.get_by_label("Words", exact=True).press("ArrowRight")
+    asked = {"modalities": {"text": 1.1}, "fusion": "adaptive"}
+    assert shown(page) == ids(ask("search", {"id": id, "text": "rocket", "top": TOP, **asked}))
+    with page.expect_request(is_search) as sent:
+        page.set_input_files("#file", photo)
+    assert sent.value.headers["content-type"].startswith("multipart/form-data")
+    expect(page.locator(RESULTS).first).to_be_visible()
+    expect(page.get_by_role("alert")).to_be_empty()
+    page.get_by_role("button", name="Remove").click()
+    expect(page.locator("#blend")).to_be_hidden()
+    assert shown(page) == ids(ask("search", {"text": "rocket", "top": TOP}))
+
+
+def test_an_index_that_knows_no_words_says_so(page: Page, photo: Path) -> None:
+    def without(route: Route) -> None:
+        route.fulfill(json={**route.fetch().json(), "joint": None})
+
+    page.route("**/v1/index", without)
+    page.goto("/")
+    line = page.get_by_label("Search by words")
+    expect(line).to_be_disabled()
+    expect(line).to_have_accessible_description(re.compile("knows pictures alone"))
+    page.set_input_files("#file", photo)
+    expect(page.locator(RESULTS).first).to_be_visible()
+    expect(page.get_by_role("button", name="Remove")).to_be_hidden()
 
 
 def test_a_slider_changes_the_weights(page: Page, photo: Path, ask: Callable[..., Any]) -> None:

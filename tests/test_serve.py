@@ -19,9 +19,11 @@ from service import ADMIN, KINDS, Artifacts, Service
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_manifest
-from imgray.engine.search import SearchEngine
+from imgray.engine.search import SearchEngine, encode
 from imgray.features.columns import columns_of, from_table
 from imgray.library import open_model
+from imgray.retrieval.modalities import Blend
+from imgray.training.joint import load_joint
 from imgray.training.models import load_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -105,6 +107,35 @@ def test_a_batch_answers_each(served: str, pictures: dict[str, bytes]) -> None:
     first, broken, third = answer["answers"]
     assert first == third == _post(served, "/v1/search", data, top=3)
     assert broken["error"]["field"] == "image"
+
+
+TEXTS = ("a photograph of coffee", "rocket, jpg")
+
+
+def test_words_rank_as_the_job_does(
+    served: str, engine: SearchEngine, artifacts: Artifacts, pictures: dict[str, bytes]
+) -> None:
+    """Alone, with a picture and in a batch; and pictures are compared with them."""
+    (id, data), *_ = pictures.items()
+    blend = Blend({"text": 2}, "adaptive")
+    for text in TEXTS:
+        as_json = {"text": text, "top": 7}
+        found = requests.post(f"{served}/v1/search", json=as_json, timeout=60).json()
+        expected = engine.search(text=text, top=7).results()
+        assert _ranked(found) == [(one.id, one.score) for one in expected]
+        assert all(len(row["captions"]) == 2 for row in found["results"])
+        form = {"text": text, "top": "7", "modalities": '{"text": 2}', "fusion": "adaptive"}
+        both = requests.post(f"{served}/v1/search", form, files={"image": data}, timeout=60).json()
+        expected = engine.search(data, text, top=7, blend=blend).results()
+        assert [row["id"] for row in both["results"]] == [one.id for one in expected]
+    of_batch = {"texts": [*TEXTS], "ids": [id], "top": 7}
+    answers = requests.post(f"{served}/v1/search/batch", json=of_batch, timeout=60).json()
+    assert answers["answers"][2] == found
+    asked = {"texts": [*TEXTS], "ids": [id]}
+    [scores] = requests.post(f"{served}/v1/match", json=asked, timeout=60).json()["scores"]
+    joint = load_joint(f"{artifacts.indexes[0]}/joint/model")
+    vectors = joint.pictures(encode(engine.extractor, {id: data}))
+    np.testing.assert_allclose(scores, (vectors @ joint.texts(TEXTS).T)[0], atol=1e-4)
 
 
 def test_an_embedding_is_the_extracted_one(
@@ -226,6 +257,17 @@ BAD = {
     "no feature": ("POST", "/v1/search?weights=%7B%22a%22:1%7D", b"x", {}, 422, "weights.a"),
     "top": ("POST", "/v1/search?top=1000000000", b"x", {}, 422, "top"),
     "unknown field": ("POST", "/v1/search?tops=3", b"x", {}, 422, "tops"),
+    "blank": ("POST", "/v1/search?text=%20", b"", {}, 422, "text"),
+    "unknown words": ("POST", "/v1/search?text=qwertyuiop", b"", {}, 422, "text"),
+    "a sound": (
+        "POST",
+        "/v1/search",
+        b'{"text": "a", "modalities": {"sound": 1}}',
+        JSON,
+        422,
+        None,
+    ),
+    "nothing to match": ("POST", "/v1/match", b"{}", JSON, 422, "image"),
     "unknown model": ("POST", "/v1/classify?model=edges", b"x", {}, 422, "model"),
     "wrong method": ("GET", "/v1/search", b"", {}, 405, None),
     "no route": ("GET", "/v1/nothing", b"", {}, 404, None),
@@ -242,7 +284,7 @@ BAD = {
 
 def test_bad_input_is_refused_and_the_replicas_live(running: Service) -> None:
     before = running.replicas()
-    assert {"service", "encoder", "registry", "shards-0", "shards-1"} <= before.keys()
+    assert {"service", "encoder", "texts", "registry", "shards-0", "shards-1"} <= before.keys()
     for name, (method, path, body, headers, status, field) in BAD.items():
         answer = requests.request(
             method, running.url + path, data=body, headers=headers, timeout=30

@@ -1,88 +1,49 @@
-"""In place of a trained matching model: a joint embedding that knows which picture a text means.
+"""Captions of the photographs, and a small model that learnt from them to match them with pictures.
 
-`imgray.training.joint.load_joint` is replaced by `load`, in this process.
+Its task is `vectortask`, its texts a bag of words: all is trained in a second.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from zlib import crc32
+import csv
+from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-from safetensors.numpy import load as load_safetensors
-from safetensors.numpy import save
+import inprocess
+import yaml
 
-from imgray.artifacts.folder import Folder
-from imgray.artifacts.manifest import Manifest, begin, entry_of, publish, read_file, read_manifest
-from imgray.data.fields import Text
-from imgray.features.columns import FeatureInfo, Vectors
-from imgray.retrieval.codebook import unit
-
-Floats = NDArray[np.float32]
-WEIGHTS, LEFT = "model.safetensors", "carried/image/extractors/one.safetensors"
-DIM = 12
+from imgray.engine.extract import extract
+from imgray.engine.settings import ExtractConfig, TrainConfig
+from imgray.engine.train import train
 
 
-def write(uri: str, columns: dict[str, FeatureInfo], pictures: Vectors, seed: int = 0) -> Manifest:
-    """Publish a model of these columns whose texts mean these pictures, by their number."""
-    folder = Folder(uri)
-    begin(folder, "model", {"seed": seed}, overwrite=True)
-    width = sum(info.regions * info.dim for info in columns.values())
-    matrix = np.random.default_rng(seed).normal(size=(width, DIM)).astype(np.float32)
-    meant = _mapped(pictures, list(columns), matrix)
-    contents = {
-        WEIGHTS: save({"matrix": matrix, "meant": meant}),
-        LEFT: b"a network",
-        "carried/text/words.json": b"{}",
-    }
-    for name, data in contents.items():
-        folder.write(name, data)
-    described = {name: info.model_dump() for name, info in columns.items()}
-    return publish(
-        folder,
-        Manifest(
-            kind="model",
-            config={"seed": seed},
-            about={"columns": described, "fingerprint": f"print {seed}"},
-            files=[entry_of(name, data) for name, data in contents.items()],
-        ),
-    )
+def write_captions(images: Path, path: Path) -> Path:
+    """A table with two captions of every image, of the words in its name."""
+    ids = sorted(p.relative_to(images).as_posix() for p in images.rglob("*.*"))
+    rows = []
+    for number, id in enumerate(ids):
+        words = Path(id).stem.replace("-", " ")
+        for text in (f"a photograph of {words}", f"{words}, {Path(id).suffix[1:]}"):
+            rows.append([len(rows), id, text, "val" if number % 4 == 0 else "train"])
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["id", "image", "caption", "split"], *rows])
+    return path
 
 
-def _mapped(vectors: Vectors, names: Sequence[str], matrix: Floats) -> Floats:
-    flat = [vectors[name].reshape(len(vectors[name]), -1) for name in names]
-    return unit(np.concatenate(flat, axis=1) @ matrix)
-
-
-@dataclass(frozen=True)
-class Words:
-    """As `imgray.training.joint.Joint`."""
-
-    columns: dict[str, FeatureInfo]
-    matrix: Floats
-    meant: Floats
-    fingerprint: str
-    dim: int = DIM
-
-    def to(self, device: str) -> "Words":
-        return self
-
-    def pictures(self, vectors: Vectors) -> Floats:
-        return _mapped(vectors, list(self.columns), self.matrix)
-
-    def texts(self, texts: Sequence[str]) -> Floats:
-        """`NUMBER and more words` is near the picture of that number, and beside all pictures."""
-        found = []
-        for text in texts:
-            number = int(Text().value(text).split()[0])
-            noise = np.random.default_rng(crc32(text.encode())).normal(size=DIM) / DIM**0.5
-            found.append(self.meant[number] + 0.3 * noise + 0.3)
-        return unit(np.array(found))
-
-
-def load(uri: str) -> Words:
-    folder = Folder(uri)
-    manifest = read_manifest(folder, "model")
-    columns = {n: FeatureInfo.model_validate(i) for n, i in manifest.about["columns"].items()}
-    tensors = load_safetensors(read_file(folder, manifest.file(WEIGHTS)))
-    return Words(columns, tensors["matrix"], tensors["meant"], manifest.about["fingerprint"])
+def train_matcher(folder: Path, captions: Path, features: str, net: str, steps: int = 40) -> str:
+    """The model of a folder: it takes the features `NET.high` of pictures, and texts."""
+    recipe, output = folder / "near.yaml", str(folder / "matcher")
+    settings = {"task": "vectortask:Near", "data": {"train": "train", "validate": "val"}}
+    recipe.write_text(yaml.safe_dump({**settings, "batch_size": 8, "steps": steps}))
+    with inprocess.jobs():
+        extract(
+            ExtractConfig(
+                images=str(captions), columns=["text=caption"], output=str(folder / "texts"),
+                extractor=["tfidf"],
+            )
+        )  # fmt: skip
+        train(
+            TrainConfig(
+                recipe=str(recipe), data=str(captions), output=output,
+                columns=["image=image", "text=id"],
+                features=[f"image={features}#{net}.high", f"text={folder}/texts"],
+            )
+        )  # fmt: skip
+    return output

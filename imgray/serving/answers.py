@@ -12,12 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from imgray.data import pixels
 from imgray.data.fields import DIGITS, ClassMap, Output
+from imgray.engine.joint import JOINT
 from imgray.engine.report import Report
 from imgray.features.columns import FeatureInfo
 from imgray.serving.guard import ErrorAnswer, Refusal
 from imgray.serving.models import Served
 from imgray.serving.predictor import Answer
-from imgray.serving.search import Described, SearchAnswer
+from imgray.serving.search import Described, JointInfo, SearchAnswer
 
 
 class BatchAnswer(BaseModel):
@@ -34,7 +35,7 @@ class FeatureAnswer(FeatureInfo):
 
 
 class EmbedAnswer(BaseModel):
-    """The features of a picture by name."""
+    """The features of a picture by name, or the one of a text, which is `joint`."""
 
     version: str
     features: dict[str, FeatureAnswer]
@@ -48,6 +49,13 @@ class EmbedAnswer(BaseModel):
         }
         return cls(version=index.version.digest, features=features)
 
+    @classmethod
+    def of_text(cls, index: Described, vector: NDArray[Any]) -> Self:
+        """From the joint embedding (D,) of a text."""
+        assert index.joint is not None
+        joint = FeatureAnswer(regions=1, **index.joint.model_dump(), vectors=[vector.tolist()])
+        return cls(version=index.version.digest, features={JOINT: joint})
+
 
 class IndexAnswer(BaseModel):
     """An index version: what is in it, what made it, and how well it finds."""
@@ -57,6 +65,7 @@ class IndexAnswer(BaseModel):
     images: int
     shards: int
     features: dict[str, FeatureInfo]
+    joint: JointInfo | None = Field(description="without it only pictures are searched with")
     collection: str = Field(description="where the indexed images lie")
     report: Report
 
@@ -69,6 +78,7 @@ class IndexAnswer(BaseModel):
             images=index.manifest.counts["images"],
             shards=index.shards,
             features=dict(index.columns),
+            joint=index.joint,
             collection=index.manifest.about["images"],
             report=index.report,
             **more,

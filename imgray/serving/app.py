@@ -3,7 +3,8 @@
 Serve reads the annotations of `build` to validate its arguments: they must not be strings.
 
 Deployments by name: `service` answers HTTP; `registry` says which index is current; `encoder` has
-the index's networks; `shards-N` search; `model-NAME` runs a trained model.
+the index's networks, `texts` its joint embedding; `shards-N` search; `model-NAME` runs a trained
+model.
 """
 
 from typing import Any
@@ -14,12 +15,14 @@ from ray.serve import Application
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_manifest
 from imgray.errors import UserError
+from imgray.serving.captions import Captions
 from imgray.serving.encoder import Encoder
 from imgray.serving.guard import ADMIN_KEYS, API_KEYS, Keys
 from imgray.serving.http import Service
 from imgray.serving.predictor import Predictor
 from imgray.serving.settings import ServiceSettings
 from imgray.serving.shards import ShardGroup
+from imgray.serving.texts import JointEncoder
 from imgray.serving.versions import Registry
 
 MOST_SHARD_GROUPS = 4
@@ -45,6 +48,7 @@ def build(args: ServiceSettings) -> Application:
     keys, admins = Keys(args.keys_file, API_KEYS), Keys(args.admin_keys_file, ADMIN_KEYS)
     if not (keys or args.open):
         raise UserError(f"anyone could use it; set {API_KEYS} or keys_file, or open: true")
+    Captions.of(args.captions)
     index = _index(args, args.index) if args.index else {}
     predictors = {name: _predictor(args, name, uri) for name, uri in args.models.items()}
     service = _deployment(args, Service, "service", ongoing=2 * args.limits.pending)
@@ -63,6 +67,7 @@ def _index(args: ServiceSettings, uri: str) -> dict[str, Any]:
     return {
         "registry": held,
         "encoder": encoder.bind(held, args.batching, args.limits.pixels),
+        "texts": _deployment(args, JointEncoder, "texts").bind(held, args.batching),
         "shard_groups": [
             _deployment(args, ShardGroup, f"shards-{group}").bind(held, group, shard_groups)
             for group in range(shard_groups)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeVar
 
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -12,6 +13,10 @@ from imgray.data.pixels import Rejected
 from imgray.errors import cause_of
 from imgray.serving.guard import RETRY_AFTER, Refusal, overloaded
 from imgray.serving.metrics import metrics
+from imgray.serving.settings import Batching
+
+Item = TypeVar("Item")
+Answered = TypeVar("Answered")
 
 
 async def call(method: Any, *arguments: Any, retries: int = 0, blame: str | None = None) -> Any:
@@ -54,6 +59,24 @@ async def call_with_pictures(
         metrics().rejected.inc(1, {"reason": "picture"})
         raise refused(answer, fields)
     return answer
+
+
+async def in_turns(
+    ask: Callable[[Item], Awaitable[Answered]], items: Iterable[Item], batching: Batching
+) -> list[Answered]:
+    """The answers in their order, so many at a time that one request leaves room for others."""
+    some = asyncio.Semaphore(max(1, batching.size // 2))
+
+    async def one(item: Item) -> Answered:
+        async with some:
+            return await ask(item)
+
+    asking = [asyncio.create_task(one(item)) for item in items]
+    try:
+        return await asyncio.gather(*asking)
+    finally:
+        for task in asking:
+            task.cancel()
 
 
 def refused(fault: Rejected, fields: Iterable[str]) -> Refusal:

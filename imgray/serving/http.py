@@ -7,6 +7,7 @@ about a picture in the same way, and shape what it says; further kinds need none
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ray import serve
 
 import imgray
 from imgray.data.fields import Picture
+from imgray.retrieval.modalities import TEXT
 from imgray.serving.answers import (
     BatchAnswer,
     ClassifyAnswer,
@@ -36,6 +38,7 @@ from imgray.serving.answers import (
     told,
 )
 from imgray.serving.calls import call
+from imgray.serving.captions import Captions
 from imgray.serving.guard import (
     ADMIN_KEYS,
     Admission,
@@ -46,22 +49,26 @@ from imgray.serving.guard import (
     check_key,
     errors,
 )
+from imgray.serving.match import MatchAnswer, chosen, compare
 from imgray.serving.metrics import replica_name, timed
 from imgray.serving.models import Models, Served
 from imgray.serving.openapi import ASK, description, documented, in_query
-from imgray.serving.predictor import Answer
-from imgray.serving.requests import (
-    PICTURE,
-    PNG,
+from imgray.serving.options import (
     BatchOptions,
     ClassifyOptions,
-    ImageOptions,
+    EmbedOptions,
+    MatchOptions,
     PageOptions,
     PaintOptions,
     PictureOptions,
     SearchOptions,
     SizeOptions,
     SwapOptions,
+)
+from imgray.serving.predictor import Answer
+from imgray.serving.requests import (
+    PICTURE,
+    PNG,
     picture_of,
     read,
     read_record,
@@ -117,7 +124,8 @@ class Service:
         settings: of the service.
         keys: of those who may ask.
         admins: keys of those who may also swap the index.
-        registry, encoder, shard_groups: handles of the deployments of the index, if there is one.
+        registry, encoder, texts, shard_groups: handles of the deployments of the index, if there is
+            one.
         predictors: handle of each model's deployment by name.
     """
 
@@ -128,6 +136,7 @@ class Service:
         admins: Keys,
         registry: Any = None,
         encoder: Any = None,
+        texts: Any = None,
         shard_groups: Sequence[Any] = (),
         predictors: Mapping[str, Any] | None = None,
     ) -> None:
@@ -143,7 +152,8 @@ class Service:
         if registry is not None:
             holder = Holder(registry, replica_name(), Described.of)
             await holder.start()
-            self.searcher = Searcher(settings, encoder, shard_groups, holder)
+            captions = await asyncio.to_thread(Captions.of, settings.captions)
+            self.searcher = Searcher(settings, encoder, texts, shard_groups, holder, captions)
 
     @asynccontextmanager
     async def _heard(self, request: Request) -> AsyncIterator[None]:
@@ -168,37 +178,63 @@ class Service:
 
     @app.post("/v1/search", responses=BODY, openapi_extra=documented(SearchOptions))
     async def search(self, request: Request) -> SearchAnswer:
-        """The images of the collection most like a picture, best first."""
+        """The images of the collection that a picture, a text or both are most like, best first."""
         async with self._heard(request):
             searcher = self._index()
             options, pictures = await read(request, SearchOptions, self.limits.body_bytes)
             index = await searcher.current()
             searcher.check_weights(index, options)
-            image = await self._picture(pictures, options.id, index)
-            return await searcher.search(index, image, options)
+            alone = options.text is not None and not (pictures or options.id)
+            image = None if alone else await self._picture(pictures, options.id, index)
+            return await searcher.search(index, options, image, options.text)
 
     @app.post("/v1/search/batch", responses=BODY, openapi_extra=documented(BatchOptions))
     async def search_batch(self, request: Request) -> BatchAnswer:
-        """`search` for several pictures: an answer for each, or its error, in their order."""
+        """`search` for each picture, id and text: an answer or its error, in their order."""
         async with self._heard(request):
             searcher, most = self._index(), self.limits.batch
             options, pictures = await read(request, BatchOptions, self.limits.body_bytes, most)
-            if not 0 < len(pictures) + len(options.ids) <= most:
-                raise Refusal(422, f"send 1 to {most} pictures or ids", PICTURE)
+            if not 0 < len(pictures) + len(options.ids) + len(options.texts) <= most:
+                raise Refusal(422, f"send 1 to {most} pictures, ids and texts", PICTURE)
             index = await searcher.current()
             searcher.check_weights(index, options)
-            answers = await searcher.search_all(index, pictures, options)
+            answers = await searcher.search_all(index, options, pictures)
             return BatchAnswer(version=index.version.digest, answers=answers)
 
-    @app.post("/v1/embed", responses=BODY, openapi_extra=documented(ImageOptions))
+    @app.post("/v1/embed", responses=BODY, openapi_extra=documented(EmbedOptions))
     async def embed(self, request: Request) -> EmbedAnswer:
-        """The features of a picture, equal to the extracted ones: a row of numbers per region."""
+        """The features of a picture, equal to the extracted ones, or the joint one of a text."""
         async with self._heard(request):
             searcher = self._index()
-            options, pictures = await read(request, ImageOptions, self.limits.body_bytes)
+            options, pictures = await read(request, EmbedOptions, self.limits.body_bytes)
             index = await searcher.current()
-            image = await self._picture(pictures, options.id, index)
-            return EmbedAnswer.of(index, await searcher.encode(index, image))
+            if options.text is None:
+                image = await self._picture(pictures, options.id, index)
+                return EmbedAnswer.of(index, await searcher.encode(index, image))
+            if pictures or options.id:
+                raise Refusal(422, "send a picture or a text: one of them", TEXT)
+            vector = await searcher.embed_text(index, options.text)
+            return EmbedAnswer.of_text(index, vector)
+
+    @app.post("/v1/match", responses=BODY, openapi_extra=documented(MatchOptions))
+    async def match(self, request: Request) -> MatchAnswer:
+        """How well each of some pictures fits each of some texts."""
+        async with self._heard(request):
+            most = self.limits.batch
+            options, pictures = await read(request, MatchOptions, self.limits.body_bytes, most)
+            index = await self.searcher.current() if self.searcher else None
+            by = chosen(self.models, self.searcher, index, options.model)
+            for field, count in (
+                (PICTURE, len(pictures) + len(options.ids)),
+                (TEXT, len(options.texts)),
+            ):
+                if not 0 < count <= most:
+                    raise Refusal(
+                        422, f"send 1 to {most} pictures or ids, and as many texts", field
+                    )
+            indexed = partial(self._indexed, field="id", index=index)
+            asked = pictures, options.ids, options.texts
+            return await compare(by, *asked, indexed, self.settings.batching)
 
     @app.get("/v1/index")
     async def index(self, request: Request) -> IndexAnswer:
@@ -354,7 +390,7 @@ class Service:
         """Every deployment that answers depend on answers."""
         parts = dict(self.models.predictors)
         if self.searcher:
-            parts["encoder"] = self.searcher.encoder
+            parts |= {"encoder": self.searcher.encoder, "texts": self.searcher.texts}
             parts |= {f"shards-{n}": group for n, group in enumerate(self.searcher.shard_groups)}
         found = await asyncio.gather(*(self._ready(part) for part in parts.values()))
         waiting = [name for name, ready in zip(parts, found, strict=True) if not ready]

@@ -27,7 +27,9 @@ class Metrics:
             "imgray_rejected", "Requests refused unheard, by reason.", ("reason",)
         )
         self.pending = Gauge("imgray_pending", "Requests in work in this HTTP replica.")
-        self.batch_size = Histogram("imgray_batch_size", "Pictures per forward pass.", SIZES)
+        self.batch_size = Histogram(
+            "imgray_batch_size", "Pictures or texts per forward pass.", SIZES
+        )
         self.stage_seconds = Histogram(
             "imgray_stage_seconds",
             "Time in each stage of a request, waiting for a batch or a replica included.",

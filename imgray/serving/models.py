@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_manifest
@@ -60,13 +63,17 @@ class Models:
 
     def of_kind(self, kind: str, name: str | None) -> Served:
         """The model of a kind that a request names, or the first. Raises `Refusal`."""
-        fit = {n: model for n, model in self.served.items() if model.task.kind == kind}
-        if name is not None and name not in fit:
-            known = ", ".join(fit) or "none"
-            raise Refusal(422, f"no such model for {kind}; there are: {known}", "model")
-        if not fit:
-            raise Refusal(404, f"this service has no model for {kind}")
-        return fit[name] if name else next(iter(fit.values()))
+        fit = [model for model in self.served.values() if model.task.kind == kind]
+        return _first(fit, kind, name)
+
+    @property
+    def match(self) -> list[Served]:
+        """Those that have a joint embedding of pictures and texts."""
+        return [model for model in self.served.values() if model.task.joint]
+
+    def matching(self, name: str | None) -> Served:
+        """The one of `match` that a request names, or the first. Raises `Refusal`."""
+        return _first(self.match, "match", name)
 
     async def ask(self, model: Served, given: Values, painted: bool) -> Answer:
         """What a model says of a record.
@@ -79,13 +86,29 @@ class Models:
         Raises:
             Refusal: an input is not as it is declared, or there is no answer.
         """
+        answer: Answer = await self._call("predict", model, given, painted)
+        return answer
+
+    async def embed(self, model: Served, given: Values) -> Mapping[str, NDArray[np.float32]]:
+        """The joint embeddings (D,) of the inputs of a record, by name, as `ask` takes it."""
+        found: Mapping[str, NDArray[np.float32]] = await self._call("embed", model, given)
+        return found
+
+    async def _call(self, method: str, model: Served, given: Values, *more: Any) -> Any:
         inputs = model.inputs
         try:
             values = checked(inputs, given)
         except Rejected as fault:
             raise refused(fault, [*given, *inputs]) from None
-        method, retries = self.predictors[model.name].predict, self.retries
-        answer: Answer = await call_with_pictures(
-            method, values, painted, fields=inputs, retries=retries
-        )
-        return answer
+        asked = getattr(self.predictors[model.name], method)
+        return await call_with_pictures(asked, values, *more, fields=inputs, retries=self.retries)
+
+
+def _first(fit: Sequence[Served], what: str, name: str | None) -> Served:
+    named = [model for model in fit if name in (None, model.name)]
+    if name is not None and not named:
+        known = ", ".join(model.name for model in fit) or "none"
+        raise Refusal(422, f"no such model for {what}; there are: {known}", "model")
+    if not named:
+        raise Refusal(404, f"this service has no model for {what}")
+    return named[0]

@@ -6,24 +6,25 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastapi import FastAPI
-from pydantic import BaseModel
 
 from imgray.data.fields import ClassMap, Input, Output, Picture, sole_picture
 from imgray.serving.models import Served
-from imgray.serving.requests import PICTURE, PNG, AskOptions
+from imgray.serving.options import AskOptions, Options
+from imgray.serving.requests import PICTURE, PNG
 
 ASK = "/v1/models/{name}"
 """The route that stands for one of every model."""
 BINARY = {"type": "string", "format": "binary"}
 
 
-def documented(model: type[BaseModel], *types: str, pictures: bool = True) -> dict[str, Any]:
+def documented(model: type[Options], *types: str, pictures: bool = True) -> dict[str, Any]:
     """OpenAPI of a request that `read` reads, and of further types that its answer may have."""
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
     content: dict[str, Any] = {"application/json": {"schema": schema}}
     found: dict[str, Any] = {"requestBody": {"content": content}}
     if pictures:
-        form = {**schema, "properties": {PICTURE: BINARY, **schema["properties"]}}
+        files = {"type": "array", "items": BINARY} if model.repeated else BINARY
+        form = {**schema, "properties": {PICTURE: files, **_fields(model)}}
         content |= {"application/octet-stream": {"schema": BINARY}}
         content |= {"multipart/form-data": {"schema": form}}
         found |= in_query(model)
@@ -32,16 +33,22 @@ def documented(model: type[BaseModel], *types: str, pictures: bool = True) -> di
     return found
 
 
-def in_query(model: type[BaseModel]) -> dict[str, Any]:
-    """OpenAPI of options in the query string; objects and lists come as JSON."""
-    schemas = model.model_json_schema()["properties"]
+def in_query(model: type[Options]) -> dict[str, Any]:
+    """OpenAPI of options in the query string; objects come as JSON, and lists field by field."""
     parameters = []
-    for name, one in schemas.items():
+    for name, one in _fields(model).items():
         described = {"name": name, "in": "query", "description": one.pop("description", "")}
-        if one.get("type") in ("object", "array"):
+        if one.get("type") == "object":
             one, described["description"] = {"type": "string"}, f"{described['description']} (JSON)"
         parameters.append({**described, "required": False, "schema": one})
     return {"parameters": parameters}
+
+
+def _fields(model: type[Options]) -> dict[str, Any]:
+    """JSON Schema of options by the names that they have where no list can be sent."""
+    names = {several: one for one, several in model.repeated.items()}
+    schemas = model.model_json_schema()["properties"]
+    return {names.get(name, name): one for name, one in schemas.items()}
 
 
 def description(app: FastAPI, models: Iterable[Served], indexed: bool) -> dict[str, Any]:

@@ -49,6 +49,7 @@ class Predictor:
         self.model, self.pixels = load_model(uri), pixels
         self.model.to(self.device)
         batching.apply(self._run)
+        batching.apply(self._embed)
 
     async def predict(self, values: Values, painted: bool) -> Answer | Rejected:
         """What the model says of a record; of one that cannot be decoded: the reason.
@@ -57,14 +58,28 @@ class Predictor:
             values: its inputs by name, checked.
             painted: whether the picture that the model paints is wanted.
         """
-        try:
-            with timed("decode"):
-                prepared = await asyncio.to_thread(prepared_of, self.model, values, self.pixels)
-        except Rejected as error:
-            return error
+        prepared = await self._prepared(values)
+        if isinstance(prepared, Rejected):
+            return prepared
         with timed("predict"):
             prediction: Prediction = await self._run(prepared)
         return await asyncio.to_thread(answer_of, self.model.task, prediction, painted)
+
+    async def embed(self, values: Values) -> dict[str, NDArray[np.float32]] | Rejected:
+        """The joint embeddings (D,) of a record, by input, as `predict` takes and refuses it."""
+        prepared = await self._prepared(values)
+        if isinstance(prepared, Rejected):
+            return prepared
+        with timed("predict"):
+            found: dict[str, NDArray[np.float32]] = await self._embed(prepared)
+        return found
+
+    async def _prepared(self, values: Values) -> Prepared | Rejected:
+        try:
+            with timed("decode"):
+                return await asyncio.to_thread(prepared_of, self.model, values, self.pixels)
+        except Rejected as error:
+            return error
 
     def ready(self) -> bool:
         """Answered when this replica can answer."""
@@ -74,6 +89,11 @@ class Predictor:
     async def _run(self, items: list[Prepared]) -> list[Prediction]:
         metrics().batch_size.observe(len(items))
         return await asyncio.to_thread(self.model.predict, items, self.device)
+
+    @serve.batch
+    async def _embed(self, items: list[Prepared]) -> list[dict[str, NDArray[np.float32]]]:
+        metrics().batch_size.observe(len(items))
+        return await asyncio.to_thread(self.model.embed, items, self.device)
 
 
 def prepared_of(model: Model, values: Values, pixels: int) -> Prepared:

@@ -1,17 +1,18 @@
 """What clients send: pictures as bytes, as a form or by id, with options checked by one model each.
 
 Options come in the query string, as fields of a form, or as the keys of a JSON object; those of a
-request for a model by its name in the query string alone, so that they collide with no input.
+request for a model by its name in the query string alone, so that they collide with no input. Of
+texts and ids a form or a query string may hold several, one by one, where JSON has a list.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from pydantic_core import from_json
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
@@ -19,123 +20,21 @@ from starlette.exceptions import HTTPException
 
 from imgray.data.fields import Input, sole_picture
 from imgray.serving.guard import Refusal, whole
+from imgray.serving.options import AskOptions, Options
 
-MOST_RESULTS = 1000
 MOST_FIELDS = 20
-LONGEST_ID = 1024
 PICTURE = "image"
 """The name of a picture in the form of a request about pictures alone."""
 BODY = None
 """In place of a name: what is no part of a form or of a JSON object."""
 JSON, PNG = "application/json", "image/png"
 
-
-def _parsed(value: Any) -> Any:
-    """JSON in a query string or a form."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return from_json(value)
-    except ValueError:
-        raise ValueError("not a JSON object") from None
-
-
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Id = Annotated[str, Field(min_length=1, max_length=LONGEST_ID)]
-
-
-class ImageOptions(BaseModel):
-    """Options of a request about one picture."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    id: Id | None = Field(default=None, description="an indexed image instead of a picture")
-
-
-class PictureOptions(ImageOptions):
-    """Options of a request for a model."""
-
-    model: str | None = Field(default=None, description="name of the model (default: the first)")
-
-
-class AskOptions(BaseModel):
-    """Options of a request for a model by its name."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    picture: bool = Field(default=False, description="also the PNG, in the JSON as a data URI")
-
-
-class PaintOptions(PictureOptions, AskOptions):
-    """Options of a request for a model that paints."""
-
-
-class ClassifyOptions(PictureOptions):
-    """Options of a classification."""
-
-    top: int = Field(default=5, ge=1, le=100, description="classes, best first")
-
-
-class Ranking(BaseModel):
-    """Options of a search."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    top: int = Field(default=10, ge=1, le=MOST_RESULTS, description="results at most")
-    prefix: str = Field(
-        default="", max_length=LONGEST_ID, description="only ids that start with this"
-    )
-    weights: Annotated[dict[str, Weight], BeforeValidator(_parsed)] = Field(
-        default={}, description="weight of each feature in the comparison, 1 where not named"
-    )
-
-
-class SearchOptions(Ranking, ImageOptions):
-    """Options of a search with one picture."""
-
-
-class BatchOptions(Ranking):
-    """Options of a search with several pictures."""
-
-    ids: Annotated[list[Id], BeforeValidator(_parsed)] = Field(
-        default=[], description="indexed images instead of pictures"
-    )
-
-
-class PageOptions(BaseModel):
-    """A piece of the collection's listing."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    offset: int = Field(default=0, ge=0, le=2**53)
-    limit: int = Field(default=24, ge=1, le=1000)
-
-
-class SizeOptions(BaseModel):
-    """The size of a picture."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    size: int = Field(default=256, ge=32, le=1024, description="pixels of the longer side at most")
-
-
-class SwapOptions(BaseModel):
-    """The index to move to."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    index: str = Field(min_length=1, max_length=4096, description="URI of an index artifact")
-    seconds: float = Field(
-        default=600, gt=0, le=86400, allow_inf_nan=False, description="to wait for all replicas"
-    )
-
-
-Options = TypeVar("Options", bound=BaseModel)
+Asked = TypeVar("Asked", bound=Options)
 
 
 async def read(
-    request: Request, model: type[Options], longest: int, most: int = 1
-) -> tuple[Options, list[bytes]]:
+    request: Request, model: type[Asked], longest: int, most: int = 1
+) -> tuple[Asked, list[bytes]]:
     """The options and pictures of a request of at most `longest` bytes and `most` pictures.
 
     Raises:
@@ -147,7 +46,9 @@ async def read(
         if name not in (BODY, PICTURE):
             raise Refusal(422, f"an unknown file; a picture is named {PICTURE!r}", name)
     words = [(name, value) for name, value in sent if not isinstance(value, bytes)]
-    fields = _once([*request.query_params.multi_items(), *words])
+    in_query = _listed(request.query_params.multi_items(), model.repeated)
+    in_body = words if _media_type(request) == JSON else _listed(words, model.repeated)
+    fields = _once([*in_query, *in_body])
     return validated(model, fields), [data for _, data in files]
 
 
@@ -202,6 +103,19 @@ def _rank(asked: str, kind: str) -> tuple[float, int]:
     return found[1], found[0]
 
 
+def _listed(
+    pairs: Iterable[tuple[str | None, Any]], lists: Mapping[str, str]
+) -> Iterator[tuple[str | None, Any]]:
+    """Fields, of which those that may come several times are gathered in lists of another name."""
+    found: dict[str, list[Any]] = {}
+    for name, value in pairs:
+        if name is not None and name in lists:
+            found.setdefault(lists[name], []).append(value)
+        else:
+            yield name, value
+    yield from found.items()
+
+
 def _once(pairs: Iterable[tuple[str | None, Any]]) -> dict[str, Any]:
     """Fields by name. Raises `Refusal` for one that is there already."""
     found: dict[Any, Any] = {}
@@ -219,7 +133,7 @@ async def _content(request: Request, most: int) -> list[tuple[str | None, Any]]:
         request: its length is bounded.
         most: files of a form.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = _media_type(request)
     if kind == "multipart/form-data":
         return await _form(request, most)
     body = await request.body()
@@ -228,11 +142,16 @@ async def _content(request: Request, most: int) -> list[tuple[str | None, Any]]:
     return [(BODY, body)] if body else []
 
 
+def _media_type(request: Request) -> str:
+    """Of the body; none where nothing is said."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 async def _form(request: Request, most: int) -> list[tuple[str | None, Any]]:
     _, options = parse_options_header(request.headers["content-type"])
     if options.get(b"charset", b"utf-8").lower() != b"utf-8":
         raise Refusal(400, "the charset of the form is not UTF-8; send it in UTF-8", "body")
-    limits = {"max_files": most, "max_fields": max(most, MOST_FIELDS)}
+    limits = {"max_files": most, "max_fields": 2 * most + MOST_FIELDS}
     try:
         form = await request.form(**limits, max_part_size=len(await request.body()))
     except HTTPException as fault:
@@ -251,7 +170,7 @@ def _object(body: bytes) -> dict[str, Any]:
     return found
 
 
-def validated(model: type[Options], fields: dict[str, Any]) -> Options:
+def validated(model: type[Asked], fields: dict[str, Any]) -> Asked:
     """Options from fields. Raises `Refusal`, which names the first field at fault."""
     try:
         return model.model_validate(fields)

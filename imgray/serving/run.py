@@ -20,13 +20,14 @@ from ray.serve import Application
 from ray.serve.context import _get_global_client
 from ray.serve.schema import APIType, DeploymentStatusOverview
 
-from imgray.artifacts.folder import Folder
+from imgray.artifacts.folder import Folder, located
+from imgray.data.layout import pairs
 from imgray.engine.cluster import cluster, named_cluster, quiet
 from imgray.engine.progress import say
 from imgray.errors import UserError
 from imgray.serving.app import build
 from imgray.serving.guard import API_KEYS, Keys
-from imgray.serving.settings import LOOPBACK, ServeConfig, ServiceSettings
+from imgray.serving.settings import LOOPBACK, CaptionSettings, ServeConfig, ServiceSettings
 
 NAME = "imgray"
 
@@ -47,6 +48,7 @@ def run(config: ServeConfig) -> ServeResult:
         open=_is_open(config, shared),
         index=Folder(config.index).absolute if config.index else None,
         models=dict(_pair(item) for item in config.model),
+        captions=_captions(config),
         replicas=config.replicas,
         hosts=config.hosts,
         keys_file=config.keys_file,
@@ -152,6 +154,16 @@ def _pair(item: str) -> tuple[str, str]:
     if not (equals and uri and re.fullmatch("[A-Za-z0-9_-]+", name)):
         raise UserError(f"--model {item}: expected NAME=URI, NAME of letters, digits, - and _")
     return name, Folder(uri).absolute
+
+
+def _captions(config: ServeConfig) -> CaptionSettings | None:
+    columns = pairs("--columns", config.columns, "COLUMN")
+    if config.captions:
+        folder, name = located(config.captions)
+        return CaptionSettings(table=f"{folder.absolute.rstrip('/')}/{name}", columns=columns)
+    if columns:
+        raise UserError("--columns: they are those of --captions, a table")
+    return None
 
 
 def _is_open(config: ServeConfig, shared: str | None) -> bool:

@@ -70,6 +70,17 @@ class Limits(BaseModel):
     retries: int = Field(default=1, ge=0, description="new attempts when a replica dies at work")
 
 
+class CaptionSettings(BaseModel):
+    """A table of what is said of the indexed images."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    table: str = Field(description="URI of a Parquet or CSV file with the columns id and text")
+    columns: dict[str, str] = Field(
+        default={}, description="the names of these columns, where they are others"
+    )
+
+
 class ServiceSettings(BaseModel):
     """What is served, and within which limits."""
 
@@ -77,6 +88,9 @@ class ServiceSettings(BaseModel):
 
     index: str | None = Field(default=None, description="URI of an index artifact")
     models: dict[ModelName, str] = Field(default={}, description="URI of a model artifact by name")
+    captions: CaptionSettings | None = Field(
+        default=None, description="what is told of the results beside their scores"
+    )
     replicas: int = Field(default=1, ge=1, description="of every part, where nothing else is said")
     shard_groups: int | None = Field(
         default=None, ge=1, description="deployments that the index shards are spread over"
@@ -110,6 +124,16 @@ class ServeConfig(JobConfig):
         default=[],
         description="trained models, by the name that requests call them: NAME=URI",
         json_schema_extra={"metavar": "NAME=URI"},
+    )
+    captions: str | None = Field(
+        default=None,
+        description="table of what is said of the images, to be shown under results: a Parquet or "
+        "CSV file with the columns id and text",
+    )
+    columns: list[str] = Field(
+        default=[],
+        description="of the table of captions, the columns of other names, as id=image",
+        json_schema_extra={"metavar": "NAME=COLUMN"},
     )
     replicas: int = Field(
         default=1, ge=1, description="of every part: with 2, one may die unnoticed"

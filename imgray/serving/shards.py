@@ -10,17 +10,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imgray.engine.shards import open_shards
+from imgray.engine.shards import open_parts
 from imgray.retrieval.deepindex import DeepIndex, Hits
+from imgray.retrieval.modalities import IMAGE
 from imgray.serving.metrics import replica_name, timed
 from imgray.serving.versions import Holder, Version
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of every group of shards: features by name, float16 (R, C), and options."""
+    """What is asked of every group of shards.
 
-    vectors: Mapping[str, NDArray[np.float16]]
+    vectors: by modality what its part takes, by name float (R, C); top: of every part.
+    """
+
+    vectors: Mapping[str, Mapping[str, NDArray[Any]]]
     top: int
     weights: Mapping[str, float]
     prefix: str
@@ -39,16 +43,17 @@ class ShardGroup:
         self.holder = Holder(registry, replica_name(), self._open)
         await self.holder.start()
 
-    def _open(self, version: Version) -> DeepIndex | None:
+    def _open(self, version: Version) -> dict[str, DeepIndex]:
+        """Of these shards by modality the part that answers it; nothing where there are none."""
         folder, manifest = version.open()
         own = shards_of(self.group, self.shard_groups, manifest.counts["shards"])
-        return open_shards(folder, manifest, own) if own else None
+        return open_parts(folder, manifest, own) if own else {}
 
-    async def search(self, version: Version, question: Question) -> Hits | None:
-        """The best of these shards; None when the version has no shard for this group."""
-        index = await self.holder.get(version)
+    async def search(self, version: Version, question: Question) -> dict[str, Hits] | None:
+        """The best of these shards by modality; None when the version has none for this group."""
+        parts = await self.holder.get(version)
         with timed("search"):
-            return await asyncio.to_thread(_search, index, question) if index else None
+            return await asyncio.to_thread(_search, parts, question) if parts else None
 
     def ready(self) -> bool:
         """Answered when this replica can answer."""
@@ -56,9 +61,9 @@ class ShardGroup:
 
     async def ids(self, version: Version, offset: int, limit: int) -> list[tuple[int, str]]:
         """Positions and ids of these shards' images from a position in the collection on."""
-        index = await self.holder.get(version)
+        parts = await self.holder.get(version)
         found = []
-        for shard in index.shards if index else ():
+        for shard in parts[IMAGE].shards if parts else ():
             first = max(0, offset - shard.offset)
             last = max(first, offset + limit - shard.offset)
             ids = shard.ids.slice(first, last - first).to_pylist()
@@ -67,10 +72,16 @@ class ShardGroup:
 
     async def holds(self, version: Version, id: str) -> bool:
         """Whether an image is in these shards."""
-        index = await self.holder.get(version)
-        return index is not None and await asyncio.to_thread(index.holds, id)
+        parts = await self.holder.get(version)
+        return bool(parts) and await asyncio.to_thread(parts[IMAGE].holds, id)
 
 
-def _search(index: DeepIndex, question: Question) -> Hits:
-    vectors = {name: v[None].astype(np.float32) for name, v in question.vectors.items()}
-    return index.search(vectors, question.top, question.weights, question.prefix)[0]
+def _search(parts: Mapping[str, DeepIndex], question: Question) -> dict[str, Hits]:
+    return {name: _ranked(name, parts[name], question) for name in question.vectors}
+
+
+def _ranked(name: str, part: DeepIndex, question: Question) -> Hits:
+    """The weights are of the features of pictures."""
+    vectors = {n: v[None].astype(np.float32) for n, v in question.vectors[name].items()}
+    weights = question.weights if name == IMAGE else None
+    return part.search(vectors, question.top, weights, question.prefix)[0]

@@ -10,12 +10,13 @@ of these extractors.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from imgray.artifacts.folder import Folder
@@ -48,8 +49,9 @@ from imgray.training.loop import (
 )
 from imgray.training.recipe import Recipe
 from imgray.training.sheet import SAMPLES
-from imgray.training.task import Arrays, Learner, Prediction, Task, task_of
+from imgray.training.task import Arrays, Batch, Learner, Prediction, Task, task_of
 
+Answer = TypeVar("Answer")
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 PASS_VALUES = 3 * 2**20
 """Values of the images of a forward pass where they keep their shapes: a megapixel in colour, for
@@ -126,11 +128,28 @@ class Model:
 
         Those of one shape share a forward pass; of photographs, only as far as memory goes.
         """
+        return self._answered(self.learner.predict, items, device)
+
+    def embed(self, items: Sequence[Prepared], device: str) -> list[dict[str, NDArray[np.float32]]]:
+        """The joint embeddings (D,) of what is there of records of `prepare`: see `Learner.embed`.
+
+        Raises:
+            UserError: the model has none.
+        """
+        return self._answered(self._embed, items, device)
+
+    def _embed(self, batch: Batch) -> list[dict[str, NDArray[np.float32]]]:
+        found = {name: v.float().cpu().numpy() for name, v in self.learner.embed(batch).items()}
+        return [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
+
+    def _answered(
+        self, answer: Callable[[Batch], list[Answer]], items: Sequence[Prepared], device: str
+    ) -> list[Answer]:
         if self.extractors:
             items = [self.task.prepare(values) for values in self.embedded(items)]
-        found: dict[int, Prediction] = {}
+        found: dict[int, Answer] = {}
         for places in self._passes(items):
-            answers = self._forward([items[place] for place in places], device)
+            answers = self._forward(answer, [items[place] for place in places], device)
             found |= zip(places, answers, strict=True)
         return [found[place] for place in range(len(items))]
 
@@ -146,10 +165,12 @@ class Model:
             yield from (places[start : start + most] for start in range(0, len(places), most))
 
     @torch.inference_mode()
-    def _forward(self, batch: Sequence[Arrays], device: str) -> list[Prediction]:
+    def _forward(
+        self, answer: Callable[[Batch], list[Answer]], batch: Sequence[Arrays], device: str
+    ) -> list[Answer]:
         arrays = {name: np.stack([one[name] for one in batch]) for name in batch[0]}
         with precision(self.recipe, device):
-            return self.learner.predict(to_device(arrays, device))
+            return answer(to_device(arrays, device))
 
 
 def save_model(

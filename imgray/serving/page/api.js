@@ -27,19 +27,20 @@ export async function blob(path, options) {
   return (await request(path, options)).blob();
 }
 
-/** What a route is asked about an image: `{id}` of the collection or `{file}`, with its options. */
-export function about(image, options, signal) {
+/** What a route is asked about an image, `{id}` of the collection or `{file}`, a text, or both. */
+export function about({ image, text }, options, signal) {
   const headers = { Accept: "application/json" };
-  if (image.id !== undefined) {
+  if (!image?.file) {
     headers["Content-Type"] = "application/json";
-    return ["", { method: "POST", headers, signal, body: JSON.stringify({ id: image.id, ...options }) }];
+    return ["", { method: "POST", headers, signal, body: JSON.stringify({ id: image?.id, text, ...options }) }];
   }
+  const words = Object.entries(options).filter(([, value]) => value !== undefined);
+  const written = (value) => (typeof value === "object" ? JSON.stringify(value) : value);
+  const query = new URLSearchParams(words.map(([name, value]) => [name, written(value)]));
+  if (text !== undefined) return [`?${query}`, record({ image, text }, signal)];
   // Another type than an image's would make the server read the file as options.
   const type = image.file.type;
   headers["Content-Type"] = type.startsWith("image/") ? type : "application/octet-stream";
-  const words = Object.entries(options).filter(([, value]) => value !== undefined);
-  const text = (value) => (typeof value === "object" ? JSON.stringify(value) : value);
-  const query = new URLSearchParams(words.map(([name, value]) => [name, text(value)]));
   return [`?${query}`, { method: "POST", headers, signal, body: image.file }];
 }
 

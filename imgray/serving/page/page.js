@@ -12,26 +12,41 @@ import { el, linkTo, ranking, thumbnail } from "./views.js";
 const $ = (selector) => document.querySelector(selector);
 const [panel, result, facts, options] = ["#panel", "#result", "#facts", "#options"].map($);
 const PIECE = 12;
-const IMAGE = { inputs: { image: { type: "picture", required: true } }, outputs: {} };
-/* What a search is asked about, as a model would declare it. */
+const NO_WORDS = "The index of this service knows pictures alone. One of imgray index --joint is searched by words too.";
 
 const files = new Map();
-const state = { index: null, models: [], tab: "search", model: IMAGE, values: {}, listed: 0 };
+const state = { index: null, models: [], tab: "search", model: searchable(null), values: {}, listed: 0 };
 let work = new AbortController();
 
 // --- Questions: each gives the nodes to show and a line of facts --------------------------------
 
+/** What a search is asked about, as a model would declare it. */
+function searchable(index) {
+  const inputs = { image: { type: "picture", required: !index?.joint } };
+  if (index?.joint) inputs.text = { type: "text", required: false };
+  return { inputs, outputs: {} };
+}
+
 async function search(signal) {
-  const { top, prefix } = options.elements;
-  const sliders = [...$("#weights").querySelectorAll("input")];
-  const weights = Object.fromEntries(sliders.map((input) => [input.name, input.valueAsNumber]));
-  const asked = { top: top.valueAsNumber, prefix: prefix.value, weights };
-  const [query, request] = about(state.values.image, asked, signal);
+  const { top, prefix, fusion } = options.elements;
+  const asked = { top: top.valueAsNumber, prefix: prefix.value, weights: numbers("#weights") };
+  if (isBlend()) Object.assign(asked, { modalities: numbers("#blend"), fusion: fusion.value });
+  const [query, request] = about(state.values, asked, signal);
   const answer = await json(`search${query}`, request);
   if (answer.version !== state.index.version) await readIndex();
   const { version, images } = state.index;
   const facts = [count(answer.results.length, "result"), `index ${version.slice(0, 12)}`];
   return [ranking(answer, result), [...facts, count(images, "image")]];
+}
+
+function numbers(place) {
+  const sliders = [...$(place).querySelectorAll("[type=range]")];
+  return Object.fromEntries(sliders.map((input) => [input.name, input.valueAsNumber]));
+}
+
+/** Whether a picture and words are searched with together. */
+function isBlend() {
+  return state.tab === "search" && "image" in state.values && "text" in state.values;
 }
 
 async function ask(signal) {
@@ -55,7 +70,7 @@ async function run() {
   panel.ariaBusy = "true";
   try {
     const started = performance.now();
-    const [nodes, words] = await (state.model === IMAGE ? search : ask)(signal);
+    const [nodes, words] = await (state.tab === "search" ? search : ask)(signal);
     signal.throwIfAborted();
     const taken = Math.round(performance.now() - started);
     quiet();
@@ -78,8 +93,9 @@ function lacking() {
 
 function blank(missing) {
   const last = state.index ? ", choose a file or take one from the collection." : " or choose a file.";
-  const picture = `Drop an image on the page, paste it${last}`;
-  const single = Object.keys(state.model.inputs).length === 1 && slotNames().length;
+  const words = state.tab === "search" && state.index?.joint ? " Or search by words." : "";
+  const picture = `Drop an image on the page, paste it${last}${words}`;
+  const single = words || (Object.keys(state.model.inputs).length === 1 && slotNames().length);
   const text = single ? picture : `Still to be given: ${missing.map(readable).join(", ")}.`;
   quiet();
   result.replaceChildren(el("p", { className: "hint" }, text));
@@ -111,16 +127,16 @@ function place() {
   return new URLSearchParams(location.hash.slice(1));
 }
 
-/** What the address calls an input; the first picture is the same on all tabs. */
+/** What the address calls an input; the first picture and what is called text are the same on all tabs. */
 function key(kind, name) {
-  return name === slotNames()[0] ? kind : `${kind}.${name}`;
+  return name === slotNames()[0] || name === kind ? kind : `${kind}.${name}`;
 }
 
 /** The words of the address with an input changed: to an image `{id}` or `{file}`, a text, or nothing. */
 function changed(name, value) {
   const words = place();
   words.set("tab", state.tab);
-  const kinds = { id: value?.id, file: value?.file, text: typeof value === "string" ? value : undefined };
+  const kinds = isPicture(state.model.inputs[name]) ? { id: value?.id, file: value?.file } : { text: value };
   for (const [kind, word] of Object.entries(kinds)) {
     if (word) words.set(key(kind, name), word);
     else words.delete(key(kind, name));
@@ -138,10 +154,13 @@ function show() {
   quiet();
   readValues(words);
   choose(slotNames().find((name) => !(name in state.values)));
+  $("#weights").hidden = tab === "search" && !("image" in state.values) && "text" in state.values;
+  $("#blend").hidden = !isBlend();
   run();
 }
 
 function readValues(words) {
+  const before = state.values.text;
   state.values = {};
   for (const [name, input] of Object.entries(state.model.inputs)) {
     const [id, file, text] = ["id", "file", "text"].map((kind) => words.get(key(kind, name)));
@@ -150,6 +169,7 @@ function readValues(words) {
     else if (files.has(file)) give(name, { file: files.get(file) });
   }
   for (const node of $("#slots").children) fill(node, state.values[node.dataset.input] ?? null);
+  if (state.values.text !== before) $("#wanted").value = state.values.text ?? "";
   for (const area of $("#words").elements) {
     if (area !== document.activeElement) area.value = state.values[area.name] ?? "";
   }
@@ -166,8 +186,8 @@ function select(name, wanted) {
   tabs.mark(name);
   panel.setAttribute("aria-labelledby", `tab-${name}`);
   const fit = state.models.filter((model) => tabs.tabOf(model) === name);
-  const model = name === "search" ? IMAGE : (fit.find((one) => one.name === wanted) ?? fit[0]);
-  $("#ranking").hidden = model !== IMAGE;
+  const model = name === "search" ? state.search : (fit.find((one) => one.name === wanted) ?? fit[0]);
+  for (const part of ["#ranking", "#line"]) $(part).hidden = name !== "search";
   $("#model").hidden = fit.length < 2;
   const choice = ({ name }) => el("option", { value: name, selected: name === model.name }, name);
   $("#model select").replaceChildren(...fit.map(choice));
@@ -179,7 +199,7 @@ function draw(model) {
   clear();
   state.model = model;
   $("#slots").replaceChildren(...slots(model.inputs));
-  $("#words").replaceChildren(...fields(model.inputs));
+  $("#words").replaceChildren(...(model === state.search ? [] : fields(model.inputs)));
   $("#words").hidden = !$("#words").elements.length;
   $("#collection").hidden = !state.index || !slotNames().length;
   const maps = Object.values(model.outputs).some(({ type }) => type === "class map");
@@ -227,6 +247,7 @@ async function start() {
 
 async function readIndex() {
   const known = Object.keys(state.index?.features ?? {}).join();
+  const words = Boolean(state.index?.joint);
   state.index = await json("index").catch((fault) => {
     if (fault.status === 404) return null;
     throw fault;
@@ -234,12 +255,20 @@ async function readIndex() {
   $("#collection").hidden = !state.index || !slotNames().length;
   const names = Object.keys(state.index?.features ?? {});
   if (names.join() !== known) $("#weights").replaceChildren(...names.map(slider));
+  if (!state.search || Boolean(state.index?.joint) !== words) offerWords();
+}
+
+/** Let words be searched with, or say why not. */
+function offerWords() {
+  state.search = searchable(state.index);
+  const able = Boolean(state.index?.joint);
+  for (const control of $("#line").elements) control.disabled = !able;
+  $("#no-words").textContent = able ? "" : NO_WORDS;
 }
 
 function slider(name) {
   const input = el("input", { type: "range", name, min: 0, max: 2, step: 0.1, value: 1 });
   const value = el("output", {}, "1.0");
-  input.addEventListener("input", () => { value.textContent = input.valueAsNumber.toFixed(1); });
   return el("label", { title: name }, el("span", {}, name), " ", value, input);
 }
 
@@ -281,6 +310,8 @@ options.addEventListener("input", (event) => {
     $("[for=opacity]").textContent = `${event.target.value} %`;
     return;
   }
+  const shown = event.target.labels[0].querySelector("output");
+  if (shown) shown.textContent = event.target.valueAsNumber.toFixed(1);
   later(run, 200);
 });
 $("#model").addEventListener("change", ({ target }) => {
@@ -295,6 +326,15 @@ $("#words").addEventListener("input", ({ target }) => {
   later(show, 400);
 });
 $("#words").addEventListener("submit", (event) => event.preventDefault());
+$("#line").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const place = `#${changed("text", $("#wanted").value.trim())}`;
+  if (place === location.hash) run();
+  else location.hash = place;
+});
+$("#wanted").addEventListener("input", ({ target }) => {
+  if (!target.value) target.form.requestSubmit();
+});
 
 function later(act, milliseconds) {
   clearTimeout(waiting);

@@ -77,9 +77,11 @@ export function thumbnail(id) {
 export function ranking(answer, before) {
   const shown = [...before.querySelectorAll("img[data-id]")].map((img) => [img.dataset.id, img]);
   const kept = new Map(shown);
-  const entry = ({ id, score }) => {
+  const entry = ({ id, score, captions }) => {
     const box = el("div", { className: "box" }, kept.get(id) ?? photo({ id }, THUMBNAIL, ""));
     const caption = el("figcaption", {}, el("b", {}, score.toFixed(3)), " ", shortened(id));
+    const said = captions.slice(0, 1).map((text) => el("span", { className: "caption", title: captions.join("\n") }, text));
+    caption.append(...said);
     const link = el("a", { href: linkTo({ tab: "search", id }), title: id });
     link.append(el("figure", {}, box, caption));
     return el("li", {}, link);
