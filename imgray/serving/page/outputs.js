@@ -7,7 +7,7 @@ const NUMBERS = 8; // of a vector that are shown
 
 /** The nodes of an answer: what is painted beside the pictures of the record, then all else. */
 export function answered({ inputs, outputs }, found, values) {
-  const names = Object.keys(outputs);
+  const names = Object.keys(outputs).filter((name) => name in found);
   const painted = names.find((name) => isPicture(outputs[name]));
   const map = painted && found[painted].labels;
   const shares = map && names.find((name) => outputs[name].type === "labels" && tells(found[name], map));
