@@ -20,7 +20,7 @@ from imgray.config import Fusion
 from imgray.data import fields, pixels
 from imgray.data.fields import Input, Output, checked, sole_picture
 from imgray.errors import UserError
-from imgray.features.columns import columns_of, schema
+from imgray.features.columns import columns_of, of_pictures, schema
 from imgray.retrieval.backend import check_installed
 from imgray.retrieval.deepindex import Result
 from imgray.retrieval.modalities import Blend
@@ -60,7 +60,7 @@ def open_model(uri: str) -> Model:
 def open_features(uri: str) -> Dataset:
     """The table of a features artifact, of the parts that its manifest lists; read when it is used.
 
-    A row per image: id, width, height, and per feature a list of float32, its regions one after
+    A row per record: id, of pictures width and height, and per feature a list of float32, its regions one after
     the other: stored as float16, which DuckDB, unlike pandas and Polars, does not read.
     `imgray verify` checks the files.
 
@@ -78,7 +78,7 @@ def open_features(uri: str) -> Dataset:
             raise UserError(f"{uri}: {part.name} is missing or truncated; see imgray verify {uri}")
     return dataset(
         [folder.path(part.name) for part in parts],
-        schema=schema(columns_of(manifest), pa.float32()),
+        schema=schema(columns_of(manifest), pa.float32(), of_pictures(manifest)),
         format="parquet",
         filesystem=folder.file_system,
     )

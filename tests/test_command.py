@@ -15,7 +15,7 @@ from imgray.cli import load, run_command
 from imgray.config import JobConfig
 from imgray.training import catalog
 
-HEAVY = {"ray", "torch", "faiss", "pyarrow"}
+HEAVY = {"ray", "torch", "faiss", "pyarrow", "transformers"}
 JOBS = sorted(path.stem for path in ROOT.glob("jobs/*.py"))
 OLD = ("classification", "segmentation", "edges")
 INDEX = ["--index", "nowhere"]

@@ -308,7 +308,7 @@ def test_a_bag_is_fitted_to_the_table(tmp_path: Path) -> None:
         (["tfidf.mid"], {}, r"--extractor tfidf\.mid: a text encoder has the layer high alone"),
         (["tfidf"], {"regions": "pyramid"}, "--regions, --crop-regions and --size are of pictures"),
         (["tfidf"], {"size": 64}, "--regions, --crop-regions and --size are of pictures"),
-        (["x"], {"weights": ["x=nowhere"]}, "x=nowhere: no artifact and no model of sentence-"),
+        (["x"], {"weights": ["x=nowhere"]}, "x=nowhere: no artifact, no model of sentence-"),
         (["tfidf"], {"columns": []}, r"captions\.csv: no column 'text'; it has id, caption"),
     ],
 )

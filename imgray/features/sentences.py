@@ -69,6 +69,9 @@ class SentenceEncoder(TextEncoder):
                 yield [place], self._tokens([text], query)
             return
         mask = inputs["attention_mask"].bool()
+        if self.config.padded:
+            mask = torch.ones_like(mask)
+            del inputs["attention_mask"]
         lengths: dict[int, list[int]] = defaultdict(list)
         for place, length in enumerate(mask.sum(1).tolist()):
             lengths[length].append(place)
@@ -80,7 +83,13 @@ class SentenceEncoder(TextEncoder):
 
     def _tokens(self, texts: Sequence[str], query: bool) -> Any:
         prompt = self.config.query if query else self.config.passage
-        return self._model.preprocess(list(texts), prompt=prompt or None, task=_task(query))
+        full = {"text": {"padding": "max_length", "max_length": self.config.longest}}
+        return self._model.preprocess(
+            list(texts),
+            prompt=prompt or None,
+            task=_task(query),
+            processing_kwargs=full if self.config.padded else None,
+        )
 
     def _forward(self, inputs: Any, query: bool) -> NDArray[np.float32]:
         inputs = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
@@ -98,15 +107,23 @@ class SentenceEncoder(TextEncoder):
         return found
 
 
-def sentence_encoder(place: Folder, precision: Precision = "float32") -> SentenceEncoder:
+def sentence_encoder(
+    place: Folder, precision: Precision = "float32", *, padded: bool = False, space: str = ""
+) -> SentenceEncoder:
     """The model in a folder, with its own prompts and its own limit of tokens.
 
+    Args:
+        place: the folder.
+        precision: of its forward passes.
+        padded: as of `TextNet`.
+        space: as of `TextNet`.
+
     Raises:
-        UserError: no model of sentence-transformers, or one without safetensors.
+        UserError: no model of sentence-transformers, one without safetensors, or without some of
+            its tensors.
     """
     files = files_at(place, SUFFIXES)
-    names = {entry.name for entry in files}
-    if not any(name.endswith(".safetensors") for name in names):
+    if not any(entry.name.endswith(".safetensors") for entry in files):
         raise UserError(
             f"{place.uri}: no .safetensors here, and weights in other formats are not read; save "
             "the model again with sentence-transformers"
@@ -118,11 +135,19 @@ def sentence_encoder(place: Folder, precision: Precision = "float32") -> Sentenc
         library="sentence-transformers",
         files=files,
         longest=stated if stated and stated <= MOST_TOKENS else TOKENS,
+        padded=padded,
         query=model.prompts.get("query") or "",
         passage=next((model.prompts[name] for name in PASSAGES if model.prompts.get(name)), ""),
         precision=precision,
+        space=space,
     )
-    return SentenceEncoder(config, place)
+    found, again = SentenceEncoder(config, place), SentenceEncoder(config, place)
+    found._model = model
+    if not np.array_equal(found.encode(["a"], False), again.encode(["a"], False)):
+        raise UserError(  # they are drawn at random, on every worker anew
+            f"{place.uri}: some of the model's tensors are missing; fetch it again"
+        )
+    return again
 
 
 def from_hub(name: str) -> Folder:
@@ -140,14 +165,21 @@ def from_hub(name: str) -> Folder:
     return Folder(found)
 
 
-def _open(folder: Path, place: str) -> Any:
-    """The model in a local folder; `place` is where a person knows it. Raises `UserError`."""
+def installed(what: str) -> None:
+    """Refuse to go on without the libraries, and have them be quiet. Raises `UserError`."""
     try:
-        from sentence_transformers import SentenceTransformer
         from transformers.utils import logging
     except ImportError:
-        raise UserError(f"{place}: texts need an extra: pip install 'imgray[text]'") from None
+        raise UserError(f"{what}: needs an extra: pip install 'imgray[text]'") from None
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def _open(folder: Path, place: str) -> Any:
+    """The model in a local folder; `place` is where a person knows it. Raises `UserError`."""
+    installed(place)
+    from sentence_transformers import SentenceTransformer
+
     try:
         model = SentenceTransformer(
             str(folder),

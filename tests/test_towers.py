@@ -1,0 +1,180 @@
+"""Dual encoders, tiny ones with random weights: both towers give what transformers gives."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from poison import encoded
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoModel,
+    CLIPConfig,
+    CLIPModel,
+    PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipModel,
+)
+
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import Manifest
+from imgray.data import samples
+from imgray.data.pixels import decode, resize
+from imgray.engine.extract import build_extractor
+from imgray.engine.settings import ExtractConfig
+from imgray.errors import UserError
+from imgray.features.extractor import (
+    Extractor,
+    PictureExtractor,
+    TextExtractor,
+    load_extractor,
+    load_texts,
+    save_extractor,
+)
+
+SIZE, LENGTH = 32, 12
+WORDS = ["[pad]", "[start]", "[end]", "[unk]", "a", "dog", "red", "car", "small", "runs"]
+SMALL = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+}  # fmt: skip
+TEXT = SMALL | {"vocab_size": len(WORDS), "max_position_embeddings": LENGTH}
+VISION = SMALL | {"image_size": SIZE, "patch_size": 8}
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
+TEXTS = ["a dog", "a small red car", "dog runs", "a", "a red dog runs runs runs a dog a dog a car"]
+
+
+def _model(kind: str) -> Any:
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    torch.manual_seed(0)
+    if kind == "clip":
+        text, vision = (TEXT | ids | {"projection_dim": 16}, VISION | {"projection_dim": 16})
+        return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
+    return SiglipModel(
+        SiglipConfig(text_config=TEXT | ids | {"projection_size": 32}, vision_config=VISION)
+    )
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    found = Tokenizer(models.WordLevel({w: n for n, w in enumerate(WORDS)}, unk_token="[unk]"))
+    found.pre_tokenizer = pre_tokenizers.Whitespace()
+    ends = [("[start]", 1), ("[end]", 2)]
+    found.post_processor = processors.TemplateProcessing("[start] $A [end]", special_tokens=ends)
+    names = {"pad_token": "[pad]", "bos_token": "[start]", "eos_token": "[end]"}
+    return PreTrainedTokenizerFast(tokenizer_object=found, model_max_length=LENGTH, **names)
+
+
+@pytest.fixture(scope="module", params=["clip", "siglip"])
+def dual(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of transformers."""
+    folder = tmp_path_factory.mktemp(request.param)
+    _model(request.param).save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
+    colours = {"image_mean": MEAN, "image_std": STD}
+    (folder / "preprocessor_config.json").write_text(json.dumps(colours))
+    return folder
+
+
+def _build(dual: Path, **changes: Any) -> Extractor:
+    given: dict[str, Any] = {"images": "x.csv", "output": "out", "extractor": ["dual"]}
+    return build_extractor(ExtractConfig(**given | {"weights": [f"dual={dual}"]} | changes))
+
+
+def _texts(dual: Path) -> TextExtractor:
+    found = _build(dual, columns=["text=caption"])
+    assert isinstance(found, TextExtractor)
+    return found
+
+
+def _pictures(dual: Path) -> PictureExtractor:
+    found = _build(dual)
+    assert isinstance(found, PictureExtractor)
+    return found
+
+
+def _unit(output: Any) -> np.ndarray:
+    return F.normalize(getattr(output, "pooler_output", output), dim=1).detach().numpy()
+
+
+def test_pictures_have_the_vectors_of_transformers(dual: Path) -> None:
+    extractor = _pictures(dual)
+    assert extractor.names == ["dual.high"]
+    files = [encoded(picture, "PNG") for picture in list(samples.photographs().values())[:3]]
+    found = extractor.run([extractor.prepare(data) for data in files])["dual.high"]
+    pixels = np.stack([resize(decode(data), SIZE) for data in files]) / 255
+    pixels = ((pixels - MEAN) / STD).transpose(0, 3, 1, 2).astype(np.float32)
+    wanted = _unit(AutoModel.from_pretrained(dual).get_image_features(torch.from_numpy(pixels)))
+    np.testing.assert_allclose(found[:, 0], wanted, atol=1e-5)
+
+
+def test_texts_have_the_vectors_of_transformers(dual: Path) -> None:
+    """Those of SigLIP padded to full length, as its documentation asks."""
+    extractor, model = _texts(dual), AutoModel.from_pretrained(dual)
+    found = extractor.run([extractor.prepare(text) for text in TEXTS])["dual.high"]
+    padding = "max_length" if model.config.model_type == "siglip" else True
+    inputs = _tokenizer()(TEXTS, padding=padding, truncation=True, return_tensors="pt")
+    mask = {} if padding == "max_length" else {"attention_mask": inputs["attention_mask"]}
+    wanted = _unit(model.get_text_features(inputs["input_ids"], **mask))
+    np.testing.assert_allclose(found[:, 0], wanted, atol=1e-5)
+    for text, vector in zip(TEXTS, found, strict=True):
+        alone = extractor.run([extractor.prepare(text)])["dual.high"][0]
+        np.testing.assert_array_equal(alone, vector)
+
+
+def test_both_towers_tell_that_they_share_a_space(dual: Path, tmp_path: Path) -> None:
+    pictures, texts = _pictures(dual), _texts(dual)
+    space = pictures.nets["dual"].config.space
+    assert space
+    assert {texts.config.texts["dual"].space, pictures.config.texts["dual"].space} == {space}
+    assert pictures.describe()["dual.high"].dim == texts.describe()["dual.high"].dim
+    other = Path(shutil.copytree(dual, tmp_path / "other"))
+    state = load_file(other / "model.safetensors")
+    save_file({k: v + 1 for k, v in state.items()}, other / "model.safetensors", {"format": "pt"})
+    assert _texts(other).config.texts["dual"].space != space
+
+
+def test_an_artifact_of_pictures_carries_the_text_tower(dual: Path, tmp_path: Path) -> None:
+    extractor, folder = _pictures(dual), Folder(str(tmp_path))
+    files = save_extractor(extractor, folder)
+    about = {"extractor": extractor.config.model_dump(mode="json")}
+    manifest = Manifest(kind="features", config={}, files=files, about=about)
+    pictures, texts = load_extractor(folder, manifest), load_texts(folder, manifest)
+    assert isinstance(pictures, PictureExtractor)
+    assert pictures.describe() == extractor.describe()
+    own = _texts(dual)
+    batch = [own.prepare(text) for text in TEXTS]
+    np.testing.assert_array_equal(texts.run(batch)["dual.high"], own.run(batch)["dual.high"])
+    data = encoded(next(iter(samples.photographs().values())), "PNG")
+    one, two = (e.run([e.prepare(data)])["dual.high"] for e in (pictures, extractor))
+    np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"extractor": ["dual.mid"]}, "a dual encoder has the layer high alone"),
+        ({"size": 64}, "takes 32 x 32 pixels; leave out --size 64"),
+        ({"extractor": ["dual", "tfidf"], "columns": ["text=x"], "size": 64}, "texts have none"),
+        ({"extractor": ["dual.mid"], "columns": ["text=x"]}, "a text encoder has the layer high"),
+    ],
+)
+def test_what_it_does_not_have_is_refused(dual: Path, changes: Any, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        _build(dual, **changes)
+
+
+def test_a_model_that_lacks_tensors_is_refused(dual: Path, tmp_path: Path) -> None:
+    """They would be drawn at random, anew by every worker."""
+    folder = Path(shutil.copytree(dual, tmp_path / "lacking"))
+    state = load_file(folder / "model.safetensors")
+    names = ("layers.0.mlp.fc1.weight",)
+    kept = {k: v for k, v in state.items() if not k.endswith(names)}
+    assert len(kept) == len(state) - 2
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    for changes in ({}, {"columns": ["text=caption"]}):
+        with pytest.raises(UserError, match="tensors are missing"):
+            _build(folder, **changes)
