@@ -76,8 +76,8 @@ class MatchingSettings(Settings):
             raise ValueError(f"dims: {', '.join(SIDES)} are needed, not {', '.join(sorted(wrong))}")
         if min([*self.dims.values(), 1]) < 1 or min(self.shrink) < 0:
             raise ValueError("dims are above 0, and shrink is not negative")
-        if any(step is not None and not 0 <= step <= 99 for step in self.members):
-            raise ValueError("steps are from 0 to 99, or null")
+        if not self.members or any(s is not None and not 0 <= s <= 99 for s in self.members):
+            raise ValueError("steps are from 0 to 99, or null, at least one")
         if not self.weights.dual and not self.weights.latent:
             raise ValueError("weights: of dual and latent one is needed, to compare by")
         if self.around and (self.layout != "rrf" or self.first_width("image") != self.dim):
