@@ -461,7 +461,7 @@ def test_a_model_of_whole_pictures_takes_the_first_region_of_a_pyramid(
     columns = columns_of(manifest)
     assert columns[high].regions == 1
     _, vectors = Source(Folder(features), manifest, [high], []).pick(np.arange(40))
-    words.write(str(tmp_path / "model"), columns, vectors)
+    knowing.write(str(tmp_path / "model"), columns, vectors)
     found = []
     for name, source in {"whole": features, "pyramid": made.features}.items():
         changes = {"joint": str(tmp_path / "model"), "joint_probes": 5, "features": source}
