@@ -4,12 +4,11 @@ The matching component gives embeddings of image and text; the classification co
 and names the class, or the classes, of the pair. Both losses are minimised, L = L_match + λ L_class
 in the end, in stages. How embeddings are fused, λ and the stages are not at hand; our reading:
 
-* fused by concatenation or by their product, then one fc, with softmax for one label of a record
-  and sigmoids for several;
+* fused by concatenation, or by the product of an affine map of each (as Kim et al., ICLR 2017), and
+  behind it one fc, with softmax for one label of a record and sigmoids for several;
 * stage 1 learns to match, stage 2 the classifier with all else frozen, stage 3 both at a smaller
   rate;
-* of an absent image or text the embedding is 0 in a concatenation and left out of a product, and in
-  training one of the two is sometimes dropped.
+* an absent image or text has the embedding 0, and in training one of the two is sometimes dropped.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 from imgray.data.datasets import Dataset, Record
 from imgray.data.fields import Input, Label, Labels, Output, Vector
 from imgray.matching.matcher import Matching, MatchingLearner, by_row, told
-from imgray.matching.nets import SIDES, joined, unit
+from imgray.matching.nets import SIDES, joined
 from imgray.matching.settings import MatchingSettings
 from imgray.retrieval.recall import Ids, category_map, incidence
 from imgray.training.classes import check_labelled, check_same
@@ -205,12 +204,17 @@ class Classifier(nn.Module):
     Args:
         joint: D of the embeddings, which are scaled to a mean square of 1.
         classes: how many there are.
-        product: whether embeddings are multiplied, and scaled again, or concatenated.
+        product: whether maps of the embeddings are multiplied, at first by 1 of what is absent, or
+            the embeddings concatenated.
     """
 
     def __init__(self, joint: int, classes: int, product: bool) -> None:
         super().__init__()
-        self.joint, self.product = joint, product
+        self.joint = joint
+        maps = [nn.Linear(joint, joint) for _ in SIDES if product]
+        for one in maps:
+            nn.init.ones_(one.bias)
+        self.maps = nn.ModuleList(maps)
         self.fc = nn.Linear(joint if product else len(SIDES) * joint, classes)
 
     def forward(
@@ -222,16 +226,15 @@ class Classifier(nn.Module):
             embeddings: of unit length (N, D) by side; one may be absent.
             shown: which of them count, bool (N, 1) by side; by default all.
         """
-        absent = torch.full_like(next(iter(embeddings.values())), 1.0 if self.product else 0.0)
-        sides = [absent] * len(SIDES)
-        for place, side in enumerate(SIDES):
-            if side in embeddings:
-                scaled = embeddings[side] * self.joint**0.5
-                sides[place] = torch.where(shown[side], scaled, absent) if shown else scaled
-        if self.product:
-            fused = unit(sides[0] * sides[1]) * self.joint**0.5
+        zero = torch.zeros_like(next(iter(embeddings.values())))
+        found = {side: one * self.joint**0.5 for side, one in embeddings.items()}
+        if shown:
+            found = {side: one * shown[side] for side, one in found.items()}
+        image, text = (found.get(side, zero) for side in SIDES)
+        if self.maps:
+            fused = self.maps[0](image) * self.maps[1](text)
         else:
-            fused = torch.cat(sides, dim=1)
+            fused = torch.cat([image, text], dim=1)
         logits: Tensor = self.fc(fused)
         return logits.float()
 
