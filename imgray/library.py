@@ -60,8 +60,9 @@ def open_model(uri: str) -> Model:
 def open_features(uri: str) -> Dataset:
     """The table of a features artifact, of the parts that its manifest lists; read when it is used.
 
-    A row per record: id, of pictures width and height, and per feature a list of float32, its regions one after
-    the other: stored as float16, which DuckDB, unlike pandas and Polars, does not read.
+    A row per picture or text: id, of pictures width and height, and per feature a list of float32,
+    its regions one after the other: stored as float16, which DuckDB, unlike pandas and Polars, does
+    not read.
     `imgray verify` checks the files.
 
     Raises:

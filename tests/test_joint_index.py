@@ -20,7 +20,7 @@ import imgray
 import imgray.engine.index as engine
 import imgray.training.joint
 from imgray.artifacts.folder import Folder
-from imgray.artifacts.manifest import Manifest, read_manifest
+from imgray.artifacts.manifest import Manifest, publish, read_manifest
 from imgray.cli import run_job
 from imgray.engine.evaluate_index import evaluate
 from imgray.engine.extract import extract
@@ -449,6 +449,39 @@ def test_a_model_of_other_features_is_refused(made: Made, tmp_path: Path) -> Non
         with pytest.raises(UserError, match=reason):
             build_index(made.config(tmp_path / "index", joint=uri))
         assert not _files(tmp_path / "index")
+
+
+def test_a_model_of_whole_pictures_takes_the_first_region_of_a_pyramid(
+    made: Made, tiny_net: TinyNet, tmp_path: Path
+) -> None:
+    features, high = str(tmp_path / "features"), f"{tiny_net.name}.high"
+    config = {"images": str(made.photos), "size": tiny_net.size, "weights": [tiny_net.weights]}
+    extract(ExtractConfig(output=features, extractor=[tiny_net.name], **config))
+    manifest = read_manifest(Folder(features), "features")
+    columns = columns_of(manifest)
+    assert columns[high].regions == 1
+    _, vectors = Source(Folder(features), manifest, [high], []).pick(np.arange(40))
+    knowing.write(str(tmp_path / "model"), columns, vectors)
+    found = []
+    for name, source in {"whole": features, "pyramid": made.features}.items():
+        changes = {"joint": str(tmp_path / "model"), "joint_probes": 5, "features": source}
+        own = {"feature": [high], "probes": [4] if name == "whole" else [4, 2, 1]}
+        build_index(made.config(tmp_path / name, **changes, **own))
+        found.append(SearchEngine(str(tmp_path / name)).search_texts(made.texts(3, 20), 40))
+    for one, other in zip(*found, strict=True):
+        assert one.ids[:5] == other.ids[:5]
+        order = [one.ids.index(id) for id in other.ids]
+        np.testing.assert_allclose(one.scores[order], other.scores, atol=0.01)
+
+
+def test_what_are_no_features_of_images_is_refused(made: Made, tmp_path: Path) -> None:
+    copy = Folder(str(shutil.copytree(made.features, tmp_path / "copy")))
+    manifest = read_manifest(copy, "features")
+    for extractor in ({"extractor": {"nets": {}}}, {}):
+        about = {k: v for k, v in manifest.about.items() if k != "extractor"} | extractor
+        publish(copy, manifest.model_copy(update={"about": about}))
+        with pytest.raises(UserError, match="not the features of images"):
+            build_index(made.config(tmp_path / "index", features=copy.uri))
 
 
 def test_another_model_at_the_same_place_is_refused(made: Made, tmp_path: Path) -> None:

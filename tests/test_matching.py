@@ -26,6 +26,7 @@ from imgray.retrieval.recall import matching_metrics, matching_ranks
 from imgray.training.loop import Loader, Place, Run, in_threads
 from imgray.training.task import Arrays, At, task_of
 
+AT = At(0, 9, 0.0)
 ENOUGH = 250
 """An rsum far above that of chance, about 155 among 20 images with 3 texts each."""
 ADAM = {"optimizer": "adam", "rate": 0.01}
@@ -290,12 +291,12 @@ def test_a_head_around_a_closed_form_begins_as_it() -> None:
 def test_losses_are_those_of_the_terms_with_what_is_remembered() -> None:
     learner = _learner(layout="linear", memory=15, negatives=4, alphas=[1, 0.5, 2, 1])
     first, second = _vectors(20), _vectors(12, seed=1)
-    learner.losses(first)
+    learner.objective(first, AT)
     kept = learner.net({s: first[s][-15:] for s in SIDES})
     others = Pairs(kept["image"][0], kept["text"][0], first["image_id"][-15:])
     own = learner.net({s: second[s] for s in SIDES})
     pairs = Pairs(own["image"][0], own["text"][0], second["image_id"])
-    found = learner.losses(second)
+    found = learner.objective(second, AT)
     torch.testing.assert_close(found["rank"], BiRank(negatives=4)(pairs, others))
     assert {name: len(rows) for name, rows in learner.state().items()} == {
         "image": 15, "text": 15, "image_id": 15,
@@ -322,7 +323,7 @@ def test_the_cycle_ranks_in_every_space(weights: tuple[int, int, int]) -> None:
 
     dual, back, latent = loss(t_, t) + loss(v, v_), loss(v__, v) + loss(t__, t), loss(z_v, z_t)
     expected = {"dual": dual, "reconstructed": back, "latent": latent}
-    found = learner.losses(batch)
+    found = learner.objective(batch, AT)
     kinds = {name: weight for name, weight in zip(expected, weights, strict=True) if weight}
     assert found.keys() == kinds.keys()
     for name, weight in kinds.items():

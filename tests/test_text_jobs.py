@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from running import Start
 from test_texts import phrases
 
 import imgray
@@ -176,6 +177,36 @@ def test_texts_are_no_pictures(
             extract(_config(table, tmp_path / "out").model_copy(update=changes))
         assert "\n" not in str(error.value)
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+def test_a_killed_driver_loses_and_repeats_nothing(
+    start: Start, address: str, tmp_path: Path
+) -> None:
+    """To the last byte the artifact of a run that nobody disturbs."""
+    table = _write(tmp_path / "captions.csv", [(f"{n}", t) for n, t in enumerate(phrases(6, 600))])
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    config = _config(table, whole, shard_size=6)
+    extract(config)
+    flags = []
+    for name, value in config.model_dump(exclude_unset=True, exclude={"output"}).items():
+        values = value if isinstance(value, list) else [value]
+        flags += [f"--{name.replace('_', '-')}", *map(str, values)]
+    job, receipts = start("extract", killed, *flags), killed / "_work" / "receipts"
+    job.wait_until(lambda: len(list(receipts.glob("*.json"))) >= 5)
+    job.kill()
+    assert 5 <= len(list(receipts.glob("*.json"))) < 100
+    assert not (killed / "manifest.json").exists()
+    code, _, error = start("extract", killed, *flags, address=address).finish()
+    assert code == 0, error
+    assert "were done by an earlier run" in error
+    found, wanted = (
+        {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        for folder in (killed, whole)
+    )
+    assert {n: d for n, d in found.items() if ".partial-" not in n.name} == wanted
 
 
 def test_from_table_reads_them(runs: tuple[ExtractConfig, Path]) -> None:

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from sklearn.feature_extraction.text import TfidfVectorizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import Manifest
@@ -59,7 +62,7 @@ def prompted(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "prompted"
     shutil.copytree(wheel, folder)
     prompts = {"prompts": {"query": "search for: ", "passage": "said: "}}
-    (folder / sentences.SETTINGS).write_text(json.dumps(prompts))
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
     (folder / "pytorch_model.bin").write_bytes(b"a pickle")
     (folder / "modeling.py").write_text("raise SystemExit")
     return folder
@@ -182,6 +185,22 @@ def test_fingerprints_tell_files_and_precision(wheel: Path, minilm: SentenceEnco
     assert half.config.fingerprint != minilm.config.fingerprint
     similar = (half.encode(["a dog"], False) * minilm.encode(["a dog"], False)).sum()
     assert 0.99 < similar < 1
+
+
+def test_a_model_may_be_no_transformer(tmp_path: Path) -> None:
+    """Such as a table of static vectors, whose tokens are not padded."""
+    table = {word: place for place, word in enumerate([*WORDS, "[UNK]"])}
+    tokens = Tokenizer(models.WordLevel(table, unk_token="[UNK]"))
+    tokens.pre_tokenizer = pre_tokenizers.Whitespace()
+    static = StaticEmbedding(
+        tokens, embedding_weights=np.random.default_rng(0).normal(size=(17, 8))
+    )
+    library = SentenceTransformer(modules=[static], device="cpu")
+    library.save(str(tmp_path))
+    texts = phrases(3, 9)
+    found = sentence_encoder(Folder(str(tmp_path))).encode(texts, query=False)
+    wanted = library.encode(texts, normalize_embeddings=True, show_progress_bar=False)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
 def test_an_encoder_travels_in_an_artifact(prompted: Path, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import S3, upload
+from PIL import Image
 from poison import encoded
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -45,6 +47,7 @@ SMALL = {
 TEXT = SMALL | {"vocab_size": len(WORDS), "max_position_embeddings": LENGTH}
 VISION = SMALL | {"image_size": SIZE, "patch_size": 8}
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
+CLIP = "sentence_transformers.models.CLIPModel"
 TEXTS = ["a dog", "a small red car", "dog runs", "a", "a red dog runs runs runs a dog a dog a car"]
 
 
@@ -79,18 +82,18 @@ def dual(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
-def _build(dual: Path, **changes: Any) -> Extractor:
+def _build(dual: Path | str, **changes: Any) -> Extractor:
     given: dict[str, Any] = {"images": "x.csv", "output": "out", "extractor": ["dual"]}
     return build_extractor(ExtractConfig(**given | {"weights": [f"dual={dual}"]} | changes))
 
 
-def _texts(dual: Path) -> TextExtractor:
+def _texts(dual: Path | str) -> TextExtractor:
     found = _build(dual, columns=["text=caption"])
     assert isinstance(found, TextExtractor)
     return found
 
 
-def _pictures(dual: Path) -> PictureExtractor:
+def _pictures(dual: Path | str) -> PictureExtractor:
     found = _build(dual)
     assert isinstance(found, PictureExtractor)
     return found
@@ -165,6 +168,26 @@ def test_an_artifact_of_pictures_carries_the_text_tower(dual: Path, tmp_path: Pa
 def test_what_it_does_not_have_is_refused(dual: Path, changes: Any, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         _build(dual, **changes)
+
+
+def test_a_model_may_lie_in_s3(
+    dual: Path, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And be of sentence-transformers, which has that of transformers in a folder of its own."""
+    monkeypatch.setenv("IMGRAY_CACHE", str(tmp_path / "cache"))
+    own = tmp_path / "own"
+    modules = [{"idx": 0, "name": "0", "path": "0_CLIPModel", "type": CLIP}]
+    shutil.copytree(dual, own / "0_CLIPModel")
+    (own / "modules.json").write_text(json.dumps(modules))
+    folder = Folder(s3.uri(f"models/{dual.name}"))
+    upload(own, folder)
+    for build in (_texts, _pictures):
+        here, there = build(dual), build(folder.uri)
+        assert {i.dim for i in there.describe().values()} == {
+            i.dim for i in here.describe().values()
+        }
+    batch = [here.prepare(encoded(Image.new("RGB", (40, 30), "red"), "PNG"))]
+    np.testing.assert_array_equal(*(e.run(batch)["dual.high"] for e in (here, there)))
 
 
 def test_a_model_that_lacks_tensors_is_refused(dual: Path, tmp_path: Path) -> None:

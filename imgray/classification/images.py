@@ -20,8 +20,8 @@ from imgray.data import pixels
 from imgray.data.datasets import Dataset, Record
 from imgray.data.fields import Label, Labels, Picture, Values
 from imgray.drawing import plots
-from imgray.errors import UserError
 from imgray.features.backbones import BackboneConfig, standardised
+from imgray.training.classes import check_labelled, check_same
 from imgray.training.rates import sgd
 from imgray.training.recipe import Settings, one_of
 from imgray.training.task import Arrays, At, Batch, Learner, Prediction, Task
@@ -77,20 +77,10 @@ class Classification(Task):
 
     def check_training_data(self, train: Dataset) -> None:
         super().check_training_data(train)
-        if len(self.classes) < 2:
-            raise UserError(f"part {train.part!r}: fewer than two classes")
-        counts = np.bincount(train.labels(), minlength=len(self.classes))
-        if not counts.all():
-            empty = self.classes[int(counts.argmin())]
-            raise UserError(f"part {train.part!r}: class {empty!r} has no image")
+        check_labelled(train, self.classes)
 
     def check_classes(self, part: Dataset) -> None:
-        if tuple(part.classes) != self.classes[: len(part.classes)]:
-            raise UserError(
-                f"part {part.part!r} has the classes {', '.join(part.classes)}, but the model "
-                f"{', '.join(self.classes)}: labels must mean the same in both"
-            )
-        part.labels()
+        check_same(part, self.classes)
 
     def plot(self, sums: Mapping[str, Tensor], path: Path) -> None:
         """The confusion matrix."""

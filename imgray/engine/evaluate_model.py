@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from imgray.artifacts.folder import Folder
-from imgray.artifacts.manifest import read_manifest
+from imgray.artifacts.manifest import read_manifest, sha256
 from imgray.data.datasets import Dataset, Record
+from imgray.data.fields import first_picture
 from imgray.data.pixels import Rejected
 from imgray.data.sources import Source
 from imgray.engine.cluster import TASK_RETRIES, cluster, given_device, plan_pool
@@ -66,11 +67,16 @@ def _open(model: Folder, source: Source, part: str | None) -> Examples:
 
 
 class Embedded(Dataset):
-    """A part whose records have the vectors that a model makes of pictures and texts itself."""
+    """A part whose records have the vectors that a model makes of pictures and texts itself.
+
+    The same picture may come out in other last digits in another batch, so the records of one
+    picture are told to be a group by its bytes, unless they name their group.
+    """
 
     def __init__(self, part: Dataset, model: Model) -> None:
         self.whole, self.model = part, model
         self.part, self.names, self.classes = part.part, part.names, part.classes
+        self.picture = first_picture(model.inputs) or ""
 
     def __getitem__(self, index: int) -> Record:
         [found] = self.records([index])
@@ -80,8 +86,10 @@ class Embedded(Dataset):
         return self.model.embedded([self._decoded(one) for one in self.whole.records(rows)])
 
     def _decoded(self, record: Record) -> Record:
+        picture = record.get(self.picture) if self.picture in self.model.extractors else None
+        group = {} if picture is None else {"group": sha256(picture)}
         try:
-            return self.model.decoded(record)
+            return group | self.model.decoded(record)
         except Rejected as error:
             raise UserError(f"{record['id']}: {error}; mend or remove it") from None
 

@@ -81,6 +81,7 @@ def build_index(config: IndexConfig) -> IndexResult:
     """Build, continue or find finished an index artifact."""
     features, output = Folder(config.features), Folder(config.output)
     made_from = read_manifest(features, "features")
+    _refuse_texts(features, made_from)
     source = Source(features, made_from, config.feature, config.signature_feature)
     if not source.rows:
         raise UserError(f"{features.uri}: holds no images, only rejected ones; nothing to index")
@@ -117,6 +118,16 @@ def build_index(config: IndexConfig) -> IndexResult:
         recall=report.recall,
         modalities=report.modalities,
     )
+
+
+def _refuse_texts(features: Folder, made_from: Manifest) -> None:
+    """Raises `UserError` for features of texts, or of what no network of ours has seen."""
+    extractor = ExtractorConfig.model_validate(made_from.about.get("extractor", {}))
+    if not extractor.nets:
+        raise UserError(
+            f"{features.uri}: not the features of images, whose networks an index needs to answer "
+            "images; words are answered with --joint MODEL"
+        )
 
 
 def _refuse_low(report: Report, config: IndexConfig, then: str) -> None:

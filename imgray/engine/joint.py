@@ -32,6 +32,7 @@ from imgray.engine.settings import IndexConfig
 from imgray.engine.shards import PLACES
 from imgray.errors import UserError
 from imgray.features.columns import Vectors, columns_of
+from imgray.features.extractor import ExtractorConfig, whole_pictures
 from imgray.retrieval.codebook import CodebookSettings, Floats
 from imgray.retrieval.modalities import TEXT
 
@@ -57,8 +58,13 @@ class Embedding:
     digest: str
 
     def __call__(self, vectors: Vectors) -> Floats:
-        """The pictures' embeddings (B, D) from their stored features (B, R, C) by name."""
-        return _loaded(self.uri, self.digest).pictures(vectors)
+        """The pictures' embeddings (B, D) from their stored features (B, R, C) by name.
+
+        Of more regions than the model takes the first count, which are the whole picture.
+        """
+        joint = _loaded(self.uri, self.digest)
+        cut = {name: vectors[name][:, : info.regions] for name, info in joint.columns.items()}
+        return joint.pictures(cut)
 
     def texts(self, texts: Sequence[str]) -> Floats:
         """The texts' embeddings (B, D). Raises `UserError`."""
@@ -172,15 +178,20 @@ def _write(output: Folder, name: str, data: bytes) -> FileEntry:
 
 
 def _check_columns(joint: Joint, features: Manifest, config: IndexConfig) -> None:
-    """Refuse a model of other features than those of the pictures."""
+    """Refuse a model of other features than those of the pictures.
+
+    One of whole pictures also takes the first region of a pyramid.
+    """
     have = columns_of(features)
+    extractor = ExtractorConfig.model_validate(features.about["extractor"])
     for name, info in joint.columns.items():
         if name not in have:
             raise UserError(
                 f"--joint {config.joint}: the model takes the feature {name}, and "
                 f"{config.features} has {', '.join(have)}: extract {name} with them"
             )
-        if have[name] != info:
+        whole = info.regions == 1 and info.fingerprint == whole_pictures(extractor, name)
+        if have[name] != info and not whole:
             raise UserError(
                 f"--joint {config.joint}: {name} has fingerprint {info.fingerprint[:12]} there and "
                 f"{have[name].fingerprint[:12]} in {config.features}: train on these features"

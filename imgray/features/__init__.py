@@ -1,1 +1,1 @@
-"""Features: networks as extractors, their weights, and the features of an image."""
+"""Features: networks and text encoders as extractors, their weights, and what they give."""

@@ -67,8 +67,8 @@ def columns_of(manifest: Manifest) -> dict[str, FeatureInfo]:
 
 
 def of_pictures(manifest: Manifest) -> bool:
-    """Whether a features artifact describes pictures, else it does texts."""
-    return bool(manifest.about["extractor"]["nets"])
+    """Whether a features artifact is of pictures, rather than of texts or of vectors brought."""
+    return bool(manifest.about.get("extractor", {}).get("nets"))
 
 
 def choose(columns: dict[str, FeatureInfo], wanted: Sequence[str]) -> dict[str, FeatureInfo]:

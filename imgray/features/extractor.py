@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from imgray.artifacts.folder import Folder
-from imgray.artifacts.manifest import FileEntry, Manifest, entry_of, opening, read_file
+from imgray.artifacts.manifest import FileEntry, Manifest, entry_of, opening, read_file, sha256
 from imgray.data import pixels
 from imgray.data.fields import Input, Picture, Text
 from imgray.features.backbones import Backbone, BackboneConfig, regions_of
@@ -178,13 +178,28 @@ class PictureExtractor(Extractor):
         )
 
     def fingerprint(self, net: str) -> str:
-        """Digest of the network and of how its regions are cut; equal digests, equal vectors."""
-        settings = self.config.model_dump_json(include={"grids", "crop_regions"})
-        own = self.nets[net].config.fingerprint
-        return entry_of(net, f"{own} {settings}".encode()).sha256
+        return picture_print(self.config, self.nets[net].config.fingerprint)
 
     def _inputs(self) -> int:
         return sum(g * g for g in self.config.grids) if self.config.crop_regions else 1
+
+
+def picture_print(config: ExtractorConfig, net: str) -> str:
+    """Digest of a network's fingerprint and of how its regions are cut."""
+    settings = config.model_dump_json(include={"grids", "crop_regions"})
+    return sha256(f"{net} {settings}".encode())
+
+
+def whole_pictures(config: ExtractorConfig, name: str) -> str | None:
+    """The fingerprint that a feature would have without regions.
+
+    The first region of a pyramid has its vectors, up to rounding. None where it has not: regions
+    that are cut from the picture are scaled by themselves.
+    """
+    if config.crop_regions or config.grids[:1] != (1,):
+        return None
+    one = config.model_copy(update={"grids": (1,)})
+    return picture_print(one, config.nets[name.partition(".")[0]].fingerprint)
 
 
 @dataclass(frozen=True)

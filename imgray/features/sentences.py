@@ -6,6 +6,7 @@ read, and no code that comes with a model is run.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -24,8 +25,8 @@ from imgray.config import Precision
 from imgray.errors import UserError
 from imgray.features.texts import TextEncoder, TextNet, files_at, linked
 
-MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
-"""What tells a folder of sentence-transformers, and where its prompts stand."""
+MODULES = "modules.json"
+"""What tells a folder of sentence-transformers."""
 SUFFIXES = (".json", ".txt", ".model", ".safetensors")
 """Of the files that are taken: settings, vocabularies, SentencePiece tables and tensors."""
 ROWS = {"cpu": 4, "cuda": 64}
@@ -33,7 +34,7 @@ ROWS = {"cpu": 4, "cuda": 64}
 ways. With it and texts of equal length, a vector depends neither on its batch nor on the number of
 threads."""
 TOKENS, MOST_TOKENS = 512, 10**6
-"""Of a model that states no limit, or one that is none."""
+"""Of a transformer that states more than can be meant."""
 PASSAGES = ("document", "passage", "corpus")
 """Names that models give to the prompt of stored texts, as the library looks for them."""
 
@@ -103,7 +104,8 @@ class SentenceEncoder(TextEncoder):
     def _model(self) -> Any:
         with linked(self.place, self.config.files) as folder:
             found = _open(folder, self.place.uri).to(self.device)
-        found.max_seq_length = self.config.longest
+        if self.config.longest:
+            found.max_seq_length = self.config.longest
         return found
 
 
@@ -130,11 +132,10 @@ def sentence_encoder(
         )
     with linked(place, files) as folder:
         model = _open(folder, place.uri)
-    stated = model.max_seq_length
     config = TextNet(
         library="sentence-transformers",
         files=files,
-        longest=stated if stated and stated <= MOST_TOKENS else TOKENS,
+        longest=_longest(model.max_seq_length),
         padded=padded,
         query=model.prompts.get("query") or "",
         passage=next((model.prompts[name] for name in PASSAGES if model.prompts.get(name)), ""),
@@ -148,6 +149,13 @@ def sentence_encoder(
             f"{place.uri}: some of the model's tensors are missing; fetch it again"
         )
     return again
+
+
+def _longest(stated: float | None) -> int | None:
+    """The limit of tokens; static embeddings state an infinite one, and have none."""
+    if stated is None or stated == math.inf:
+        return None
+    return int(stated) if stated <= MOST_TOKENS else TOKENS
 
 
 def from_hub(name: str) -> Folder:

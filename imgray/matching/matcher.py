@@ -117,7 +117,7 @@ class MatchingLearner(Learner):
     def __init__(self, settings: MatchingSettings) -> None:
         self.settings, self.net = settings, settings.net()
         self.modules = {"net": self.net}
-        self.optimizers = {"net": settings.optimizer_of(self.net)} if settings.trained else {}
+        self.optimizers = {"net": settings.optimizer_of(self.modules)} if settings.trained else {}
         self.loss = settings.ranking()
         self.moments: dict[str, Tensor] = {}
         self.memory: dict[str, Tensor] = {}
@@ -128,19 +128,26 @@ class MatchingLearner(Learner):
                 self._gather(batch, last=at.step + 1 == at.steps)
                 return {}
             self._solve()
-        losses = self.losses(batch)
+        losses = self.objective(batch, at)
         total = torch.stack(list(losses.values())).sum()
         self.descend("net", total)
         return {"loss": total, **(losses if len(losses) > 1 else {})}
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The losses of a batch by kind, weighted; it is remembered as far as is wanted."""
-        terms = self.net.terms({side: batch[side] for side in SIDES})
+    def objective(self, batch: Batch, at: At) -> dict[str, Tensor]:
+        """The losses of a step, weighted, by kind."""
+        return self.ranked(self.terms(batch), batch["image_id"])
+
+    def terms(self, batch: Batch) -> list[Term]:
+        """What is to be ranked of a batch."""
+        return self.net.terms({side: batch[side] for side in SIDES})
+
+    def ranked(self, terms: list[Term], ids: Tensor) -> dict[str, Tensor]:
+        """The losses of terms of images, weighted, by kind; they are remembered if that is set."""
         found: dict[str, Tensor] = {}
         for term, others in zip(terms, self._others(terms), strict=True):
-            loss = self.loss(Pairs(term.images, term.texts, batch["image_id"]), others)
-            found[term.name] = found.get(term.name, 0.0) + term.weight * loss
-        self._remember(terms, batch["image_id"])
+            loss = term.weight * self.loss(Pairs(term.images, term.texts, ids), others)
+            found[term.name] = found[term.name] + loss if term.name in found else loss
+        self._remember(terms, ids)
         return found
 
     def _others(self, terms: list[Term]) -> list[Pairs | None]:
@@ -200,14 +207,20 @@ class MatchingLearner(Learner):
 
     def predict(self, batch: Batch) -> list[Prediction]:
         """The embeddings of what is given, and the score where both are."""
-        found = self.embed(batch)
-        rows: dict[str, list[Any]] = {f"{s}_embedding": e.cpu().tolist() for s, e in found.items()}
-        if len(found) == len(SIDES):
-            rows["score"] = (found["image"] * found["text"]).sum(dim=1).cpu().tolist()
-        return [
-            Prediction(dict(zip(rows, row, strict=True)))
-            for row in zip(*rows.values(), strict=True)
-        ]
+        return [Prediction(row) for row in by_row(told(self.embed(batch)))]
+
+
+def told(found: Mapping[str, Tensor]) -> dict[str, list[Any]]:
+    """Columns of predictions: embeddings (N, D) by side, and of both sides their scores."""
+    columns: dict[str, list[Any]] = {f"{s}_embedding": e.cpu().tolist() for s, e in found.items()}
+    if len(found) == len(SIDES):
+        columns["score"] = (found["image"] * found["text"]).sum(dim=1).cpu().tolist()
+    return columns
+
+
+def by_row(columns: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    """Columns as rows."""
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _number(data: bytes) -> Any:

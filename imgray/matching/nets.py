@@ -78,7 +78,7 @@ class Net(nn.Module, ABC):
         """The parts of the embedding."""
 
     def terms(self, inputs: Inputs) -> list[Term]:
-        """What the loss ranks, of vectors of both sides: by default the parts."""
+        """What the loss ranks, of vectors of both sides: the parts first."""
         parts = self(inputs)
         pairs = zip(*(parts[side] for side in SIDES), strict=True)
         return [Term("rank", image, text) for image, text in pairs]

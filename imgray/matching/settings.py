@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -143,10 +144,10 @@ class MatchingSettings(Settings):
             return Contrast(self.temperature)
         return BiRank(self.alphas, self.margin, self.negatives)
 
-    def optimizer_of(self, net: Net) -> torch.optim.Optimizer:
-        """The optimizer, of which `first_rate` is the multiplier of the first maps."""
-        rates = {"first.": self.first_rate}
-        groups: list[Any] = list(parameter_groups(net, self.rate, self.weight_decay, rates))
+    def optimizer_of(self, nets: Mapping[str, nn.Module]) -> torch.optim.Optimizer:
+        """The optimizer of all networks, by name; `first_rate` is for the first maps of `net`."""
+        both, rates = nn.ModuleDict(nets), {"net.first.": self.first_rate}
+        groups: list[Any] = list(parameter_groups(both, self.rate, self.weight_decay, rates))
         if self.optimizer == "adam":
             return torch.optim.AdamW(groups, lr=self.rate)
         return torch.optim.SGD(groups, lr=self.rate, momentum=self.momentum)
