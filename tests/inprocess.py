@@ -61,9 +61,6 @@ class Cluster:
 
         return lambda function: SimpleNamespace(remote=lambda *args: submit(function, *args))
 
-    def put(self, value: Any) -> Any:
-        return value
-
     def wait(self, waiting: list[Any]) -> tuple[list[Any], list[Any]]:
         return waiting[:1], waiting[1:]
 
@@ -167,9 +164,9 @@ def client(
             if hasattr(part, "holder"):
                 part.holder.following.cancel()
 
-    async def answer(*request: Any) -> None:
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
         ANSWERING.set(service)
-        await app(*request)
+        await app(scope, receive, send)
 
     with (
         patch("ray.serve.get_replica_context", _replica),

@@ -212,7 +212,7 @@ def test_a_picture_and_words_are_one_question(
     assert shown(page) == ids(ask("search", {"id": id, "text": "rocket", "top": TOP}))
     page.get_by_label("Fusion").select_option("adaptive")
     with page.expect_response("**/v1/search"):
-        page.get_by_label("Words", exact=True).press("ArrowRight")
+        page.locator("#by-text").press("ArrowRight")
     asked = {"modalities": {"text": 1.1}, "fusion": "adaptive"}
     assert shown(page) == ids(ask("search", {"id": id, "text": "rocket", "top": TOP, **asked}))
     with page.expect_request(is_search) as sent:
@@ -554,8 +554,8 @@ def test_every_type_of_output_is_shown(page: Page) -> None:
     page.goto("/#tab=models")
     expect(page.locator("#slots > *")).to_have_count(0)
     expect(page.locator("#collection")).to_be_hidden()
-    page.get_by_label("Words").fill("more than nine")
-    expect(page.get_by_label("Words")).to_have_value("more than")
+    page.get_by_role("textbox", name="Words").fill("more than nine")
+    expect(page.get_by_role("textbox", name="Words")).to_have_value("more than")
     expect(page.locator("#result h2")).to_have_text(["Labels", "Losses", "Said", "Code", "Odd"])
     expect(page.locator(".bars span")).to_have_text(["cat", "dog", "Match", "a", "b"])
     expect(page.locator(".bars b")).to_have_text(["0.750", "0.250", "0.500", "-3.500", "1235"])
@@ -585,9 +585,9 @@ def test_of_several_models_the_address_names_the_chosen(page: Page, photo: Path)
     models = [declared(name="n", inputs=both, outputs=text), declared(inputs=one, outputs=text)]
     answer_with(page, models, {"caption": "a cup"})
     page.goto("/#tab=models")
-    expect(page.get_by_label("Words")).to_be_visible()
+    expect(page.get_by_role("textbox", name="Words")).to_be_visible()
     page.get_by_label("Model", exact=True).select_option("m")
-    expect(page.get_by_label("Words")).to_have_count(0)
+    expect(page.get_by_role("textbox", name="Words")).to_have_count(0)
     page.reload()
     expect(page.get_by_label("Model", exact=True)).to_have_value("m")
     page.set_input_files("#file", photo)

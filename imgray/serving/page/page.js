@@ -136,7 +136,7 @@ function key(kind, name) {
 function changed(name, value) {
   const words = place();
   words.set("tab", state.tab);
-  const kinds = isPicture(state.model.inputs[name]) ? { id: value?.id, file: value?.file } : { text: value };
+  const kinds = typeof value === "string" ? { text: value } : { id: value?.id, file: value?.file };
   for (const [kind, word] of Object.entries(kinds)) {
     if (word) words.set(key(kind, name), word);
     else words.delete(key(kind, name));
@@ -267,9 +267,9 @@ function offerWords() {
 }
 
 function slider(name) {
-  const input = el("input", { type: "range", name, min: 0, max: 2, step: 0.1, value: 1 });
+  const input = el("input", { type: "range", id: `weight-${name}`, name, min: 0, max: 2, step: 0.1, value: 1 });
   const value = el("output", {}, "1.0");
-  return el("label", { title: name }, el("span", {}, name), " ", value, input);
+  return el("label", { title: name, htmlFor: input.id }, el("span", {}, name), " ", value, input);
 }
 
 async function list() {
