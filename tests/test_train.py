@@ -88,8 +88,9 @@ def test_two_workers_learn_from_the_same_batches_with_all_in_s3(
     for path in points.iterdir():
         data.write(path.name, path.read_bytes())
     config = make(
-        {"settings": {"dropout": 0.0}, "batch_size": 11}, data=data.uri, output=output, workers="2"
-    )
+        {"settings": {"dropout": 0.0}, "batch_size": 11},
+        data=data.uri, output=output, workers="2", feeders=0,
+    )  # fmt: skip
     train(config)
     assert not Folder(output).exists(WORK)
     alone = _alone(config, tmp_path / "alone")
