@@ -52,12 +52,29 @@ from imgray.data import samples  # noqa: E402
 torch.set_num_threads(1)
 
 
+STAYING = ("_nodes", "shared_head", "running")
+"""Fixtures that run beside all tests after the first that uses them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put modules that start what stays running last, those that share it together."""
+
+    def place(item: pytest.Item) -> int:
+        names = getattr(item, "fixturenames", ())
+        return max((1 + STAYING.index(name) for name in STAYING if name in names), default=0)
+
+    places: dict[Path, int] = {}
+    for item in items:
+        places[item.path] = max(places.get(item.path, 0), place(item))
+    items.sort(key=lambda item: places[item.path])
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """A local Ray of four logical CPUs, which every engine test joins."""
+    """A local Ray of three logical CPUs, which every engine test joins."""
     ray.init(
         address="local",
-        num_cpus=4,
+        num_cpus=3,
         include_dashboard=False,
         object_store_memory=200 * 2**20,
         log_to_driver=False,
@@ -87,7 +104,7 @@ def nodes(_nodes: Nodes) -> Nodes:
     return _nodes
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shared_head() -> Iterator[head.Cluster]:
     """A head node with a job server and keys for a service, as a shared cluster has one."""
     with head.start(IMGRAY_API_KEYS="a-key,another", IMGRAY_ADMIN_KEYS=service.ADMIN) as found:
