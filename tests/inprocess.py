@@ -67,6 +67,8 @@ class Cluster:
     def get(self, found: Any) -> Any:
         return found
 
+    put = get
+
 
 @contextmanager
 def jobs() -> Iterator[Cluster]:

@@ -77,7 +77,7 @@ def client(made: Made) -> Iterator[TestClient]:
 @pytest.fixture(scope="module")
 def deaf(made: Made) -> Iterator[TestClient]:
     """Of a service whose index knows no words, with a model that matches."""
-    with inprocess.client({"near": made.model}, made.deaf) as found:
+    with inprocess.client({"matcher": made.model}, made.deaf) as found:
         yield found
 
 
@@ -182,8 +182,9 @@ def test_pictures_are_compared_with_texts(client: TestClient, deaf: TestClient, 
         np.testing.assert_allclose(as_ids["scores"], as_files["scores"], atol=1e-5)
         np.testing.assert_allclose(mixed["scores"], as_files["scores"], atol=1e-5)
         assert as_files["fingerprint"] == load_joint(made.model).fingerprint
-        assert as_files["model"] == ("near" if asked is deaf else None)
-    assert _ask(deaf, "/v1/match?model=near&text=rocket", content=pictures[0])["model"] == "near"
+        assert as_files["model"] == ("matcher" if asked is deaf else None)
+    named = _ask(deaf, "/v1/match?model=matcher&text=rocket", content=pictures[0])
+    assert named["model"] == "matcher"
 
 
 def test_a_text_is_embedded_as_the_model_does(client: TestClient, made: Made) -> None:

@@ -1,6 +1,6 @@
 """Captions of the photographs, and a small model that learnt from them to match them with pictures.
 
-Its task is `vectortask`, its texts a bag of words: all is trained in a second.
+It finds canonical correlations, its texts are a bag of words: all is done in a second.
 """
 
 import csv
@@ -12,6 +12,8 @@ import yaml
 from imgray.engine.extract import extract
 from imgray.engine.settings import ExtractConfig, TrainConfig
 from imgray.engine.train import train
+
+DIM, STEPS = 8, 20
 
 
 def write_captions(images: Path, path: Path) -> Path:
@@ -27,11 +29,15 @@ def write_captions(images: Path, path: Path) -> Path:
     return path
 
 
-def train_matcher(folder: Path, captions: Path, features: str, net: str, steps: int = 40) -> str:
+def train_matcher(folder: Path, captions: Path, features: str, net: str) -> str:
     """The model of a folder: it takes the features `NET.high` of pictures, and texts."""
-    recipe, output = folder / "near.yaml", str(folder / "matcher")
-    settings = {"task": "vectortask:Near", "data": {"train": "train", "validate": "val"}}
-    recipe.write_text(yaml.safe_dump({**settings, "batch_size": 8, "steps": steps}))
+    recipe, output = folder / "matcher.yaml", str(folder / "matcher")
+    settings = {
+        "task": "imgray.matching.matcher:Matching",
+        "settings": {"layout": "cca", "dim": DIM},
+        "data": {"train": "train", "validate": "val"},
+    }
+    recipe.write_text(yaml.safe_dump({**settings, "batch_size": 8, "steps": STEPS}))
     with inprocess.jobs():
         extract(
             ExtractConfig(
