@@ -18,8 +18,9 @@ from imgray.cli import run_command
 pytestmark = pytest.mark.timeout(1500)
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-DOCS = sorted(ROOT.glob("docs/*.md"), key=lambda page: (page.stem == "tables", page.name))
-"""Tables come last: their commands go on from those of training."""
+LATER = ("matching", "tables")
+"""Their commands go on from those of training."""
+DOCS = sorted(ROOT.glob("docs/*.md"), key=lambda page: (page.stem in LATER, page.name))
 PAGES = [README, *DOCS]
 OTHERS = [ROOT / "CONTRIBUTING.md", ROOT / "cluster/README.md"]
 TEXTS = {page: page.read_text() for page in PAGES + OTHERS}
@@ -35,7 +36,7 @@ def blocks(language: str) -> list[str]:
 def commands(*starts: str) -> list[str]:
     """The command lines on all pages that start so: continued ones joined, comments cut."""
     lines = "".join(blocks("sh")).replace("\\\n", " ").splitlines()
-    cut = [" ".join(line.partition("#")[0].split()) for line in lines]
+    cut = [" ".join(re.split(r"(?:^|\s)#", line)[0].split()) for line in lines]
     return [line for line in cut if line.startswith(starts)]
 
 
