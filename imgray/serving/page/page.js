@@ -7,7 +7,7 @@ import { Refused, about, json, record, useKey } from "./api.js";
 import { fields, fill, isPicture, readable, slots } from "./inputs.js";
 import { answered } from "./outputs.js";
 import * as tabs from "./tabs.js";
-import { el, linkTo, ranking, thumbnail } from "./views.js";
+import { el, linkTo, ranking, shortened, thumbnail } from "./views.js";
 
 const $ = (selector) => document.querySelector(selector);
 const [panel, result, facts, options] = ["#panel", "#result", "#facts", "#options"].map($);
@@ -269,7 +269,7 @@ function offerWords() {
 function slider(name) {
   const input = el("input", { type: "range", id: `weight-${name}`, name, min: 0, max: 2, step: 0.1, value: 1 });
   const value = el("output", {}, "1.0");
-  return el("label", { title: name, htmlFor: input.id }, el("span", {}, name), " ", value, input);
+  return el("label", { title: name, htmlFor: input.id }, el("span", {}, shortened(name, 20)), " ", value, input);
 }
 
 async function list() {
