@@ -29,7 +29,7 @@ from imgray.data import samples
 from imgray.data.collections import Files
 from imgray.data.fields import Values
 from imgray.engine.cluster import Pool
-from imgray.engine.collection import Rejections, process_collection
+from imgray.engine.collection import RESTARTS, Rejections, process_collection
 from imgray.errors import UserError
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1500)]
@@ -224,10 +224,11 @@ class _Deadly:
 
 
 def test_an_image_that_kills_every_worker_ends_the_job(
-    ray_cluster: None, photos: Path, tmp_path: Path
+    ray_cluster: None, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(RESTARTS, "max_restarts", 2)
     collection = Files(Folder(str(photos)), "image")
-    with pytest.raises(UserError, match="a worker died 6 times"):
+    with pytest.raises(UserError, match="a worker died 3 times"):
         process_collection(
             "test", collection, Folder(str(tmp_path)), _Deadly, Pool(1, 1, 0),
             batch_size=8, shard_size=8,
