@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nodes as nodes_module
 from nodes import Nodes
-from running import Job, Start, free_port, run
+from running import Job, Start, command, free_port, run
 
 S3_PORT = free_port()
 S3_KEY, S3_SECRET = "imgray-tests", "imgray-tests-secret"
@@ -52,12 +52,55 @@ from imgray.data import samples  # noqa: E402
 torch.set_num_threads(1)
 
 
+STAYING = ("ray_cluster", "_nodes", "shared_head", "running")
+"""Fixtures that run beside all tests after the first that uses them."""
+
+
+def _uses(item: pytest.Item, fixture: str) -> bool:
+    return fixture in getattr(item, "fixturenames", ())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put modules that start what stays running last, those that share it together."""
+
+    def place(item: pytest.Item) -> int:
+        return max((n for n, name in enumerate(STAYING, 1) if _uses(item, name)), default=0)
+
+    places: dict[Path, int] = {}
+    for item in items:
+        places[item.path] = max(places.get(item.path, 0), place(item))
+    items.sort(key=lambda item: places[item.path])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _demo(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, Job] | None]:
+    """The demo, begun before all tests if one asks for it: the first tests leave a core idle."""
+    if not any(_uses(item, "demo") for item in request.session.items):
+        yield None
+        return
+    folder = tmp_path_factory.mktemp("demo")
+    job = command("demo", "--models", "--json", folder=folder)
+    yield folder, job
+    job.kill()
+
+
+@pytest.fixture(scope="session")
+def demo(_demo: tuple[Path, Job]) -> tuple[Path, str, str]:
+    """The folder in which the demo has run, on a Ray of its own, and what it printed."""
+    folder, job = _demo
+    code, output, error = job.finish()
+    assert code == 0, error
+    return folder, output, error
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """A local Ray of four logical CPUs, which every engine test joins."""
+    """A local Ray of three logical CPUs, which every engine test joins."""
     ray.init(
         address="local",
-        num_cpus=4,
+        num_cpus=3,
         include_dashboard=False,
         object_store_memory=200 * 2**20,
         log_to_driver=False,
@@ -87,7 +130,7 @@ def nodes(_nodes: Nodes) -> Nodes:
     return _nodes
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shared_head() -> Iterator[head.Cluster]:
     """A head node with a job server and keys for a service, as a shared cluster has one."""
     with head.start(IMGRAY_API_KEYS="a-key,another", IMGRAY_ADMIN_KEYS=service.ADMIN) as found:

@@ -74,6 +74,16 @@ def _is_agent(process: psutil.Process) -> bool:
 Start = Callable[..., Job]
 
 
+def command(*words: str, folder: Path) -> Job:
+    """Start `imgray WORDS` in a folder, as its users do."""
+    script = Path(sys.executable).with_name("imgray")
+    program = [str(script)] if script.exists() else [sys.executable, "-m", "imgray"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return Job(
+        subprocess.Popen([*program, *words], cwd=folder, text=True, start_new_session=True, **pipes)
+    )
+
+
 def run(name: str, output: Path | str, *flags: str, address: str | None = None) -> Job:
     """Start `jobs/NAME.py` with flags; Ctrl-C reaches it as from a terminal."""
     process = subprocess.Popen(

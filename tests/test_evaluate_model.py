@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import vectors
 from inprocess import Cluster
+from PIL import Image
 from tinytask import tiny_recipe, write_points
 
 from imgray.artifacts.folder import Folder
@@ -58,3 +60,25 @@ def test_the_cluster_is_used_as_far_as_it_goes(
     scores = evaluate_model(config.model_copy(update=flags)).root
     assert cluster.tasks == [{"num_cpus": each[0], "num_gpus": each[1]}] * tasks
     assert 0 <= scores["error"] <= 1
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_rows_of_all_workers_are_scored_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """As the run itself did, and drawn as a picture."""
+    Cluster(monkeypatch)
+    data = vectors.write_pairs(tmp_path / "pairs.parquet")
+    recipe = vectors.recipe_of(layout="linear", recipe={"steps": 5, "batch_size": 7})
+    run = vectors.run_of(recipe, data, tmp_path / "run")
+    run.fit()
+    output = Folder(str(tmp_path / "model"))
+    states = {name: net.state_dict() for name, net in run.nets.items()}
+    files, about = save_model(output, recipe, (), states, run.lines)
+    publish(output, Manifest(kind="model", config={}, about=about, files=files))
+    figure = tmp_path / "recalls.png"
+    config = EvaluateModelConfig(
+        model=output.uri, data=str(data), workers=workers, figure=str(figure)
+    )
+    assert evaluate_model(config).root == pytest.approx(about["metrics"], abs=1e-6)
+    assert Image.open(figure).width > 300

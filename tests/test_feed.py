@@ -56,5 +56,5 @@ def test_pieces_follow_each_other_in_order(
     ray_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feed, "MOST_BLOCKS", 2)
-    numbers = range(3, 43)
+    numbers = range(3, 3 + 3 * feed.BLOCK)
     assert _numbers(Feed(2)(Loader(_load, 0, 1), numbers)) == list(numbers)

@@ -1,5 +1,6 @@
 """MMC-Net: it matches and classifies, in stages, from a picture, a text or both."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from vectors import IMAGE, TEXT, recipe_of, run_of, write_pairs
 
 from imgray.config import validate
+from imgray.drawing import plots
 from imgray.errors import UserError
 from imgray.matching.mmc import Classifier, Mmc, MmcLearner, MmcSettings
 from imgray.matching.nets import SIDES
@@ -47,6 +49,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "one by product": {"join": "product", "first": "cca"},
     "several": {"classes": list(NAMES)},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def undrawn() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "curves", lambda lines: b"")
+        yield
 
 
 @pytest.fixture(scope="module", params=KINDS)

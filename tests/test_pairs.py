@@ -100,8 +100,8 @@ def test_killed_and_resumed_it_ends_in_the_same_tensors(
 ) -> None:
     """First a worker is killed, then the driver; two workers add up in one order only."""
     output = tmp_path / "model"
-    flags = ["--recipe", recipe, "--data", str(data), "--workers", "2", "--set"]
-    flags.append("settings.pause=0.25")
+    flags = ["--recipe", recipe, "--data", str(data), "--workers", "2", "--feeders", "0"]
+    flags += ["--set", "settings.pause=0.25"]
     job = start("train", output, *flags, address=address)
     _await_step(job, output, EVERY)
     _worker().kill()

@@ -1,22 +1,26 @@
 """The commands and examples of README.md and docs/ run as printed, after one run of the demo."""
 
+import contextlib
+import io
 import json
-import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from service import start
 
+from imgray.__main__ import COMMANDS
+from imgray.cli import run_command
+
 pytestmark = pytest.mark.timeout(1500)
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-DOCS = sorted(ROOT.glob("docs/*.md"), key=lambda page: (page.stem == "tables", page.name))
-"""Tables come last: their commands go on from those of training."""
+LATER = ("matching", "tables")
+"""Their commands go on from those of training."""
+DOCS = sorted(ROOT.glob("docs/*.md"), key=lambda page: (page.stem in LATER, page.name))
 PAGES = [README, *DOCS]
 OTHERS = [ROOT / "CONTRIBUTING.md", ROOT / "cluster/README.md"]
 TEXTS = {page: page.read_text() for page in PAGES + OTHERS}
@@ -32,7 +36,7 @@ def blocks(language: str) -> list[str]:
 def commands(*starts: str) -> list[str]:
     """The command lines on all pages that start so: continued ones joined, comments cut."""
     lines = "".join(blocks("sh")).replace("\\\n", " ").splitlines()
-    cut = [" ".join(line.partition("#")[0].split()) for line in lines]
+    cut = [" ".join(re.split(r"(?:^|\s)#", line)[0].split()) for line in lines]
     return [line for line in cut if line.startswith(starts)]
 
 
@@ -42,47 +46,42 @@ SERVED = shlex.split(SERVE)[2:]
 RUN = [line for line in commands("imgray ", "python ") if line != SERVE]
 
 
-SCRIPT = Path(sys.executable).with_name("imgray")
-PROGRAMS = {
-    "imgray": [str(SCRIPT)] if SCRIPT.exists() else [sys.executable, "-m", "imgray"],
-    "python": [sys.executable],
-}
+def run(command: str, folder: Path) -> tuple[str, str]:
+    """Run `imgray` or `python -c` in a folder, on the Ray that this process has joined.
 
-
-def run(command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `imgray` or `python` in a folder; they must end with 0."""
+    They must end with 0. Returns what they print, and what stands on standard error.
+    """
     program, *words = shlex.split(command)
-    done = subprocess.run(
-        [*PROGRAMS[program], *words],
-        cwd=folder,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, f"{command}\n{done.stderr}"
-    return done
+    output, error, code = io.StringIO(), io.StringIO(), None
+    with (
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(error),
+    ):
+        if program == "python":
+            exec(words[1], {"__name__": "__main__"})
+        else:
+            try:
+                code = run_command(COMMANDS, words)
+            except SystemExit as end:
+                code = end.code
+    assert not code, f"{command}\n{error.getvalue()}"
+    return output.getvalue(), error.getvalue()
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the demo has run and trained its models, on a Ray of its own."""
-    folder = tmp_path_factory.mktemp("readme")
-    done = run("imgray demo --models --json", folder)
-    assert "ray" not in done.stderr.lower(), "Ray speaks on the terminal"
-    (folder / "demo.json").write_text(done.stdout)
+def workplace(demo: tuple[Path, str, str]) -> Path:
+    """The folder in which the demo has run."""
+    folder, output, error = demo
+    assert "ray" not in error.lower(), "Ray speaks on the terminal"
+    (folder / "demo.json").write_text(output)
     return folder
 
 
 @pytest.fixture(scope="module")
-def joined(address: str) -> dict[str, str]:
-    """The environment of a command that joins the tests' Ray, rather than start another."""
-    return {"RAY_ADDRESS": address}
-
-
-@pytest.fixture(scope="module")
-def printed(workplace: Path, joined: dict[str, str]) -> dict[str, str]:
+def printed(workplace: Path, ray_cluster: None) -> dict[str, str]:
     """What each command prints; they run one after the other, as they stand on the pages."""
-    return {line: run(line, workplace, **joined).stdout for line in RUN}
+    return {line: run(line, workplace)[0] for line in RUN}
 
 
 def said(printed: dict[str, str], start: str) -> str:
@@ -246,18 +245,18 @@ def test_the_service_answers_as_printed(workplace: Path) -> None:
 
 
 @pytest.mark.slow
-def test_demo_on_own_images_and_again(workplace: Path, joined: dict[str, str]) -> None:
+def test_demo_on_own_images_and_again(workplace: Path, ray_cluster: None) -> None:
     folder = workplace / "mine"
     folder.mkdir()
     views = sorted((workplace / "out/photographs/collection/images").iterdir())
     for path in views[::6]:
         (folder / path.name).write_bytes(path.read_bytes())
     (folder / "broken.jpg").write_bytes(b"not a picture")
-    done = run("imgray demo --images mine --json", workplace, **joined)
-    assert "broken.jpg" in done.stderr
-    result = json.loads(done.stdout)
+    output, error = run("imgray demo --images mine --json", workplace)
+    assert "broken.jpg" in error
+    result = json.loads(output)
     assert result["images"] == len(views[::6])
     assert "recall@10" in result["table"][0]["scores"]
     before = (workplace / result["index"] / "manifest.json").stat().st_mtime_ns
-    run("imgray demo --images mine", workplace, **joined)
+    run("imgray demo --images mine", workplace)
     assert (workplace / result["index"] / "manifest.json").stat().st_mtime_ns == before

@@ -49,6 +49,22 @@ def test_the_column_split_cuts_a_table_into_parts(tmp_path: Path, suffix: str) -
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+@pytest.mark.parametrize(
+    ("groups", "wanted"),
+    [(["a", "b"], ["a", "b"]), ([7, 8], ["7", "8"]), (["a", None], ["a"])],
+)
+def test_a_record_brings_its_group(
+    tmp_path: Path, suffix: str, groups: list[Any], wanted: list[str]
+) -> None:
+    columns = {"text": list("xy"), "photo": groups, "split": ["train"] * 2}
+    path = write(tmp_path / f"t{suffix}", columns)
+    found = Source(str(path), Layout(columns={"group": "photo"})).part("train", TEXT)
+    assert [found[row]["group"] for row in range(2) if "group" in found[row]] == wanted
+    plain = Source(str(path)).part("train", TEXT)
+    assert set(plain[0]) == {"id", "text"}
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
 def test_a_folder_has_a_table_for_each_part(tmp_path: Path, suffix: str) -> None:
     for part, texts in (("train", ["a", "b"]), ("val", ["c"])):
         write(tmp_path / f"{part}{suffix}", {"text": texts})

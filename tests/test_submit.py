@@ -1,6 +1,7 @@
 """Jobs submitted to a cluster's job server, as a user of a shared cluster runs them."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -23,14 +24,40 @@ def _extract(photos: Path, output: Path, net: TinyNet) -> list[str]:
     return ["jobs/extract.py", *flags, "--workers", "1", *net.flags]
 
 
+@dataclass(frozen=True)
+class Done:
+    """A job that has ended: its output, its exit code, and all that it printed."""
+
+    output: Path
+    code: int
+    text: str
+
+
+@pytest.fixture(scope="module")
+def done(
+    shared_head: Cluster, photos: Path, tiny_net: TinyNet, tmp_path_factory: pytest.TempPathFactory
+) -> list[Done]:
+    """Three extractions at once; the images of the last are missing."""
+    folder = tmp_path_factory.mktemp("submitted")
+    images = [photos, photos, folder / "missing"]
+    outputs = [folder / name for name in ("one", "two", "none")]
+    jobs = [
+        shared_head.submit(*_extract(some, output, tiny_net))
+        for some, output in zip(images, outputs, strict=True)
+    ]
+    texts = [job.communicate(timeout=300)[0] for job in jobs]
+    return [
+        Done(*one) for one in zip(outputs, (job.returncode for job in jobs), texts, strict=True)
+    ]
+
+
 def test_extract_index_and_search_by_submission(
-    cluster: Cluster, photos: Path, tiny_net: TinyNet, tmp_path: Path
+    cluster: Cluster, done: list[Done], photos: Path, tiny_net: TinyNet, tmp_path: Path
 ) -> None:
-    features, index = tmp_path / "features", tmp_path / "index"
-    code, text = cluster.run(*_extract(photos, features, tiny_net))
-    assert code == 0, text
-    assert "40 images done, 0 rejected, 40 listed" in text
-    made = ["--features", str(features), "--output", str(index)]
+    assert done[0].code == 0, done[0].text
+    assert "40 images done, 0 rejected, 40 listed" in done[0].text
+    index = tmp_path / "index"
+    made = ["--features", str(done[0].output), "--output", str(index)]
     code, text = cluster.run("jobs/index.py", *made, "--feature", tiny_net.name, "--shards", "2")
     assert code == 0, text
     query = sorted(photos.rglob("*.jpg"))[0]
@@ -42,25 +69,19 @@ def test_extract_index_and_search_by_submission(
     assert first["id"] == query.relative_to(photos).as_posix()
 
 
-def test_a_failed_job_says_why(cluster: Cluster, tiny_net: TinyNet, tmp_path: Path) -> None:
+def test_a_failed_job_says_why(done: list[Done]) -> None:
     """Ray's client exits with 1 whatever the code of the script."""
-    code, text = cluster.run(*_extract(tmp_path / "missing", tmp_path / "out", tiny_net))
-    assert code == 1
-    assert "error: cannot list" in text
-    assert "it does not exist; check the URI" in text
-    assert "exit code 2" in text
-    assert not (tmp_path / "out").exists()
+    failed = done[2]
+    assert failed.code == 1
+    assert "error: cannot list" in failed.text
+    assert "it does not exist; check the URI" in failed.text
+    assert "exit code 2" in failed.text
+    assert not failed.output.exists()
 
 
-def test_two_jobs_at_once_are_each_as_if_alone(
-    cluster: Cluster, photos: Path, tiny_net: TinyNet, tmp_path: Path
-) -> None:
-    outputs = [tmp_path / "one", tmp_path / "two"]
-    jobs = [cluster.submit(*_extract(photos, output, tiny_net)) for output in outputs]
-    for job in jobs:
-        text, _ = job.communicate(timeout=300)
-        assert job.returncode == 0, text
-    made = [_content(output) for output in outputs]
+def test_jobs_at_once_are_each_as_if_alone(done: list[Done]) -> None:
+    assert done[1].code == 0, done[1].text
+    made = [_content(one.output) for one in done[:2]]
     assert made[0] == made[1]
     assert sum(name.startswith("part-") for name in made[0]) == 5
 

@@ -47,7 +47,7 @@ def _write(path: Path, rows: list[tuple[str, str]]) -> Path:
 def _config(table: Path, output: Path, **changes: Any) -> ExtractConfig:
     given: dict[str, Any] = {
         "images": str(table), "output": str(output), "columns": ["text=caption"],
-        "extractor": ["minilm", "tfidf"], "vocabulary": 12, "shard_size": 16, "workers": 2,
+        "extractor": ["minilm", "tfidf"], "vocabulary": 16, "shard_size": 16, "workers": 2,
         "max_rejected": 1.0,
     }  # fmt: skip
     return ExtractConfig(**given | changes)
@@ -96,7 +96,7 @@ def test_texts_have_vectors_and_no_sizes(
     manifest = read_manifest(folder, "features")
     columns = columns_of(manifest)
     assert {name: (i.regions, i.dim) for name, i in columns.items()} == {
-        "minilm.high": (1, 384), "tfidf.high": (1, 12),
+        "minilm.high": (1, 384), "tfidf.high": (1, 16),
     }  # fmt: skip
     assert imgray.open_features(runs[0].output).schema.names == ["id", *columns]
     done, rejected = _read(Path(runs[0].output))

@@ -88,8 +88,9 @@ def test_two_workers_learn_from_the_same_batches_with_all_in_s3(
     for path in points.iterdir():
         data.write(path.name, path.read_bytes())
     config = make(
-        {"settings": {"dropout": 0.0}, "batch_size": 11}, data=data.uri, output=output, workers="2"
-    )
+        {"settings": {"dropout": 0.0}, "batch_size": 11},
+        data=data.uri, output=output, workers="2", feeders=0,
+    )  # fmt: skip
     train(config)
     assert not Folder(output).exists(WORK)
     alone = _alone(config, tmp_path / "alone")
@@ -104,16 +105,21 @@ def test_two_workers_learn_from_the_same_batches_with_all_in_s3(
 
 
 @pytest.mark.parametrize(
-    ("settings", "kind", "fault"),
+    ("feeders", "settings", "kind", "fault"),
     [
-        ({"explode": 7}, UserError, "loss is nan at step 8"),
-        ({"bug": 3}, RuntimeError, "a plain bug"),
+        (1, {"explode": 7}, UserError, "loss is nan at step 8"),
+        (0, {"bug": 3}, RuntimeError, "a plain bug"),
     ],
 )
 def test_an_error_surfaces_at_once_and_leaves_no_model(
-    ray_cluster: None, make: Make, settings: dict[str, Any], kind: type[Exception], fault: str
+    ray_cluster: None,
+    make: Make,
+    feeders: int,
+    settings: dict[str, Any],
+    kind: type[Exception],
+    fault: str,
 ) -> None:
-    config = make({"settings": settings}, workers="2")
+    config = make({"settings": settings}, workers="2", feeders=feeders)
     with pytest.raises(kind, match=fault):
         train(config)
     assert not (Path(config.output) / NAME).exists()

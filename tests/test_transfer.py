@@ -245,7 +245,7 @@ def _damaged(uri: str, folder: Path, name: str = "model.safetensors") -> str:
 @pytest.mark.parametrize(
     ("source", "layers", "reason"),
     [
-        (lambda m, t: f"{t}/none", ["fused"], "none: no model artifact here (no manifest.json)"),
+        (lambda m, t: f"{t}/none", ["fused"], "none: no artifact, no model of sentence-transformers"),
         (lambda m, t: m["masks"], ["fused"], "a model of Segmentation gives no features"),
         (lambda m, t: m["edges"], ["fused"], "a model of EdgeDetection gives no features"),
         (lambda m, t: _damaged(m["cfn"], t), ["fused"], "content differs from the manifest"),

@@ -23,7 +23,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow.compute as pc
-import scipy.io
 from numpy.typing import NDArray
 
 from imgray.data.names import WHOLE, Names, Snapshot
@@ -174,6 +173,8 @@ def _from_npz(data: bytes) -> NDArray[np.bool_]:
 
 
 def _from_mat(data: bytes) -> NDArray[np.bool_]:
+    import scipy.io  # slow to load, and few data sets need it
+
     truth = scipy.io.loadmat(io.BytesIO(data))["groundTruth"]
     return np.stack([one["Boundaries"][0, 0] for one in truth.ravel()]).astype(bool)
 

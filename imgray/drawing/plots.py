@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from imgray.artifacts.folder import Folder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 INK, GREY, PALE, FIRST, SECOND = "#111827", "#6b7280", "#d1d5db", "#2563eb", "#c2410c"
 DPI = 120
@@ -45,7 +47,7 @@ def curves(lines: Sequence[Mapping[str, Any]]) -> bytes:
         for n in dict.fromkeys(k for line in lines for k in line)
         if n not in PLACES and "/" not in n
     ]
-    figure = Figure(figsize=(5 * max(1, len(names)), 3.6), layout="constrained")
+    figure = _figure((5 * max(1, len(names)), 3.6), "constrained")
     for axes, name in zip(
         np.atleast_1d(figure.subplots(1, max(1, len(names)))), names, strict=False
     ):
@@ -71,7 +73,7 @@ def confusion(counts: NDArray[np.floating[Any]], classes: Sequence[str], path: P
     """
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(14.0, 2.5 + 0.45 * len(classes))
-    figure = Figure(figsize=(side + 1.2, side), layout="compressed")
+    figure = _figure((side + 1.2, side), "compressed")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set_xlabel("predicted")
@@ -97,7 +99,7 @@ def precision_recall(
         systems: by name recall and precision (n,).
         path: the PNG to write.
     """
-    figure = Figure(figsize=(6, 5.6), layout="constrained")
+    figure = _figure((6, 5.6), "constrained")
     axes = figure.subplots()
     grid = np.linspace(1e-3, 1, 200)
     recall, precision = np.meshgrid(grid, grid)
@@ -124,7 +126,7 @@ def recalls(ranks: Mapping[str, NDArray[np.int64]], path: Path) -> None:
         ranks: from 1 (n,), by the name of a curve.
         path: the PNG to write.
     """
-    figure = Figure(figsize=(6, 4.2), layout="constrained")
+    figure = _figure((6, 4.2), "constrained")
     axes = figure.subplots()
     for (name, some), colour in zip(ranks.items(), (FIRST, SECOND), strict=False):
         places, counts = np.unique(some, return_counts=True)
@@ -155,7 +157,7 @@ def fusion(
 
 def _fusion_dots(weights: NDArray[np.floating[Any]], branches: Sequence[str]) -> Figure:
     count, several = len(branches), weights.shape[1] > 1
-    figure = Figure(figsize=(1.6 + 1.2 * count, 3.8), layout="constrained")
+    figure = _figure((1.6 + 1.2 * count, 3.8), "constrained")
     axes = figure.subplots()
     axes.axhline(1 / count, color=SECOND, lw=1, ls="--", label=f"at the start, 1/{count}")
     aside = np.random.default_rng(0).uniform(-0.16, 0.16, weights.shape[1]) * several
@@ -190,7 +192,7 @@ def _fusion_map(
     start = 1 / len(branches)
     reach = max(float(np.abs(weights - start).max()), 1e-3)
     size = (3.2 + 0.75 * len(branches), 1.6 + 0.3 * len(channels))
-    figure = Figure(figsize=size, layout="constrained")
+    figure = _figure(size, "constrained")
     axes = figure.subplots()
     image = axes.imshow(
         weights.T, cmap="PuOr", vmin=start - reach, vmax=start + reach, aspect="auto"
@@ -205,6 +207,12 @@ def _fusion_map(
     figure.colorbar(image, ax=axes, shrink=0.8, label=label)
     axes.tick_params(colors=INK, labelsize=9, length=0)
     return figure
+
+
+def _figure(size: tuple[float, float], layout: Literal["constrained", "compressed"]) -> Figure:
+    from matplotlib.figure import Figure  # slow to load, and many a process draws nothing
+
+    return Figure(figsize=size, layout=layout)
 
 
 def _tidy(axes: Any) -> None:

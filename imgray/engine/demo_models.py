@@ -34,6 +34,7 @@ def train_models(output: Path, overwrite: bool) -> dict[str, str]:
                     data=str(output / data),
                     output=str(found[name]),
                     workers=str(min(2, cores())),
+                    feeders=0,
                     overwrite=overwrite,
                 )
             )

@@ -23,7 +23,7 @@ from imgray.features.backbones import visible_device
 from imgray.features.columns import FeatureInfo, Vectors, columns_of
 from imgray.features.extractor import Extractor, Prepared, load_extractor
 from imgray.retrieval.deepindex import Hits, Result
-from imgray.retrieval.modalities import IMAGE, TEXT, Blend, depth
+from imgray.retrieval.modalities import IMAGE, TEXT, Blend, ask, depth
 
 if TYPE_CHECKING:
     from imgray.training.joint import Joint
@@ -93,12 +93,12 @@ class SearchEngine:
             UserError: nothing is asked, no image, no text that is read, or no joint part.
         """
         asked = blend.asked([m for m, one in ((IMAGE, image), (TEXT, text)) if one is not None])
-        deep, answers = depth(asked, top), {}
+        vectors: dict[str, Vectors] = {}
         if image is not None and IMAGE in asked:
-            [answers[IMAGE]] = self.search_images({name: image}, deep, weights, prefix)
+            vectors[IMAGE] = encode(self.extractor, {name: image})
         if text is not None and TEXT in asked:
-            [answers[TEXT]] = self.search_texts([text], deep, prefix)
-        return blend.join(answers, top)
+            vectors[TEXT] = self._embedded([text])
+        return blend.join(ask(self.parts, vectors, depth(asked, top), weights, prefix), top)
 
     def search_images(
         self,
@@ -119,9 +119,12 @@ class SearchEngine:
 
         Raises `UserError` for one that cannot be read, or where there is no joint part.
         """
-        check_answers_words(self.folder, self.manifest)
-        vectors = as_vectors(embed_texts(self._words, texts))
+        vectors = self._embedded(texts)
         return self.parts[TEXT].search(vectors, top, prefix=prefix)
+
+    def _embedded(self, texts: Sequence[str]) -> Vectors:
+        check_answers_words(self.folder, self.manifest)
+        return as_vectors(embed_texts(self._words, texts))
 
     @cached_property
     def _words(self) -> Joint:

@@ -348,7 +348,9 @@ class TrainConfig(FeaturesConfig):
     gpus_per_worker: float | None = Field(
         default=None, ge=0, description="GPUs that each worker holds (default: 1 if there are any)"
     )
-    feeders: int = Field(default=1, ge=1, description="processes that load data for each worker")
+    feeders: int = Field(
+        default=1, ge=0, description="processes that load data for each worker; 0: its own threads"
+    )
     grow_every: float = Field(
         default=60, gt=0, description="seconds between looks for room for more workers, up to MOST"
     )

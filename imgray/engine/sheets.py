@@ -53,7 +53,7 @@ def draw_results(
         Row(one.image, one.name, _results(one.name, hits, collection, groups or {}), one.text)
         for one, hits in zip(queries, answers, strict=True)
     ]
-    contact_sheet(rows, path, SHOWN, title)
+    contact_sheet(rows, path, max(len(row.results) for row in rows) or 1, title)
 
 
 def _results(

@@ -6,6 +6,7 @@ import os
 import threading
 import traceback
 import uuid
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ import pyarrow.fs
 import ray
 import torch
 from pydantic import BaseModel, ValidationError
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from imgray.artifacts.folder import Folder
@@ -33,12 +34,12 @@ from imgray.engine.examples import (
 from imgray.engine.feed import Feed
 from imgray.engine.producer import migrated, produce
 from imgray.engine.settings import TrainConfig
-from imgray.engine.watch import LostWorkers, follow, start_watch
+from imgray.engine.watch import follow, start_watch
 from imgray.errors import UserError, cause_of
 from imgray.training import catalog, models
 from imgray.training.carried import carry
 from imgray.training.checkpoints import Keeper
-from imgray.training.loop import Place, Run, States, load_start
+from imgray.training.loop import Place, Run, States, in_threads, load_start
 from imgray.training.models import fingerprint_of, save_model
 from imgray.training.recipe import Recipe
 from imgray.training.sheet import SAMPLES
@@ -60,6 +61,16 @@ class TrainResult(BaseModel):
     def __str__(self) -> str:
         scores = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
         return f"{self.steps:,} steps\nvalidation: {scores}\nmodel: {self.output}"
+
+
+@dataclass
+class LostWorkers(UserCallback):
+    """Tells the watch of workers that have gone."""
+
+    watch: Any
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        self.watch.lose.remote()
 
 
 def read_recipe(path: str, changes: list[str]) -> Recipe:
@@ -249,7 +260,7 @@ def _work(loop: dict[str, Any]) -> None:
         rank=context.get_world_rank(),
         world=context.get_world_size(),
         device=_device(),
-        batches=Feed(loop["feeders"]),
+        batches=Feed(loop["feeders"]) if loop["feeders"] else in_threads,
         report=lambda done, steps, line: watch.tell.remote(done, steps, line),
     )
     if place.rank == 0:

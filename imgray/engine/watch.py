@@ -5,16 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.train import UserCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from imgray.drawing.plots import PLACES
 from imgray.engine.progress import Progress, say
 from imgray.errors import UserError
-from imgray.training.loop import Line
+
+if TYPE_CHECKING:  # the watch is a process, which needs no torch
+    from imgray.training.loop import Line
 
 POLL_SECONDS = 0.5
 
@@ -64,16 +65,6 @@ class Watch:
     def look(self, known: int) -> Seen:
         """What there is to see, news from number `known` on."""
         return Seen(self.done, self.steps, self.news[known:], self.error)
-
-
-@dataclass
-class LostWorkers(UserCallback):
-    """Tells the watch of workers that have gone."""
-
-    watch: Any
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        self.watch.lose.remote()
 
 
 def start_watch() -> Any:

@@ -36,6 +36,7 @@ from imgray.retrieval.backend import faiss
 from imgray.retrieval.codebook import Codebooks, CodebookSettings, Floats
 
 Ints = NDArray[np.int64]
+Chosen = NDArray[np.bool_]
 THREADS = 8
 NOTHING = -1e9
 """A cosine that all exceed: range search then gives whole lists."""
@@ -65,8 +66,8 @@ class Hits(NamedTuple):
         return [Result(id=id, score=round(score, 6)) for id, score in pairs]
 
 
-def merge(parts: Sequence[Hits], top: int) -> Hits:
-    """Join the answers of several parts of an index into the ranking of the whole."""
+def merge(parts: Sequence[Hits], top: int | None = None) -> Hits:
+    """Join the answers of several shards of an index into the ranking of the whole."""
     positions = np.concatenate([part.positions for part in parts])
     scores = np.concatenate([part.scores for part in parts])
     ids = [id for part in parts for id in part.ids]
@@ -148,12 +149,22 @@ class Shard:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def chosen(self, prefix: str) -> NDArray[np.bool_]:
-        """Of every image whether its id starts with `prefix`."""
-        found: NDArray[np.bool_] = pc.starts_with(self.ids, prefix).to_numpy(zero_copy_only=False)
+    def chosen(self, prefix: str, among: Ints | None) -> Chosen | None:
+        """Of every image whether it may be a result, as `DeepIndex.search`; None where all may."""
+        if not prefix and among is None:
+            return None
+        found: Chosen = np.ones(len(self), np.bool_)
+        if among is not None:
+            inside = among[(among >= self.offset) & (among < self.offset + len(self))]
+            found[:] = False
+            found[inside - self.offset] = True
+        if prefix:
+            found &= pc.starts_with(self.ids, prefix).to_numpy(zero_copy_only=False)
         return found
 
-    def vote(self, query: Query, settings: CodebookSettings, top: int, prefix: str = "") -> Votes:
+    def vote(
+        self, query: Query, settings: CodebookSettings, top: int, chosen: Chosen | None = None
+    ) -> Votes:
         """Positions and unnormalised scores of the best images, ties included, unsorted."""
         none = np.zeros(query.lists.shape, np.float32)
         limits, cosines, postings = self.index.range_search_preassigned(
@@ -164,7 +175,7 @@ class Shard:
         votes: NDArray[np.float64] = np.bincount(
             postings // settings.regions, weights, len(self)
         ).astype(np.float64)
-        found = np.flatnonzero(votes * self.chosen(prefix) if prefix else votes)
+        found = np.flatnonzero(votes if chosen is None else votes * chosen)
         scores = votes[found]
         if self.images.signatures.shape[1]:
             scores = scores * self._signature_weight(query.signature, found, settings)
@@ -172,34 +183,39 @@ class Shard:
         return Votes(found[best] + self.offset, scores[best], len(postings))
 
     def nearest(
-        self, codes: Floats, lists: Ints, top: int, prefix: str = ""
+        self, codes: Floats, lists: Ints, top: int, chosen: Chosen | None = None
     ) -> tuple[Floats, Ints]:
         """Single vectors by FAISS's own ranking: cosines and positions (B, top), -1 for none.
 
         One more is asked for than needed: where it ties with the last, FAISS has chosen among
         equals by chance, and the tied are found by a search of their own.
         """
-        if prefix:
-            return self._nearest_chosen(codes, lists, top, self.chosen(prefix))
-        none = np.zeros(lists.shape, np.float32)
-        self.index.nprobe = lists.shape[1]
-        cosines, found = self.index.search_preassigned(codes, top + 1, lists, none)
+        cosines, found = self._search(codes, lists, top + 1, chosen)
         for row in np.flatnonzero((cosines[:, top - 1] == cosines[:, top]) & (found[:, top] >= 0)):
-            cosines[row, :top], found[row, :top] = self._first(codes[row], lists[row], top)
+            first = self._first(codes[row], lists[row], top, chosen)
+            cosines[row, :top], found[row, :top] = first
         return cosines[:, :top], np.where(found < 0, found, found + self.offset)[:, :top]
 
-    def _nearest_chosen(
-        self, codes: Floats, lists: Ints, top: int, chosen: NDArray[np.bool_]
+    def _search(
+        self, codes: Floats, lists: Ints, top: int, chosen: Chosen | None
     ) -> tuple[Floats, Ints]:
-        cosines = np.full((len(codes), top), -np.inf, np.float32)
-        found = np.full((len(codes), top), -1, np.int64)
-        for row in range(len(codes)):
-            scores, positions = self._first(codes[row], lists[row], top, chosen)
-            cosines[row, : len(scores)], found[row, : len(scores)] = scores, positions + self.offset
+        """FAISS's own search in these lists, whose Python method takes no selection."""
+        none = np.zeros(lists.shape, np.float32)
+        self.index.nprobe = lists.shape[1]
+        if chosen is None:
+            return self.index.search_preassigned(codes, top, lists, none)
+        cosines = np.empty((len(codes), top), np.float32)
+        found = np.empty((len(codes), top), np.int64)
+        packed = np.packbits(chosen, bitorder="little")
+        selected = faiss.IDSelectorBitmap(packed)
+        params = faiss.SearchParametersIVF(nprobe=lists.shape[1], sel=selected)
+        given = [faiss.swig_ptr(array) for array in (lists, none, cosines, found)]
+        asked = len(codes), faiss.swig_ptr(codes), top
+        self.index.search_preassigned_c(*asked, *given, False, params)
         return cosines, found
 
     def _first(
-        self, code: Floats, lists: Ints, top: int, chosen: NDArray[np.bool_] | None = None
+        self, code: Floats, lists: Ints, top: int, chosen: Chosen | None
     ) -> tuple[Floats, Ints]:
         """The best postings of whole lists, ties by position."""
         _, cosines, found = self.index.range_search_preassigned(
@@ -275,6 +291,7 @@ class DeepIndex:
         top: int,
         weights: Mapping[str, float] | None = None,
         prefix: str = "",
+        among: Ints | None = None,
     ) -> list[Hits]:
         """Rank the collection for every image of a batch.
 
@@ -283,13 +300,15 @@ class DeepIndex:
             top: how many results at most; an image without a vote is no result.
             weights: by feature name its weight in the comparison, 1 where not named.
             prefix: only images whose id starts so are results; their scores are what they were.
+            among: likewise, only images at these positions.
         """
         shares = self._shares(weights or {})
+        chosen = [shard.chosen(prefix, among) for shard in self.shards]
         encoded = self.codebooks.encode(vectors)
         visits = self.codebooks.probes_of(encoded, shares)
         codes = self.codebooks.codes_of(encoded, shares)
         if self.settings.regions == 1:
-            return self._nearest(codes[:, 0], visits[0][1][:, 0], top, prefix)
+            return self._nearest(codes[:, 0], visits[0][1][:, 0], top, chosen)
         home = np.concatenate([visited[..., 0] for _, visited in visits], axis=1)
         stored = self.codebooks.codes_of(encoded)
         queries = [
@@ -304,8 +323,8 @@ class DeepIndex:
         ]
         waiting = [
             [
-                self.threads.submit(shard.vote, query, self.settings, top, prefix)
-                for shard in self.shards
+                self.threads.submit(shard.vote, query, self.settings, top, own)
+                for shard, own in zip(self.shards, chosen, strict=True)
             ]
             for query in queries
         ]
@@ -348,9 +367,12 @@ class DeepIndex:
         touched = sum(vote.touched for vote in votes)
         return Hits(positions, scores, self.ids_of(positions), touched)
 
-    def _nearest(self, codes: Floats, lists: Ints, top: int, prefix: str) -> list[Hits]:
+    def _nearest(
+        self, codes: Floats, lists: Ints, top: int, chosen: Sequence[Chosen | None]
+    ) -> list[Hits]:
         codes, lists = np.ascontiguousarray(codes), np.ascontiguousarray(lists)
-        answers = [shard.nearest(codes, lists, top, prefix) for shard in self.shards]
+        pairs = zip(self.shards, chosen, strict=True)
+        answers = [shard.nearest(codes, lists, top, own) for shard, own in pairs]
         cosines = np.concatenate([answer[0] for answer in answers], axis=1).astype(np.float64)
         positions = np.concatenate([answer[1] for answer in answers], axis=1)
         order = ranked(positions, cosines, top)
@@ -390,8 +412,8 @@ def idf(frequency: Ints, images: int) -> NDArray[np.float64]:
     return np.log1p(images / np.maximum(frequency, 1))
 
 
-def ranked(positions: Ints, scores: NDArray[np.floating[Any]], top: int) -> Ints:
-    """Order of the `top` best along the last axis: by score, then by position."""
+def ranked(positions: Ints, scores: NDArray[np.floating[Any]], top: int | None) -> Ints:
+    """Order of the `top` best, or of all, along the last axis: by score, then by position."""
     return np.lexsort((positions, -scores))[..., :top]
 
 

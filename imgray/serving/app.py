@@ -32,6 +32,8 @@ ONGOING = 32
 CPUS = 0.1
 """Of a replica: on one machine all share what there is."""
 HEALTH_SECONDS = 2
+END_SECONDS = 0.5
+"""From one look to the next whether a replica that ends has finished its requests."""
 
 
 def build(args: ServiceSettings) -> Application:
@@ -93,4 +95,5 @@ def _deployment(args: ServiceSettings, kind: type[Any], name: str, ongoing: int 
         ray_actor_options={"num_cpus": CPUS},
         health_check_period_s=HEALTH_SECONDS,
         graceful_shutdown_timeout_s=args.limits.seconds,
+        graceful_shutdown_wait_loop_s=END_SECONDS,
     )

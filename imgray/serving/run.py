@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import re
 import signal
 import socket
@@ -30,6 +31,9 @@ from imgray.serving.guard import API_KEYS, Keys
 from imgray.serving.settings import LOOPBACK, CaptionSettings, ServeConfig, ServiceSettings
 
 NAME = "imgray"
+DRAINING = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
+"""In the high-throughput mode replicas wait so long for load balancers before they end: by default
+half a minute, but none stands before a Ray that is started here."""
 
 
 class ServeResult(BaseModel):
@@ -57,6 +61,7 @@ def run(config: ServeConfig) -> ServeResult:
     application = build(settings)
     if not shared:
         _check_free(config.host, config.port)
+        os.environ.setdefault(DRAINING, "1")
     address = f"http://{config.host}:{config.port}"
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with cluster():

@@ -168,7 +168,7 @@ class Searcher:
             answers = await asyncio.gather(*parts)
         missing = self._missing(index, answers)
         found = [answer for answer in answers if isinstance(answer, dict)]
-        merged = {name: merge([one[name] for one in found], question.top) for name in asked}
+        merged = {name: merge([one[name] for one in found]) for name in asked}
         hits = blend.join(merged, options.top)
         answered = index.shards - len(missing)
         return SearchAnswer(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from imgray.engine.shards import open_parts
 from imgray.retrieval.deepindex import DeepIndex, Hits
-from imgray.retrieval.modalities import IMAGE
+from imgray.retrieval.modalities import IMAGE, ask
 from imgray.serving.metrics import replica_name, timed
 from imgray.serving.versions import Holder, Version
 
@@ -50,7 +50,7 @@ class ShardGroup:
         return open_parts(folder, manifest, own) if own else {}
 
     async def search(self, version: Version, question: Question) -> dict[str, Hits] | None:
-        """The best of these shards by modality; None when the version has none for this group."""
+        """What these shards know, as `ask`; None when the version has none for this group."""
         parts = await self.holder.get(version)
         with timed("search"):
             return await asyncio.to_thread(_search, parts, question) if parts else None
@@ -77,11 +77,8 @@ class ShardGroup:
 
 
 def _search(parts: Mapping[str, DeepIndex], question: Question) -> dict[str, Hits]:
-    return {name: _ranked(name, parts[name], question) for name in question.vectors}
-
-
-def _ranked(name: str, part: DeepIndex, question: Question) -> Hits:
-    """The weights are of the features of pictures."""
-    vectors = {n: v[None].astype(np.float32) for n, v in question.vectors[name].items()}
-    weights = question.weights if name == IMAGE else None
-    return part.search(vectors, question.top, weights, question.prefix)[0]
+    vectors = {
+        modality: {name: value[None].astype(np.float32) for name, value in own.items()}
+        for modality, own in question.vectors.items()
+    }
+    return ask(parts, vectors, question.top, question.weights, question.prefix)
