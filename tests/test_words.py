@@ -1,6 +1,8 @@
 """Words over HTTP, without Ray: searched with, compared with pictures, and refused."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -278,6 +280,23 @@ def test_an_index_without_a_joint_part_refuses_words(
     [of_batch] = _ask(deaf, "/v1/search/batch", json={"texts": ["a"]})["answers"]
     assert of_batch["error"]["field"] == "text"
     assert deaf.get("/v1/index").json()["joint"] is None
+
+
+def test_words_come_and_go_with_the_index(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is swapped: the deployment that reads them is there all the time."""
+    monkeypatch.setenv("IMGRAY_ADMIN_KEYS", "a-key")
+    with inprocess.client({}, made.deaf) as client:
+        for uri, status in ((made.index, 200), (made.deaf, 422), (made.index, 200)):
+            swap = {"json": {"index": uri}, "headers": {"X-API-Key": "a-key"}}
+            assert bool(_ask(client, "/v1/index", **swap)["joint"]) == (status == 200)
+            found = client.post("/v1/search", json={"text": TEXTS[0]})
+            assert found.status_code == status, found.text
+
+
+def test_without_words_no_torch_is_loaded() -> None:
+    code = "import sys, imgray.serving.texts; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_nothing_to_match_by_is_told(made: Made) -> None:

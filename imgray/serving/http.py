@@ -92,6 +92,12 @@ def _service() -> Any:
     return serve.get_replica_context().servable_object
 
 
+def _check_count(count: int, most: int, what: str, field: str) -> None:
+    """Raises `Refusal` for none, and for too many."""
+    if not 0 < count <= most:
+        raise Refusal(422, f"send 1 to {most} {what}", field)
+
+
 def _names() -> list[str] | None:
     """For `OwnSite`: the names that the service answers to."""
     return None if _service().key_needed else _service().settings.hosts
@@ -194,8 +200,8 @@ class Service:
         async with self._heard(request):
             searcher, most = self._index(), self.limits.batch
             options, pictures = await read(request, BatchOptions, self.limits.body_bytes, most)
-            if not 0 < len(pictures) + len(options.ids) + len(options.texts) <= most:
-                raise Refusal(422, f"send 1 to {most} pictures, ids and texts", PICTURE)
+            count = len(pictures) + len(options.ids) + len(options.texts)
+            _check_count(count, most, "pictures, ids and texts", PICTURE)
             index = await searcher.current()
             searcher.check_weights(index, options)
             answers = await searcher.search_all(index, options, pictures)
@@ -224,14 +230,8 @@ class Service:
             options, pictures = await read(request, MatchOptions, self.limits.body_bytes, most)
             index = await self.searcher.current() if self.searcher else None
             by = chosen(self.models, self.searcher, index, options.model)
-            for field, count in (
-                (PICTURE, len(pictures) + len(options.ids)),
-                (TEXT, len(options.texts)),
-            ):
-                if not 0 < count <= most:
-                    raise Refusal(
-                        422, f"send 1 to {most} pictures or ids, and as many texts", field
-                    )
+            _check_count(len(pictures) + len(options.ids), most, "pictures and ids", PICTURE)
+            _check_count(len(options.texts), most, "texts", TEXT)
             indexed = partial(self._indexed, field="id", index=index)
             asked = pictures, options.ids, options.texts
             return await compare(by, *asked, indexed, self.settings.batching)

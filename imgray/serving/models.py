@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_manifest
-from imgray.data.fields import Input, Values, checked
+from imgray.data.fields import Input, Picture, Text, Values, checked
 from imgray.data.pixels import Rejected
+from imgray.retrieval.modalities import IMAGE, TEXT
 from imgray.serving.calls import call_with_pictures, refused
 from imgray.serving.guard import Refusal
 from imgray.serving.predictor import Answer
@@ -30,6 +31,12 @@ class Served:
     task: Task
     fingerprint: str
     inputs: Mapping[str, Input]
+
+    @property
+    def matches(self) -> bool:
+        """Whether it puts pictures and texts in one space; it may take vectors instead."""
+        taken = (self.inputs.get(IMAGE), self.inputs.get(TEXT))
+        return bool(self.task.joint) and list(map(type, taken)) == [Picture, Text]
 
     @classmethod
     def of(cls, name: str, uri: str) -> Self:
@@ -68,8 +75,8 @@ class Models:
 
     @property
     def match(self) -> list[Served]:
-        """Those that have a joint embedding of pictures and texts."""
-        return [model for model in self.served.values() if model.task.joint]
+        """Those that take pictures and texts, and have a joint embedding of them."""
+        return [model for model in self.served.values() if model.matches]
 
     def matching(self, name: str | None) -> Served:
         """The one of `match` that a request names, or the first. Raises `Refusal`."""

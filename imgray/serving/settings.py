@@ -36,7 +36,7 @@ class Batching(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     size: int = Field(
-        default=16, ge=1, description="images per forward pass at most; 1: no batches"
+        default=16, ge=1, description="images or texts per forward pass at most; 1: no batches"
     )
     wait_ms: float = Field(
         default=0.0,
@@ -61,7 +61,7 @@ class Limits(BaseModel):
         ge=1,
         description="pixels of a picture, or of all those of a record",
     )
-    batch: int = Field(default=32, ge=1, description="pictures of a batch request")
+    batch: int = Field(default=32, ge=1, description="pictures, ids and texts of one request")
     pending: int = Field(
         default=100, ge=1, description="requests in work per HTTP replica; beyond it 503"
     )

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from ray import serve
 
 from imgray.data.pixels import Rejected
-from imgray.engine.joint import load_words
 from imgray.engine.shards import answers
 from imgray.errors import UserError
 from imgray.retrieval.modalities import TEXT
@@ -87,7 +86,8 @@ def _open(version: Version) -> Joint | None:
     folder, manifest = version.open()
     if not answers(manifest, TEXT):
         return None
-    from imgray.features.backbones import visible_device  # which loads torch
+    from imgray.engine.joint import load_words  # which loads torch
+    from imgray.features.backbones import visible_device
 
     return load_words(folder, manifest).to(visible_device())
 
