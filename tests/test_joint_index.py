@@ -14,6 +14,7 @@ import knowing
 import numpy as np
 import pytest
 from conftest import TinyNet
+from duals import write_dual
 from numpy.typing import NDArray
 
 import imgray
@@ -29,7 +30,7 @@ from imgray.engine.index import IndexResult, build_index
 from imgray.engine.joint import as_vectors, default_probes
 from imgray.engine.report import Report
 from imgray.engine.rows import Source
-from imgray.engine.search import SearchEngine, SearchResult, search
+from imgray.engine.search import SearchEngine, SearchResult, encode, search
 from imgray.engine.settings import (
     EvaluateConfig,
     ExtractConfig,
@@ -41,6 +42,7 @@ from imgray.engine.shards import open_parts
 from imgray.engine.verify import verify
 from imgray.errors import UserError
 from imgray.features.columns import Vectors, columns_of
+from imgray.features.extractor import load_texts
 from imgray.retrieval.deepindex import Hits
 from imgray.retrieval.modalities import Blend
 
@@ -415,7 +417,7 @@ def test_the_library_answers_as_the_engine(
         ({"min_recall": ["text"]}, "--min-recall text: expected NAME=SHARE"),
         ({"min_recall": ["image=2"]}, "--min-recall image=2: expected image or text, and a share"),
         ({"text_queries": "/nowhere/t.csv"}, "/nowhere/t.csv"),
-        ({"joint": "/nowhere/model"}, "no model artifact here"),
+        ({"joint": "/nowhere/model"}, "no artifact here"),
     ],
 )
 def test_wrong_settings_leave_nothing_behind(
@@ -472,6 +474,48 @@ def test_a_model_of_whole_pictures_takes_the_first_region_of_a_pyramid(
         assert one.ids[:5] == other.ids[:5]
         order = [one.ids.index(id) for id in other.ids]
         np.testing.assert_allclose(one.scores[order], other.scores, atol=0.01)
+
+
+@pytest.mark.parametrize("regions", ["global", "pyramid"])
+def test_a_dual_encoder_answers_words_without_a_model(
+    made: Made, regions: Any, tmp_path: Path
+) -> None:
+    write_dual("clip", tmp_path / "clip")
+    features, output = str(tmp_path / "features"), tmp_path / "index"
+    weights = [f"clip={tmp_path / 'clip'}"]
+    extract(
+        ExtractConfig(
+            images=str(made.photos), output=features, extractor=["clip"], weights=weights,
+            regions=regions, crop_regions=regions == "pyramid",
+        )
+    )  # fmt: skip
+    probes = [4] if regions == "global" else [4, 2, 1]
+    changes = {"features": features, "joint": features, "feature": ["clip"], "joint_probes": 5}
+    build_index(made.config(output, **changes, probes=probes))
+    shutil.rmtree(features)
+    shutil.rmtree(tmp_path / "clip")
+    one, asked = SearchEngine(str(output)), ["a red dog", "a small car runs"]
+    towers = load_texts(Folder(str(output / "joint/model")), _carried(output))
+    [texts] = towers.run([towers.prepare(text) for text in asked]).values()
+    photos = {id: (made.photos / id).read_bytes() for id in made.ids}
+    pictures = encode(one.extractor, photos)["clip.high"][:, 0]
+    for text, hits in zip(texts[:, 0], one.search_texts(asked, 40), strict=True):
+        exact = pictures @ text / np.linalg.norm(pictures, axis=1)
+        assert sorted(hits.ids) == sorted(made.ids)
+        away = np.abs(hits.scores - exact[hits.positions])
+        assert np.sort(away)[-8] < 0.01  # pictures that were held out may lie beyond the code
+    both = one.search(photos[made.ids[0]], asked[0], top=3)
+    assert len(both.ids) == 3
+
+
+def _carried(output: Path) -> Manifest:
+    return read_manifest(Folder(str(output / "joint/model")), "features")
+
+
+def test_features_of_no_dual_encoder_are_no_joint_part(made: Made, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="features of images by one dual encoder are needed, these"):
+        build_index(made.config(tmp_path / "index", joint=made.features))
+    assert not _files(tmp_path / "index")
 
 
 def test_what_are_no_features_of_images_is_refused(made: Made, tmp_path: Path) -> None:

@@ -10,18 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import S3, upload
+from duals import MEAN, SIZE, STD, tokenizer, write_dual
 from PIL import Image
 from poison import encoded
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    AutoModel,
-    CLIPConfig,
-    CLIPModel,
-    PreTrainedTokenizerFast,
-    SiglipConfig,
-    SiglipModel,
-)
+from transformers import AutoModel
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import Manifest
@@ -39,46 +32,15 @@ from imgray.features.extractor import (
     save_extractor,
 )
 
-SIZE, LENGTH = 32, 12
-WORDS = ["[pad]", "[start]", "[end]", "[unk]", "a", "dog", "red", "car", "small", "runs"]
-SMALL = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-}  # fmt: skip
-TEXT = SMALL | {"vocab_size": len(WORDS), "max_position_embeddings": LENGTH}
-VISION = SMALL | {"image_size": SIZE, "patch_size": 8}
-MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 CLIP = "sentence_transformers.models.CLIPModel"
 TEXTS = ["a dog", "a small red car", "dog runs", "a", "a red dog runs runs runs a dog a dog a car"]
-
-
-def _model(kind: str) -> Any:
-    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    torch.manual_seed(0)
-    if kind == "clip":
-        text, vision = (TEXT | ids | {"projection_dim": 16}, VISION | {"projection_dim": 16})
-        return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
-    return SiglipModel(
-        SiglipConfig(text_config=TEXT | ids | {"projection_size": 32}, vision_config=VISION)
-    )
-
-
-def _tokenizer() -> PreTrainedTokenizerFast:
-    found = Tokenizer(models.WordLevel({w: n for n, w in enumerate(WORDS)}, unk_token="[unk]"))
-    found.pre_tokenizer = pre_tokenizers.Whitespace()
-    ends = [("[start]", 1), ("[end]", 2)]
-    found.post_processor = processors.TemplateProcessing("[start] $A [end]", special_tokens=ends)
-    names = {"pad_token": "[pad]", "bos_token": "[start]", "eos_token": "[end]"}
-    return PreTrainedTokenizerFast(tokenizer_object=found, model_max_length=LENGTH, **names)
 
 
 @pytest.fixture(scope="module", params=["clip", "siglip"])
 def dual(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of transformers."""
     folder = tmp_path_factory.mktemp(request.param)
-    _model(request.param).save_pretrained(folder)
-    _tokenizer().save_pretrained(folder)
-    colours = {"image_mean": MEAN, "image_std": STD}
-    (folder / "preprocessor_config.json").write_text(json.dumps(colours))
+    write_dual(request.param, folder)
     return folder
 
 
@@ -119,7 +81,7 @@ def test_texts_have_the_vectors_of_transformers(dual: Path) -> None:
     extractor, model = _texts(dual), AutoModel.from_pretrained(dual)
     found = extractor.run([extractor.prepare(text) for text in TEXTS])["dual.high"]
     padding = "max_length" if model.config.model_type == "siglip" else True
-    inputs = _tokenizer()(TEXTS, padding=padding, truncation=True, return_tensors="pt")
+    inputs = tokenizer()(TEXTS, padding=padding, truncation=True, return_tensors="pt")
     mask = {} if padding == "max_length" else {"attention_mask": inputs["attention_mask"]}
     wanted = _unit(model.get_text_features(inputs["input_ids"], **mask))
     np.testing.assert_allclose(found[:, 0], wanted, atol=1e-5)

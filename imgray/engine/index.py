@@ -89,7 +89,7 @@ def build_index(config: IndexConfig) -> IndexResult:
     migrate = partial(migrated, IndexConfig)
     identity = config.identity() | {"features_digest": made_from.digest}
     if config.joint:
-        identity["joint_digest"] = read_manifest(Folder(config.joint), "model").digest
+        identity["joint_digest"] = read_manifest(Folder(config.joint)).digest
     identity = migrate(identity)
 
     def work() -> Manifest:

@@ -1,6 +1,7 @@
-"""The joint part of an index: its pictures by a model's joint embedding with texts.
+"""The joint part of an index: its pictures in a space that they share with texts.
 
-The index carries the model, so that it answers words with no other artifact.
+The space is that of a trained model, or of the dual encoder that made the features. The index
+carries what reads texts, so that it answers words with no other artifact.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from imgray.retrieval.codebook import CodebookSettings, Floats
 from imgray.retrieval.modalities import TEXT
 
 if TYPE_CHECKING:
-    from imgray.training.joint import Joint
+    from imgray.features.spaces import Space
 
 JOINT = "joint"
 """The name of the only feature of the joint part."""
@@ -58,13 +59,8 @@ class Embedding:
     digest: str
 
     def __call__(self, vectors: Vectors) -> Floats:
-        """The pictures' embeddings (B, D) from their stored features (B, R, C) by name.
-
-        Of more regions than the model takes the first count, which are the whole picture.
-        """
-        joint = _loaded(self.uri, self.digest)
-        cut = {name: vectors[name][:, : info.regions] for name, info in joint.columns.items()}
-        return joint.pictures(cut)
+        """The pictures' embeddings (B, D) from their stored features (B, R, C) by name."""
+        return embed_pictures(_loaded(self.uri, self.digest), vectors)
 
     def texts(self, texts: Sequence[str]) -> Floats:
         """The texts' embeddings (B, D). Raises `UserError`."""
@@ -77,13 +73,18 @@ class Embedding:
 
 
 @lru_cache(maxsize=1)
-def _loaded(uri: str, digest: str) -> Joint:
+def _loaded(uri: str, digest: str) -> Space:
     """A model, of which another may have been at the same place before."""
     return _load(uri)
 
 
-def _load(uri: str) -> Joint:
-    from imgray.training.joint import load_joint  # which loads torch
+def _load(uri: str) -> Space:
+    """A model, or a dual encoder. Either loads torch."""
+    if read_manifest(Folder(uri)).kind == "features":
+        from imgray.features.spaces import load_space
+
+        return load_space(uri)
+    from imgray.training.joint import load_joint
 
     return load_joint(uri)
 
@@ -117,7 +118,7 @@ def joint_part(
     if config.joint is None:
         return None
     texts = _read_texts(config) if config.text_queries else []
-    model = read_manifest(Folder(config.joint), "model")
+    model = read_manifest(Folder(config.joint))
     files = _copy(Folder(config.joint), model, output)
     embedding = Embedding(f"{output.absolute}/{MODEL}", model.digest)
     joint = _loaded(embedding.uri, embedding.digest)
@@ -139,7 +140,7 @@ def embedding_of(folder: Folder, manifest: Manifest) -> Embedding:
     return Embedding(f"{folder.absolute}/{MODEL}", entry.sha256)
 
 
-def load_words(folder: Folder, manifest: Manifest) -> Joint:
+def load_words(folder: Folder, manifest: Manifest) -> Space:
     """The model of `embedding_of`, of whose files each is verified now. Raises `UserError`."""
     return _load(embedding_of(folder, manifest).uri)
 
@@ -164,10 +165,12 @@ def sample_rows(
 
 
 def _copy(source: Folder, model: Manifest, output: Folder) -> list[FileEntry]:
-    entries = []
-    for entry in model.files:
-        if not entry.name.startswith(STAYS):
-            entries.append(_write(output, entry.name, read_file(source, entry)))
+    names = [entry.name for entry in model.files if not entry.name.startswith(STAYS)]
+    if model.kind == "features":
+        from imgray.features.spaces import space_files
+
+        names = space_files(model)
+    entries = [_write(output, name, read_file(source, model.file(name))) for name in names]
     return [*entries, _write(output, NAME, model.to_bytes())]
 
 
@@ -177,7 +180,7 @@ def _write(output: Folder, name: str, data: bytes) -> FileEntry:
     return entry
 
 
-def _check_columns(joint: Joint, features: Manifest, config: IndexConfig) -> None:
+def _check_columns(joint: Space, features: Manifest, config: IndexConfig) -> None:
     """Refuse a model of other features than those of the pictures.
 
     One of whole pictures also takes the first region of a pyramid.
@@ -236,7 +239,16 @@ def _read_texts(config: IndexConfig) -> list[str]:
     return [row["text"] for row in table.rows(rows.tolist())]
 
 
-def embed_texts(joint: Joint, texts: Sequence[str]) -> Floats:
+def embed_pictures(joint: Space, vectors: Vectors) -> Floats:
+    """The pictures' embeddings (B, D) from their features (B, R, C) by name.
+
+    Of more regions than the model takes the first count, which are the whole picture.
+    """
+    cut = {name: vectors[name][:, : info.regions] for name, info in joint.columns.items()}
+    return joint.pictures(cut)
+
+
+def embed_texts(joint: Space, texts: Sequence[str]) -> Floats:
     """The texts' embeddings (B, D). Raises `UserError` for one that cannot be read."""
     try:
         return joint.texts(texts)

@@ -26,7 +26,7 @@ from imgray.retrieval.deepindex import Hits, Result
 from imgray.retrieval.modalities import IMAGE, TEXT, Blend, ask, depth
 
 if TYPE_CHECKING:
-    from imgray.training.joint import Joint
+    from imgray.features.spaces import Space
 
 QUERIES_AT_ONCE = 16
 EVEN = Blend()
@@ -127,7 +127,7 @@ class SearchEngine:
         return as_vectors(embed_texts(self._words, texts))
 
     @cached_property
-    def _words(self) -> Joint:
+    def _words(self) -> Space:
         return load_words(self.folder, self.manifest).to(visible_device())
 
     def picture(self, id: str) -> bytes:

@@ -220,8 +220,9 @@ class IndexConfig(JobConfig):
     )
     joint: str | None = Field(
         default=None,
-        description="model that matches images and texts: the index gets a part of its own with "
-        "the images' joint embedding, and answers words too",
+        description="model that matches images and texts, or features of a dual encoder, such as "
+        "--features: the index gets a part of its own with the images' joint embedding, and "
+        "answers words too",
         json_schema_extra={"metavar": "MODEL"},
     )
     joint_codewords: int | None = Field(

@@ -23,7 +23,7 @@ from imgray.serving.settings import Batching
 from imgray.serving.versions import Holder, Version
 
 if TYPE_CHECKING:
-    from imgray.training.joint import Joint
+    from imgray.features.spaces import Space
 
 Floats = NDArray[np.float32]
 Half = NDArray[np.float16]
@@ -66,7 +66,7 @@ class JointEncoder:
             found = cast(Floats, await self._run((joint, vectors)))
         return found
 
-    async def _joint(self, version: Version) -> Joint:
+    async def _joint(self, version: Version) -> Space:
         joint = await self.holder.get(version)
         if joint is None:
             raise UserError(f"{version.uri}: has no joint part")
@@ -77,12 +77,12 @@ class JointEncoder:
         return True
 
     @serve.batch
-    async def _run(self, items: list[tuple[Joint, Any]]) -> list[Floats | Rejected]:
+    async def _run(self, items: list[tuple[Space, Any]]) -> list[Floats | Rejected]:
         metrics().batch_size.observe(len(items))
         return await asyncio.to_thread(_forward, items)
 
 
-def _open(version: Version) -> Joint | None:
+def _open(version: Version) -> Space | None:
     folder, manifest = version.open()
     if not answers(manifest, TEXT):
         return None
@@ -92,7 +92,7 @@ def _open(version: Version) -> Joint | None:
     return load_words(folder, manifest).to(visible_device())
 
 
-def _forward(items: Sequence[tuple[Joint, Any]]) -> list[Floats | Rejected]:
+def _forward(items: Sequence[tuple[Space, Any]]) -> list[Floats | Rejected]:
     """A pass for the texts and one for the pictures of each version: there may be two in a swap."""
     found: dict[int, Floats | Rejected] = {}
     for joint in {id(one): one for one, _ in items}.values():
@@ -104,7 +104,7 @@ def _forward(items: Sequence[tuple[Joint, Any]]) -> list[Floats | Rejected]:
     return [found[place] for place in range(len(items))]
 
 
-def _texts(joint: Joint, texts: list[str]) -> list[Floats | Rejected]:
+def _texts(joint: Space, texts: list[str]) -> list[Floats | Rejected]:
     """Those that the tower does not take are found one by one."""
     try:
         return list(joint.texts(texts))
@@ -114,6 +114,8 @@ def _texts(joint: Joint, texts: list[str]) -> list[Floats | Rejected]:
         return [found for text in texts for found in _texts(joint, [text])]
 
 
-def _pictures(joint: Joint, batch: list[Mapping[str, Half]]) -> list[Floats | Rejected]:
+def _pictures(joint: Space, batch: list[Mapping[str, Half]]) -> list[Floats | Rejected]:
+    from imgray.engine.joint import embed_pictures  # as above
+
     stacked = {n: np.stack([one[n] for one in batch]).astype(np.float32) for n in joint.columns}
-    return list(joint.pictures(stacked))
+    return list(embed_pictures(joint, stacked))
