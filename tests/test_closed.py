@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import linalg
 
+from imgray.errors import UserError
 from imgray.matching.closed import moments, solve
 
 
@@ -94,3 +95,25 @@ def test_a_dimension_that_never_changes_is_borne(kind: str) -> None:
     x[:, 0] = 3
     found = _solved(kind, [x, y], 4, (0.1, 0.1), 0.5)
     assert all(np.isfinite(one).all() for one in found)
+
+
+@pytest.mark.parametrize("kind", ["cca", "ridge"])
+@pytest.mark.parametrize(
+    ("rows", "other"),
+    [([0], [0]), ([0] * 5, [0, 1, 2, 3, 4]), ([0, 1, 2, 3, 4], [0] * 5), ([0, 1, 2], [0, 1, 2])],
+    ids=["one pair", "one image", "one text", "fewer pairs than numbers"],
+)
+@pytest.mark.parametrize("shrink", [(0.0, 0.0), (5.0, 0.3)])
+def test_what_does_not_vary_has_a_solution_too(
+    kind: Any, rows: list[int], other: list[int], shrink: tuple[float, float]
+) -> None:
+    x, y = _pairs(4)
+    images, texts = _solved(kind, [x[rows], y[other]], 4, shrink, 0.5)
+    assert np.isfinite(images).all()
+    assert np.isfinite(texts).all()
+
+
+def test_numbers_out_of_proportion_are_one_line() -> None:
+    x, y = _pairs(4)
+    with pytest.raises(UserError, match=r"raise settings\.shrink, or look for numbers out of all"):
+        _solved("cca", [x * 1e30, y], 4, (1.0, 1.0), 0.5)

@@ -98,3 +98,10 @@ def test_weights_that_cannot_be_are_refused(weights: list[float]) -> None:
 def test_nothing_to_fuse_is_refused() -> None:
     with pytest.raises(ValueError, match="no scores"):
         average([])
+
+
+@pytest.mark.parametrize("huge", [1e308, 1e-308])
+def test_only_the_proportion_of_weights_counts(huge: float) -> None:
+    lists = lists_of(3, (2, 6), 2)
+    for fuse in (average, adaptive):
+        np.testing.assert_allclose(fuse(lists, [huge, huge]), fuse(lists), rtol=1e-12)

@@ -21,13 +21,14 @@ import imgray
 import imgray.engine.index as engine
 import imgray.training.joint
 from imgray.artifacts.folder import Folder
-from imgray.artifacts.manifest import Manifest, publish, read_manifest
+from imgray.artifacts.manifest import Manifest, publish, read_file, read_manifest
 from imgray.cli import run_job
+from imgray.engine.build import fit_part
 from imgray.engine.evaluate_index import evaluate
 from imgray.engine.extract import extract
 from imgray.engine.fan_out import search_shards
 from imgray.engine.index import IndexResult, build_index
-from imgray.engine.joint import as_vectors, default_probes
+from imgray.engine.joint import as_vectors, default_probes, joint_settings
 from imgray.engine.report import Report
 from imgray.engine.rows import Source
 from imgray.engine.search import SearchEngine, SearchResult, encode, search
@@ -43,6 +44,7 @@ from imgray.engine.verify import verify
 from imgray.errors import UserError
 from imgray.features.columns import Vectors, columns_of
 from imgray.features.extractor import load_texts
+from imgray.retrieval.codebook import Codebooks, unit
 from imgray.retrieval.deepindex import Hits
 from imgray.retrieval.modalities import Blend
 
@@ -697,6 +699,63 @@ def test_default_probes_fall_as_a_share(words: int, probes: int) -> None:
     assert default_probes(words) == probes
 
 
+def test_texts_to_measure_with_are_those_that_can_be_read(made: Made, tmp_path: Path) -> None:
+    path = tmp_path / "texts.csv"
+    path.write_text("text\n" + "".join(f'"{t}"\n' for t in [*made.texts(1, 2, 3), " ", "", "  "]))
+    output = str(tmp_path / "index")
+    found = build_index(made.config(output, text_queries=str(path), queries=6))
+    assert found.modalities["text"].queries == 3
+    path.write_text('text\n" "\n')
+    with pytest.raises(UserError, match=r"--text-queries .*: the model can read none of them"):
+        build_index(made.config(tmp_path / "other", text_queries=str(path)))
+
+
+def test_only_a_model_or_features_have_a_joint_embedding(
+    made: Made, indexes: dict[int, str], tmp_path: Path
+) -> None:
+    for uri, reason in (
+        (indexes[1], f"--joint {indexes[1]}: an artifact of kind 'index'; expected a model"),
+        (made.features, f"{made.features}: features of images by one dual encoder are needed"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            build_index(made.config(tmp_path / "index", joint=uri))
+        assert not _files(tmp_path / "index")
+
+
+@pytest.mark.parametrize("write", range(3))
+def test_what_is_trained_outlives_a_kill_and_other_probes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: int
+) -> None:
+    class Images:
+        def rows(self, source: Any, rows: Any) -> NDArray[np.float32]:
+            return unit(np.random.default_rng(0).normal(size=(60, 8)))
+
+    def fitted(probes: int) -> Codebooks:
+        given = joint_settings(config, 4, 8).model_copy(update={"probes": (probes,)})
+        part = fit_part(None, output, given, np.arange(60), "joint/", Images())  # type: ignore[arg-type]
+        return Codebooks.from_bytes(read_file(output, part.codebooks))
+
+    config = IndexConfig(features="f", output="o", feature=["x"], joint="m")
+    output, real, count = Folder(str(tmp_path)), Folder.write, itertools.count()
+    first = fitted(2)
+
+    def killed(self: Folder, name: str, data: bytes) -> None:
+        if next(count) == write:
+            raise KeyboardInterrupt
+        real(self, name, data)
+
+    monkeypatch.setattr(Folder, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fitted(3)
+    monkeypatch.setattr(Folder, "write", real)
+    for probes in (2, 4, 3):
+        found = fitted(probes)
+        assert found.settings.probes == (probes,)
+        assert found.words.keys() == first.words.keys()
+        for name, words in first.words.items():
+            np.testing.assert_array_equal(found.words[name], words)
+
+
 # --- evaluation -------------------------------------------------------------------------------
 
 
@@ -766,6 +825,26 @@ def test_a_wrong_evaluation_is_one_line(
     [line] = err.splitlines()
     assert reason in line
     assert out == ""
+
+
+def test_texts_that_cannot_be_read_have_found_nothing(
+    indexes: dict[int, str], table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags: dict[str, Any] = {"columns": ["text=caption", "group=image"], "top": 9}
+    whole = evaluate(EvaluateConfig(index=indexes[1], texts=table, **flags)).root
+    lines = Path(table).read_text().splitlines()
+    image, split, _ = lines[1].split(",")
+    broken = [f'{image},{split},"{text}"' for text in (" ", "", "1" * 20_000)]
+    (tmp_path / "broken.csv").write_text("\n".join([*lines, *broken]) + "\n")
+    config = EvaluateConfig(index=indexes[1], texts=str(tmp_path / "broken.csv"), **flags)
+    found, texts = evaluate(config).root, whole["queries"]
+    assert "3 texts cannot be read, and count as not found" in capsys.readouterr().err
+    assert found["queries"] == texts + 3
+    for name in ("recall@1", "recall@5", "map"):
+        assert found[name] == pytest.approx(whole[name] * texts / (texts + 3))
+    (tmp_path / "broken.csv").write_text("\n".join([lines[0], *broken]) + "\n")
+    with pytest.raises(UserError, match="the index can read none of 3 texts"):
+        evaluate(config)
 
 
 def test_texts_cannot_score_an_index_of_pictures(plain: str, table: str) -> None:

@@ -31,6 +31,7 @@ from imgray.features.extractor import (
     load_texts,
     save_extractor,
 )
+from imgray.features.towers import dual_type
 
 CLIP = "sentence_transformers.models.CLIPModel"
 TEXTS = ["a dog", "a small red car", "dog runs", "a", "a red dog runs runs runs a dog a dog a car"]
@@ -163,3 +164,24 @@ def test_a_model_that_lacks_tensors_is_refused(dual: Path, tmp_path: Path) -> No
     for changes in ({}, {"columns": ["text=caption"]}):
         with pytest.raises(UserError, match="tensors are missing"):
             _build(folder, **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("modules.json", '{"a": 1}'),
+        ("modules.json", "[1]"),
+        ("modules.json", '[{"path": "../other"}]'),
+        ("modules.json", '[{"path": 3}]'),
+        ("modules.json", "[" * 100_000),
+        ("config.json", "[]"),
+        ("config.json", "null"),
+    ],
+)
+def test_settings_that_are_none_are_one_line(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / name).write_text(content)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/config.json").write_text('{"model_type": "clip"}')
+    with pytest.raises(UserError, match=f"model/{name}: no"):
+        dual_type(Folder(str(tmp_path / "model")))

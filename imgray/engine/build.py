@@ -67,27 +67,30 @@ def fit_part(
 ) -> Part:
     """Train the codebooks of a part on a sample; those of an interrupted run are kept.
 
-    Only how many lists are visited may have changed since.
+    Only how many lists are visited may have changed since: what was trained stays as it is in the
+    work, and the published file is made from it anew.
     """
     note = f"{WORK}/{place}codebooks.json"
-    if not output.exists(note):
-        found = (
-            fit_unprojected(embedding.rows(source, sample), settings)
-            if embedding
-            else fit(source.pick(sample)[1], settings)
-        )
+    if output.exists(note):
+        kept = read_file(output, FileEntry.model_validate_json(output.read(note)))
+    elif embedding:
+        kept = fit_unprojected(embedding.rows(source, sample), settings).to_bytes()
     else:
-        entry = FileEntry.model_validate_json(output.read(note))
-        kept = Codebooks.from_bytes(read_file(output, entry))
-        if kept.settings.probes == settings.probes:
-            return Part(place, entry, embedding)
-        changed = kept.settings.model_copy(update={"probes": settings.probes})
-        found = replace(kept, settings=changed)
-    data = found.to_bytes()
+        kept = fit(source.pick(sample)[1], settings).to_bytes()
+    trained = entry_of(f"{WORK}/{place}{CODEBOOKS}", kept)
+    output.write(trained.name, kept)
+    output.write(note, trained.model_dump_json().encode())
+    data = _visiting(kept, settings.probes)
     output.write(place + CODEBOOKS, data)
-    entry = entry_of(place + CODEBOOKS, data)
-    output.write(note, entry.model_dump_json().encode())
-    return Part(place, entry, embedding)
+    return Part(place, entry_of(place + CODEBOOKS, data), embedding)
+
+
+def _visiting(codebooks: bytes, probes: tuple[int, ...]) -> bytes:
+    """The same codebooks, by which so many lists are visited."""
+    found = Codebooks.from_bytes(codebooks)
+    if found.settings.probes == probes:
+        return codebooks
+    return replace(found, settings=found.settings.model_copy(update={"probes": probes})).to_bytes()
 
 
 def build_shards(

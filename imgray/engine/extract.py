@@ -33,7 +33,7 @@ from imgray.errors import UserError
 from imgray.features.backbones import Backbone
 from imgray.features.bags import fit
 from imgray.features.columns import FeatureInfo, columns_of, schema
-from imgray.features.encoders import Kind, fitted, kind_of, of_texts, text_encoder
+from imgray.features.encoders import Kind, digest_of, fitted, kind_of, of_texts, text_encoder
 from imgray.features.extractor import (
     PYRAMID,
     Extractor,
@@ -120,10 +120,15 @@ def extract(config: ExtractConfig) -> ExtractResult:
 
 
 def _models(config: ExtractConfig) -> dict[str, str]:
-    """The fingerprints of the trained models that extract, by URI."""
-    requests = parse_extractors(config.extractor, config.weights)
-    uris = [request.weights for request in requests if kind_of(request) == "model"]
-    return {uri: fingerprint_of(read_manifest(Folder(uri), "model")) for uri in uris}
+    """By URI, what tells the trained models and encoders that extract from others there."""
+    found = {}
+    for request in parse_extractors(config.extractor, config.weights):
+        kind, place = kind_of(request), Folder(request.weights)
+        if kind == "model":
+            found[request.weights] = fingerprint_of(read_manifest(place, kind))
+        elif request.trained and kind in ("text", "dual"):
+            found[request.weights] = digest_of(place)
+    return found
 
 
 def _weights(config: ExtractConfig) -> list[str]:

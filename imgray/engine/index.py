@@ -133,7 +133,8 @@ def _refuse_texts(features: Folder, made_from: Manifest) -> None:
 def _refuse_low(report: Report, config: IndexConfig, then: str) -> None:
     """Raises `UserError`, which says what `then`, where `--min-recall` asks for more."""
     for name, least in config.least_recall.items():
-        found = report.modalities[name].recall[MEASURED] if name in report.modalities else 0.0
+        measured = {IMAGE: report.recall} | {n: m.recall for n, m in report.modalities.items()}
+        found = measured.get(name, {}).get(MEASURED, 0.0)
         if found < least:
             flag = "--probes" if name == IMAGE else "--joint-probes"
             raise UserError(
@@ -241,7 +242,7 @@ def _build(
     report = measure(remote, source, output, manifest, held_out, joint)
     seconds = {"fit": fitted - started, "shards": built - fitted}
     report = report.model_copy(update={"seconds": {k: round(v, 2) for k, v in seconds.items()}})
-    _refuse_low(report, config, "run it again: what is built so far is kept")
+    _refuse_low(report, config, "run it again, without --overwrite: what is built so far is kept")
     data = report.model_dump_json(indent=1).encode()
     output.write(REPORT, data)
     manifest.files.append(entry_of(REPORT, data))

@@ -62,9 +62,9 @@ class Embedding:
         """The pictures' embeddings (B, D) from their stored features (B, R, C) by name."""
         return embed_pictures(_loaded(self.uri, self.digest), vectors)
 
-    def texts(self, texts: Sequence[str]) -> Floats:
-        """The texts' embeddings (B, D). Raises `UserError`."""
-        return embed_texts(_loaded(self.uri, self.digest), texts)
+    def texts(self, texts: Sequence[str | None]) -> tuple[Floats, NDArray[np.int64]]:
+        """`embed_readable`."""
+        return embed_readable(_loaded(self.uri, self.digest), texts)
 
     def rows(self, source: Source, rows: NDArray[np.int64]) -> Floats:
         """The embeddings (n, D) of a few rows, given in rising order."""
@@ -117,12 +117,14 @@ def joint_part(
     """
     if config.joint is None:
         return None
-    texts = _read_texts(config) if config.text_queries else []
     model = read_manifest(Folder(config.joint))
-    files = _copy(Folder(config.joint), model, output)
+    names = _names(config.joint, model)
+    drawn = _draw_texts(config) if config.text_queries else []
+    files = _copy(Folder(config.joint), model, names, output)
     embedding = Embedding(f"{output.absolute}/{MODEL}", model.digest)
     joint = _loaded(embedding.uri, embedding.digest)
     _check_columns(joint, features, config)
+    texts = _readable(joint, drawn, config) if drawn else []
     about = {
         "model": Folder(config.joint).absolute,
         "fingerprint": joint.fingerprint,
@@ -164,12 +166,21 @@ def sample_rows(
     return np.sort(rows)
 
 
-def _copy(source: Folder, model: Manifest, output: Folder) -> list[FileEntry]:
-    names = [entry.name for entry in model.files if not entry.name.startswith(STAYS)]
+def _names(uri: str, model: Manifest) -> list[str]:
+    """The files of a model, or of a dual encoder, that its index carries. Raises `UserError`."""
     if model.kind == "features":
         from imgray.features.spaces import space_files
 
-        names = space_files(model)
+        return space_files(uri, model)
+    if model.kind != "model":
+        raise UserError(
+            f"--joint {uri}: an artifact of kind {model.kind!r}; expected a model that matches "
+            "images and texts, or features of images by a dual encoder"
+        )
+    return [entry.name for entry in model.files if not entry.name.startswith(STAYS)]
+
+
+def _copy(source: Folder, model: Manifest, names: Sequence[str], output: Folder) -> list[FileEntry]:
     entries = [_write(output, name, read_file(source, model.file(name))) for name in names]
     return [*entries, _write(output, NAME, model.to_bytes())]
 
@@ -228,15 +239,25 @@ def default_probes(words: int) -> int:
     return min(words, math.isqrt(128 * words))
 
 
-def _read_texts(config: IndexConfig) -> list[str]:
-    """Some texts of the table that `--text-queries` names, at random."""
+def _draw_texts(config: IndexConfig) -> list[str | None]:
+    """Twice as many texts as are needed of the table that `--text-queries` names, at random."""
     uri, _, column = str(config.text_queries).partition("#")
     table = open_table(uri, {"text": Text()}, Layout({"text": column} if column else {}))
-    if not len(table):
+    texts = table.words("text")
+    if texts is None or not len(texts):
         raise UserError(f"--text-queries {uri}: no rows")
     random = np.random.default_rng([config.seed, 2])
-    rows = np.sort(random.permutation(len(table))[: config.queries])
-    return [row["text"] for row in table.rows(rows.tolist())]
+    rows = random.permutation(len(texts))[: 2 * config.queries]
+    drawn: list[str | None] = texts.take(rows).to_pylist()
+    return drawn
+
+
+def _readable(joint: Space, drawn: Sequence[str | None], config: IndexConfig) -> list[str]:
+    """Those that the model reads, as many as are needed. Raises `UserError` if there is none."""
+    places = embed_readable(joint, drawn)[1][: config.queries]
+    if not len(places):
+        raise UserError(f"--text-queries {config.text_queries}: the model can read none of them")
+    return [str(drawn[place]) for place in places]
 
 
 def embed_pictures(joint: Space, vectors: Vectors) -> Floats:
@@ -254,6 +275,18 @@ def embed_texts(joint: Space, texts: Sequence[str]) -> Floats:
         return joint.texts(texts)
     except Rejected as error:
         raise UserError(f"text: {error}") from None
+
+
+def embed_readable(joint: Space, texts: Sequence[str | None]) -> tuple[Floats, NDArray[np.int64]]:
+    """The embeddings (n, D) of the texts that can be read, and their places (n,)."""
+    try:
+        return joint.texts([Text().value(text) for text in texts]), np.arange(len(texts))
+    except Rejected:
+        if len(texts) == 1:
+            return np.empty((0, joint.dim), np.float32), np.empty(0, np.int64)
+    half = len(texts) // 2
+    one, other = embed_readable(joint, texts[:half]), embed_readable(joint, texts[half:])
+    return np.concatenate([one[0], other[0]]), np.concatenate([one[1], other[1] + half])
 
 
 def as_vectors(embeddings: Floats) -> Vectors:

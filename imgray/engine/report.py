@@ -116,14 +116,12 @@ def measure(
 def _joint_trials(remote: Any, joint: JointPart, held_out: NDArray[np.int64]) -> list[_Trial]:
     """The joint part asked with images, and with texts where there are some."""
     embedding = joint.embedding
-    asked = [remote(Embedding.rows).remote(embedding, joint.source, held_out)]
+    images = ray.get(remote(Embedding.rows).remote(embedding, joint.source, held_out))
+    asked = [(images, held_out)]
     if joint.texts:
-        asked.append(remote(Embedding.texts).remote(embedding, joint.texts))
-    owns = [held_out, np.full(len(joint.texts), -1)]
-    return [
-        _Trial(TEXT, as_vectors(whole), whole, embedding, own)
-        for whole, own in zip(ray.get(asked), owns, strict=False)
-    ]
+        texts, _ = ray.get(remote(Embedding.texts).remote(embedding, joint.texts))
+        asked.append((texts, np.full(len(texts), -1)))
+    return [_Trial(TEXT, as_vectors(whole), whole, embedding, own) for whole, own in asked]
 
 
 def _measured(

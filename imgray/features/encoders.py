@@ -9,12 +9,18 @@ from collections.abc import Sequence
 from typing import Literal
 
 from imgray.artifacts.folder import Folder
-from imgray.artifacts.manifest import NAME, read_manifest
+from imgray.artifacts.manifest import NAME, read_manifest, sha256
 from imgray.config import Precision
 from imgray.errors import UserError
 from imgray.features.extractor import load_texts
-from imgray.features.sentences import MODULES, SentenceEncoder, from_hub, sentence_encoder
-from imgray.features.texts import LAYER, TextEncoder
+from imgray.features.sentences import (
+    MODULES,
+    SUFFIXES,
+    SentenceEncoder,
+    from_hub,
+    sentence_encoder,
+)
+from imgray.features.texts import LAYER, TextEncoder, files_at
 from imgray.features.towers import PADDED, dual_type, space_of
 from imgray.features.weights import Request, Wheel, wheel_file
 
@@ -52,6 +58,13 @@ def kind_of(request: Request) -> Kind:
         f"sentence-transformers and no dual encoder here (neither {NAME} nor {MODULES}); check the "
         "URI"
     )
+
+
+def digest_of(place: Folder) -> str:
+    """What tells an encoder of texts from others at the same place: its artifact, or its files."""
+    if place.exists(NAME):
+        return read_manifest(place).digest
+    return sha256("".join(entry.sha256 for entry in files_at(place, SUFFIXES)).encode())
 
 
 def of_texts(requests: Sequence[Request], asked: bool = False) -> bool:

@@ -87,7 +87,7 @@ class DualSpace:
     def texts(self, texts: Sequence[str]) -> Floats:
         prepared = [self.towers.prepare(text, query=True) for text in texts]
         [found] = self.towers.run(prepared).values()
-        return unit(found[:, 0].astype(np.float16))
+        return unit(found[:, 0].astype(np.float16).astype(np.float32))
 
 
 def load_space(uri: str) -> DualSpace:
@@ -105,8 +105,9 @@ def load_space(uri: str) -> DualSpace:
     return DualSpace(column, columns_of(manifest)[column], towers)
 
 
-def space_files(manifest: Manifest) -> list[str]:
-    """The files of a features artifact that `load_space` reads."""
+def space_files(uri: str, manifest: Manifest) -> list[str]:
+    """The files of a features artifact that `load_space` reads. Raises `UserError` as that."""
+    _dual(uri, manifest)
     config = ExtractorConfig.model_validate(manifest.about["extractor"])
     return extractor_files(config.model_copy(update={"nets": {}}))
 
@@ -120,4 +121,6 @@ def _dual(uri: str, manifest: Manifest) -> str:
             f"{uri}: features of images by one dual encoder are needed, these are by {there}; "
             "a model that was trained to match images and texts will do too"
         )
+    if config.nets[found[0]].space != config.texts[found[0]].space:
+        raise UserError(f"{uri}: the towers of {found[0]} share no space; extract the images again")
     return found[0]

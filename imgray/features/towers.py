@@ -142,15 +142,24 @@ def _colours(place: Folder, kind: str) -> tuple[Any, Any]:
 
 def _inner(place: Folder) -> str:
     """Where the model of transformers lies in a folder, which may be of sentence-transformers."""
-    modules = _json(place, MODULES, [])
-    path = str(modules[0].get("path", "")) if modules else ""
-    return f"{path.strip('/')}/" if path else ""
+    if not place.exists(MODULES):
+        return ""
+    modules = _json(place, MODULES, list)
+    path = modules[0].get("path", "") if modules and isinstance(modules[0], dict) else None
+    if not isinstance(path, str) or ".." in path.split("/"):
+        raise UserError(
+            f"{place.uri}/{MODULES}: no list of modules in folders here; fetch it again"
+        )
+    return f"{path.strip('/')}/" if path.strip("/") else ""
 
 
-def _json(place: Folder, name: str, default: Any = None) -> Any:
+def _json(place: Folder, name: str, kind: type[list[Any]] | type[dict[str, Any]] = dict) -> Any:
     if not place.exists(name):
-        return {} if default is None else default
+        return kind()
     try:
-        return json.loads(place.read(name))
-    except ValueError:
-        raise UserError(f"{place.uri}/{name}: not JSON; fetch the model again") from None
+        found = json.loads(place.read(name))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, kind):
+        raise UserError(f"{place.uri}/{name}: not the JSON of a model; fetch the model again")
+    return found

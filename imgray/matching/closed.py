@@ -12,6 +12,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from imgray.errors import UserError
+
+LEAST = 1e-6
+"""Of the mean square of a vector's numbers, above what rounding makes of a variance of 0."""
 Solution = Literal["cca", "ridge"]
 Moments = Mapping[str, Tensor]
 """Sums over pairs, float64: their `count`, the vectors `x` of images and `y` of texts, and the
@@ -48,14 +52,32 @@ def solve(
         dim: k of `cca`, d or e at most; `ridge` has k = e.
         shrink: by image and text what is added to the variances, relative to their mean.
         power: of the correlations.
+
+    Raises:
+        UserError: numbers too large, or too few pairs for so little shrinkage.
     """
+    try:
+        return _solved(kind, of, dim, shrink, power)
+    except torch.linalg.LinAlgError:
+        raise UserError(
+            f"{kind}: the vectors of these pairs give no solution; raise settings.shrink, or look "
+            "for numbers out of all proportion among them"
+        ) from None
+
+
+def _solved(
+    kind: Solution, of: Moments, dim: int, shrink: tuple[float, float], power: float
+) -> tuple[Map, Map]:
     sums = {name: one.sum(dim=0) for name, one in of.items()}
     x, y, xx, xy, yy = (sums[name] / sums["count"] for name in ("x", "y", "xx", "xy", "yy"))
+    lifts = [LEAST * one.diagonal().mean() for one in (xx, yy)]
     xx, xy, yy = xx - torch.outer(x, x), xy - torch.outer(x, y), yy - torch.outer(y, y)
     if kind == "cca":
-        one, other = _canonical(_raised(xx, shrink[0]), xy, _raised(yy, shrink[1]), dim, power)
+        raised = [_raised(*one) for one in zip((xx, yy), shrink, lifts, strict=True)]
+        one, other = _canonical(raised[0], xy, raised[1], dim, power)
     else:
-        one, other = torch.linalg.solve(_raised(xx, shrink[0]), xy), torch.eye(len(y)).to(y)
+        raised = [_raised(xx, shrink[0], lifts[0])]
+        one, other = torch.linalg.solve(raised[0], xy), torch.eye(len(y)).to(y)
     return _affine(one, x, xx), _affine(other, y, yy)
 
 
@@ -74,10 +96,11 @@ def _canonical(xx: Tensor, xy: Tensor, yy: Tensor, dim: int, power: float) -> tu
     return one, other
 
 
-def _raised(variances: Tensor, shrink: float) -> Tensor:
-    """Covariances (d, d) with a multiple of their mean variance on the diagonal."""
-    level = variances.diagonal().mean().clamp(min=torch.finfo(variances.dtype).tiny)
-    return variances + shrink * level * torch.eye(len(variances)).to(variances)
+def _raised(variances: Tensor, shrink: float, least: Tensor) -> Tensor:
+    """Covariances (d, d) with a multiple of their mean variance on the diagonal, or the least."""
+    level = torch.maximum(shrink * variances.diagonal().mean(), least)
+    level = level.clamp(min=torch.finfo(variances.dtype).tiny)
+    return variances + level * torch.eye(len(variances)).to(variances)
 
 
 def _affine(weight: Tensor, mean: Tensor, variances: Tensor) -> Map:

@@ -128,6 +128,11 @@ class MatchingLearner(Learner):
                 self._gather(batch, last=at.step + 1 == at.steps)
                 return {}
             self._solve()
+        if len(batch["image_id"]) == 1 and self.settings.normalised:
+            raise UserError(
+                "batch normalisation needs two examples on each worker: raise batch_size, or lower "
+                "--workers"
+            )
         losses = self.objective(batch, at)
         total = torch.stack(list(losses.values())).sum()
         self.descend("net", total)
@@ -187,6 +192,7 @@ class MatchingLearner(Learner):
         dim = settings.first_width("image") or settings.dim
         maps = solve(kind, sums, dim, settings.shrink, settings.power)
         self.net.set_first(dict(zip(SIDES, maps, strict=True)))
+        workers.spread(self.modules)
         self.moments = {}
 
     def state(self) -> dict[str, Tensor]:

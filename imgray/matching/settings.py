@@ -79,6 +79,8 @@ class MatchingSettings(Settings):
             raise ValueError("dims are above 0, and shrink is not negative")
         if not self.members or any(s is not None and not 0 <= s <= 99 for s in self.members):
             raise ValueError("steps are from 0 to 99, or null, at least one")
+        if min(*self.weights, *self.alphas) < 0:
+            raise ValueError("weights and alphas are not negative")
         if not self.weights.dual and not self.weights.latent:
             raise ValueError("weights: of dual and latent one is needed, to compare by")
         if self.around and (self.layout != "rrf" or self.first_width("image") != self.dim):
@@ -89,6 +91,11 @@ class MatchingSettings(Settings):
     def members(self) -> tuple[int | None, ...]:
         """T of each member of an ensemble."""
         return self.steps if isinstance(self.steps, tuple) else (self.steps,)
+
+    @property
+    def normalised(self) -> bool:
+        """Whether there is batch normalisation."""
+        return self.layout in ("rrf", "cycle") and (self.norm or self.norm_inputs)
 
     @property
     def trained(self) -> bool:

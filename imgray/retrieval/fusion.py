@@ -107,7 +107,8 @@ def _shares(lists: Sequence[Scores], weights: Sequence[float] | None) -> list[fl
         raise ValueError(f"{len(given)} weights for {len(lists)} lists of scores")
     if not all(np.isfinite(w) and w >= 0 for w in given) or not any(given):
         raise ValueError("weights must be finite, not negative, and not all zero")
-    return [weight / sum(sorted(given)) for weight in given]
+    scaled = [weight / max(given) for weight in given]
+    return [weight / sum(sorted(scaled)) for weight in scaled]
 
 
 def _summed(parts: Sequence[Fused]) -> Fused:
