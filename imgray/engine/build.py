@@ -77,12 +77,18 @@ def fit_part(
         kept = fit_unprojected(embedding.rows(source, sample), settings).to_bytes()
     else:
         kept = fit(source.pick(sample)[1], settings).to_bytes()
-    trained = entry_of(f"{WORK}/{place}{CODEBOOKS}", kept)
-    output.write(trained.name, kept)
-    output.write(note, trained.model_dump_json().encode())
+    trained = _kept(output, f"{WORK}/{place}{CODEBOOKS}", kept)
+    _kept(output, note, trained.model_dump_json().encode())
     data = _visiting(kept, settings.probes)
-    output.write(place + CODEBOOKS, data)
-    return Part(place, entry_of(place + CODEBOOKS, data), embedding)
+    return Part(place, _kept(output, place + CODEBOOKS, data), embedding)
+
+
+def _kept(output: Folder, name: str, data: bytes) -> FileEntry:
+    """Write a file that is not there already."""
+    entry = entry_of(name, data)
+    if not output.exists(name) or output.sha256(name) != entry.sha256:
+        output.write(name, data)
+    return entry
 
 
 def _visiting(codebooks: bytes, probes: tuple[int, ...]) -> bytes:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 
 from imgray.config import Precision
@@ -45,6 +45,12 @@ class BackboneConfig(BaseModel):
     precision: Precision = "float32"
     space: str = ""
     fingerprint: str = ""
+
+    @model_serializer(mode="wrap")
+    def _known_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a space that is none, as versions that know of none read it."""
+        found: dict[str, Any] = dump(self)
+        return found if self.space else {k: v for k, v in found.items() if k != "space"}
 
 
 class Backbone(nn.Module):
