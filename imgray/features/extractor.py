@@ -311,7 +311,7 @@ def open_extractor(
 
 
 def _texts(config: ExtractorConfig, folder: Folder) -> dict[str, TextEncoder]:
-    root = folder.uri.rstrip("/")
+    root = folder.absolute.rstrip("/")
     return {
         name: ENCODERS[net.library](net, Folder(f"{root}/{_under(name)}"))
         for name, net in config.texts.items()
