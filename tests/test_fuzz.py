@@ -22,6 +22,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 DESCRIPTION = description(app, declared(), indexed=True)
 API = schemathesis.openapi.from_dict(DESCRIPTION)
 PAIRS = "models/pairs"
+HEAD = 2**16 - 2**12
+"""Of a request that is longer Uvicorn tells the client, before the application hears of it."""
 PATHS = ("search", "embed", "classify", "segment", "edges", "search/batch", "models/edges", PAIRS)
 
 
@@ -43,12 +45,11 @@ def fuzzed(running: Service) -> Iterator[str]:
 )
 def test_every_route_keeps_to_its_schema(case: schemathesis.Case, fuzzed: str) -> None:
     """Statuses, headers and bodies are as `/docs` says; a picture of random bytes is refused."""
-    case.call_and_validate(
-        base_url=fuzzed,
-        headers={"X-API-Key": ADMIN},
-        excluded_checks=[positive_data_acceptance],
-        timeout=60,
-    )
+    response = case.call(base_url=fuzzed, headers={"X-API-Key": ADMIN}, timeout=60)
+    if len(str(response.request.url)) > HEAD:
+        assert response.status_code < 500
+    else:
+        case.validate_response(response, excluded_checks=[positive_data_acceptance])
 
 
 def _encoded(picture: Image.Image, kind: str, **options: object) -> bytes:

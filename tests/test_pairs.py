@@ -128,7 +128,8 @@ def _await_step(job: Job, output: Path, step: int) -> None:
 def _worker() -> psutil.Process:
     """One of the workers on the tests' own Ray."""
     tree = psutil.Process().children(recursive=True)
-    return next(one for one in tree if "TrainWorker" in " ".join(one.cmdline()))
+    living = (one for one in tree if one.status() != psutil.STATUS_ZOMBIE)
+    return next(one for one in living if "TrainWorker" in " ".join(one.cmdline()))
 
 
 @pytest.mark.slow

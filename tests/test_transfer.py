@@ -392,7 +392,7 @@ def test_a_model_trained_anew_at_its_place_is_another_setting(
         extract(config)
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["counts"]["done"] == 40
     broken = _config(str(tmp_path / "out"), [""])
-    with pytest.raises(UserError, match="a features artifact, but model is needed"):
+    with pytest.raises(UserError, match="no text encoder 'cfn'; its features are of pictures"):
         build_extractor(broken)
 
 
