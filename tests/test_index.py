@@ -299,7 +299,7 @@ def test_an_interrupted_build_of_other_settings_is_refused(
         build_index(_config(features, interrupted, shards=2))
 
 
-@pytest.mark.parametrize("name", ["shard-00000.faiss", "codebooks.safetensors"])
+@pytest.mark.parametrize("name", ["shard-00000.faiss", "_work/codebooks.safetensors"])
 def test_a_file_lost_after_its_receipt_is_never_published(
     interrupted: Path, features: str, name: str
 ) -> None:
@@ -309,6 +309,15 @@ def test_a_file_lost_after_its_receipt_is_never_published(
     assert not (interrupted / "manifest.json").exists()
     build_index(_config(features, interrupted, shards=4, overwrite=True))
     assert _manifest(interrupted).counts["images"] == IMAGES
+
+
+def test_lost_codebooks_are_made_from_those_in_the_work(
+    interrupted: Path, features: str, indexes: dict[int, Path]
+) -> None:
+    (interrupted / "codebooks.safetensors").write_bytes(b"half")
+    build_index(_config(features, interrupted, shards=4))
+    queries = clustered(9, 5, 14, DIMS)
+    _same(_search(interrupted, queries), _search(indexes[4], queries))
 
 
 @pytest.mark.parametrize(
