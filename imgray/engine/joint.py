@@ -277,16 +277,22 @@ def embed_texts(joint: Space, texts: Sequence[str]) -> Floats:
         raise UserError(f"text: {error}") from None
 
 
+def embed_each(joint: Space, texts: Sequence[str | None]) -> list[Floats | Rejected]:
+    """The embedding (D,) of each text, or why it cannot be read."""
+    try:
+        return list(joint.texts([Text().value(text) for text in texts]))
+    except Rejected as fault:
+        if len(texts) == 1:
+            return [fault]
+    half = len(texts) // 2
+    return [*embed_each(joint, texts[:half]), *embed_each(joint, texts[half:])]
+
+
 def embed_readable(joint: Space, texts: Sequence[str | None]) -> tuple[Floats, NDArray[np.int64]]:
     """The embeddings (n, D) of the texts that can be read, and their places (n,)."""
-    try:
-        return joint.texts([Text().value(text) for text in texts]), np.arange(len(texts))
-    except Rejected:
-        if len(texts) == 1:
-            return np.empty((0, joint.dim), np.float32), np.empty(0, np.int64)
-    half = len(texts) // 2
-    one, other = embed_readable(joint, texts[:half]), embed_readable(joint, texts[half:])
-    return np.concatenate([one[0], other[0]]), np.concatenate([one[1], other[1] + half])
+    found = {n: e for n, e in enumerate(embed_each(joint, texts)) if not isinstance(e, Rejected)}
+    vectors = np.array(list(found.values()), np.float32).reshape(-1, joint.dim)
+    return vectors, np.array(list(found), np.int64)
 
 
 def as_vectors(embeddings: Floats) -> Vectors:

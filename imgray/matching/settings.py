@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
+from imgray.config import Fusion
 from imgray.matching.bi_rank import BiRank
 from imgray.matching.closed import Solution
 from imgray.matching.contrast import Contrast
@@ -19,7 +20,6 @@ from imgray.training.rates import parameter_groups
 from imgray.training.recipe import Settings
 
 Layout = Literal["rrf", "cycle", "linear", "cca", "ridge"]
-Fusion = Literal["average", "adaptive"]
 
 
 class MatchingSettings(Settings):

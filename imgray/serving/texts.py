@@ -105,13 +105,9 @@ def _forward(items: Sequence[tuple[Space, Any]]) -> list[Floats | Rejected]:
 
 
 def _texts(joint: Space, texts: list[str]) -> list[Floats | Rejected]:
-    """Those that the tower does not take are found one by one."""
-    try:
-        return list(joint.texts(texts))
-    except Rejected as fault:
-        if len(texts) == 1:
-            return [fault]
-        return [found for text in texts for found in _texts(joint, [text])]
+    from imgray.engine.joint import embed_each  # as above
+
+    return embed_each(joint, texts)
 
 
 def _pictures(joint: Space, batch: list[Mapping[str, Half]]) -> list[Floats | Rejected]:
