@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
+from stopped import stopped_at
 from synthetic import clustered, names, write_features
 
 import imgray.engine.index as engine
@@ -248,24 +249,12 @@ def test_other_features_at_the_same_place_are_refused(ray_cluster: None, tmp_pat
     assert result.images == 40
 
 
-class _Stopped(BaseException):
-    """Stands for whatever ends a build before its manifest."""
-
-
 @pytest.fixture
-def interrupted(
-    ray_cluster: None, features: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def interrupted(ray_cluster: None, features: str, tmp_path: Path) -> Path:
     """A build that ended after its shards, with some of its notes and files lost."""
-
-    def stop(*_: Any) -> None:
-        raise _Stopped
-
     output = tmp_path / "index"
-    with monkeypatch.context() as patch:
-        patch.setattr(engine, "measure", stop)
-        with pytest.raises(_Stopped):
-            build_index(_config(features, output, shards=4))
+    with stopped_at(engine, "measure"):
+        build_index(_config(features, output, shards=4))
     for shard in (1, 3):
         (output / f"_work/shard-{shard:05d}.json").unlink()
     (output / "shard-00001.faiss").unlink()

@@ -16,6 +16,7 @@ import pytest
 from conftest import TinyNet
 from duals import write_dual
 from numpy.typing import NDArray
+from stopped import stopped_at
 
 import imgray
 import imgray.engine.index as engine
@@ -571,22 +572,12 @@ def test_another_model_put_in_its_place_is_noticed(
         SearchEngine(str(copy)).search(text="7")
 
 
-class _Stopped(BaseException):
-    """Stands for whatever ends a build before its manifest."""
-
-
 @pytest.fixture
-def interrupted(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def interrupted(made: Made, tmp_path: Path) -> Path:
     """A build that ended after its shards, with some notes and files of either part lost."""
-
-    def stop(*_: Any) -> None:
-        raise _Stopped
-
     output = tmp_path / "index"
-    with monkeypatch.context() as patch:
-        patch.setattr(engine, "measure", stop)
-        with pytest.raises(_Stopped):
-            build_index(made.config(output, shards=3))
+    with stopped_at(engine, "measure"):
+        build_index(made.config(output, shards=3))
     for note in ("joint/shard-00000", "shard-00001"):
         (output / f"_work/{note}.json").unlink()
     (output / "joint/shard-00000.faiss").write_bytes(b"half")
