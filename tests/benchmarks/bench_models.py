@@ -219,16 +219,13 @@ def main() -> None:
         for name in study.variants:
             found = [run(study, name, seed, given.data, work) for seed in range(seeds)]
             minutes = np.mean([one["minutes"] for one in found])
-            cells = [_spread([one[s] for one in found]) for s in study.scores if s in found[0]]
+            cells = [
+                common.spread([one[s] for one in found]) for s in study.scores if s in found[0]
+            ]
             rows.append([name, *cells, f"{minutes:.1f}"])
         if given.study == "bsds500":
             rows += known(given.data)
     common.table(["", *study.scores, "minutes"], rows)
-
-
-def _spread(values: list[float]) -> str:
-    text = f"{np.mean(values):.4f}"
-    return text if len(values) == 1 else f"{text} ± {np.std(values, ddof=1):.4f}"
 
 
 if __name__ == "__main__":

@@ -159,6 +159,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     print(flush=True)
 
 
+def spread(values: Sequence[float]) -> str:
+    """Mean, and sample standard deviation where there are several, to four digits or a tenth."""
+    digits = 4 if abs(values[0]) < 10 else 1
+    found = f"{np.mean(values):.{digits}f}"
+    return found if len(values) == 1 else f"{found} ± {np.std(values, ddof=1):.{digits}f}"
+
+
 def _text(cell: object) -> str:
     if isinstance(cell, float):
         return f"{cell:,.3f}" if abs(cell) < 10 else f"{cell:,.1f}"
