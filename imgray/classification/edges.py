@@ -15,7 +15,7 @@ from torch import Tensor
 
 from imgray.classification import edge_metrics
 from imgray.classification.fcfn import Fcfn
-from imgray.classification.pixelwise import PixelSettings, PixelTask, cut, photograph, trunk_of
+from imgray.classification.pixelwise import PixelSettings, PixelTask, cut, trunk_of
 from imgray.classification.rds import Rds, edge_loss, rds_loss
 from imgray.classification.relaxed import (
     canny_maps,
@@ -26,6 +26,7 @@ from imgray.classification.relaxed import (
 )
 from imgray.classification.ridges import nms
 from imgray.classification.segmentation import mask_of, same_size
+from imgray.data import pixels
 from imgray.data.datasets import Dataset, Record
 from imgray.data.fields import Boundaries, ClassMap, Picture, Scores
 from imgray.drawing import plots
@@ -77,7 +78,7 @@ class EdgeDetection(PixelTask):
             )
 
     def example(self, record: Record, chance: np.random.Generator | None) -> Arrays:
-        image, size = photograph(record["image"], self.settings.longest)
+        image, size = pixels.decode_within(record["image"], self.settings.longest)
         drawn = self._drawn(record, image.shape[:2], size)
         truth = dilate(consensus(drawn, self.settings.annotators), self.settings.dilation)
         if chance is None:

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from typing import Annotated
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
@@ -58,7 +56,7 @@ class PixelTask(Task):
     inputs = {"image": Picture()}
 
     def prepare(self, values: Values) -> Arrays:
-        return {"image": photograph(values["image"], self.settings.longest)[0]}
+        return {"image": pixels.decode_within(values["image"], self.settings.longest)[0]}
 
     def portraits(self, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, bytes]:
         """The weights of a local or shared fusion."""
@@ -68,20 +66,6 @@ class PixelTask(Task):
         sides = [f"side{place}" for place in range(1, len(weights) + 1)]
         classes = self.classes if weights.shape[1] == len(self.classes) else ()
         return {plots.FUSION: plots.fusion(weights.numpy(), sides, classes)}
-
-
-def photograph(data: bytes, longest: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """Decode an image at its own size, or so that its longer side has `longest` pixels.
-
-    Returns uint8 (H, W, 3), and the width and height of the whole image as displayed. Raises
-    `pixels.Rejected`.
-    """
-    image, size = pixels.decode_sized(data)
-    if max(size) > longest:
-        scale = longest / max(size)
-        width, height = (max(1, round(scale * side)) for side in size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
-    return np.asarray(image, dtype=np.uint8), size
 
 
 def cut(

@@ -16,8 +16,8 @@ from torch import Tensor
 from imgray.classification.fcfn import Fcfn
 from imgray.classification.fusion import Fusion
 from imgray.classification.images import confusion
-from imgray.classification.pixelwise import PixelSettings, PixelTask, cut, photograph, trunk_of
-from imgray.data import fields
+from imgray.classification.pixelwise import PixelSettings, PixelTask, cut, trunk_of
+from imgray.data import fields, pixels
 from imgray.data.datasets import Dataset, Record
 from imgray.drawing import plots
 from imgray.errors import UserError
@@ -59,7 +59,7 @@ class Segmentation(PixelTask):
             raise UserError(f"part {part.part!r}: records without a mask; say data.truth: masks")
 
     def example(self, record: Record, chance: np.random.Generator | None) -> Arrays:
-        image, size = photograph(record["image"], self.settings.longest)
+        image, size = pixels.decode_within(record["image"], self.settings.longest)
         mask = mask_of(record)
         same_size(record, mask.size, size)
         labels = np.asarray(mask.resize(image.shape[1::-1], Image.Resampling.NEAREST))

@@ -74,6 +74,20 @@ def decode_sized(
         raise Rejected(f"damaged or truncated: {_line(error)}") from None
 
 
+def decode_within(data: bytes, longest: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """Decode an image at its own size, or so that its longer side has `longest` pixels.
+
+    Returns uint8 (H, W, 3), and the width and height of the whole image as displayed. Raises
+    `Rejected`.
+    """
+    image, size = decode_sized(data)
+    if max(size) > longest:
+        scale = longest / max(size)
+        width, height = (max(1, round(scale * side)) for side in size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    return np.asarray(image, dtype=np.uint8), size
+
+
 def check_header(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """The stored width and height, from the header alone, without decoding. Raises `Rejected`."""
     return _opened(data, max_pixels).size
