@@ -3,7 +3,8 @@
 A data set has named parts, of which a recipe picks one to train on and one to validate on. Of files
 the truth is in
 
-* `folders`: PART/CLASS/*.jpg, the class of an image is its folder; the part `.` is CLASS/*.jpg;
+* `folders`: PART/CLASS/*.jpg, the class of an image is its folder; the part `.` is CLASS/*.jpg; or
+  PARTA/*.jpg and PARTB/*.jpg, two domains as CycleGAN's data sets have them;
 * `masks`: PART/images/NAME.* and PART/labels/NAME.png, a class per pixel in one channel of 8 bits;
 * `boundaries`: images/PART/NAME.jpg with the annotators' boundaries in boundaries/PART/NAME.npz, or
   the Berkeley segmentation data as distributed, BSDS500/data/{images,groundTruth}/PART.
@@ -22,12 +23,14 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from imgray.data.names import WHOLE, Names, Snapshot
 from imgray.errors import UserError
 
+SIDES = ("A", "B")
 Truth = Literal["folders", "masks", "boundaries", "columns"]
 Record = dict[str, Any]
 """`id`, `group` where a table has it, and what the task takes by name: of files `image` (encoded
@@ -58,6 +61,10 @@ class Dataset(ABC):
     def records(self, rows: Sequence[int]) -> list[Record]:
         """Some records, in the order of their rows. Raises `UserError` as one of them does."""
         return [self[row] for row in rows]
+
+    def drawn(self, index: int, chance: np.random.Generator) -> Record:
+        """A record to learn from, of which what does not belong together is drawn by chance."""
+        return self[index]
 
     def labels(self) -> NDArray[np.int64]:
         """The labels (n,) of all records. Raises `UserError` where records have none."""
@@ -98,10 +105,15 @@ class Folders(Files):
 
     def __init__(self, snapshot: Snapshot, part: str) -> None:
         super().__init__(snapshot, part)
-        found = snapshot.images(part)
-        prefix = "" if part == WHOLE else f"{part}/"
-        self.names = Names(pc.binary_join_element_wise(prefix, found.array, ""))
-        folders = [name.rpartition("/")[0].partition("/")[0] for name in found]
+        if part != WHOLE and self.folder.exists(f"{part}{SIDES[0]}"):
+            found = {side: snapshot.images(f"{part}{side}") for side in SIDES}
+            parts = [_under(f"{part}{side}/", names) for side, names in found.items()]
+            folders = [side for side, names in found.items() for _ in names]
+            self.names = Names(pa.concat_arrays(parts))
+        else:
+            names = snapshot.images(part)
+            self.names = Names(_under("" if part == WHOLE else f"{part}/", names))
+            folders = [name.rpartition("/")[0].partition("/")[0] for name in names]
         if "" in folders:
             loose = self.names[folders.index("")]
             raise UserError(f"{self.folder.uri}/{loose}: an image outside a class's folder")
@@ -115,6 +127,11 @@ class Folders(Files):
     def __getitem__(self, index: int) -> Record:
         name = self.names[index]
         return {"id": name, "image": self.folder.read(name), "label": int(self.column[index])}
+
+
+def _under(prefix: str, names: Names) -> pa.Array:
+    """Names below a folder."""
+    return pc.binary_join_element_wise(prefix, names.array, "")
 
 
 class Masks(Files):

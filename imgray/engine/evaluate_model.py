@@ -63,6 +63,7 @@ def _open(model: Folder, source: Source, part: str | None) -> Examples:
     fields = fields_of(manifest, task, source.features)
     val = recipe.data.part(source, part, fields) if part else recipe.data.validation(source, fields)
     task.check_classes(val)
+    val = task.arranged(val)
     return Examples(task, val, val, recipe.batch_size, recipe.seed)
 
 

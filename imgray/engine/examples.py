@@ -52,7 +52,9 @@ def open_examples(recipe: Recipe, data: Source | str) -> Examples:
     source = Source(data) if isinstance(data, str) else data
     fields = task_of(recipe, ()).fields
     train, val = recipe.data.training(source, fields), recipe.data.validation(source, fields)
-    return Examples(task_of(recipe, train.classes), train, val, recipe.batch_size, recipe.seed)
+    task = task_of(recipe, train.classes)
+    parts = task.arranged(train), task.arranged(val)
+    return Examples(task, *parts, recipe.batch_size, recipe.seed)
 
 
 def check_examples(examples: Examples) -> None:

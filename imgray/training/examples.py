@@ -40,12 +40,7 @@ class Examples:
         """A worker's part of the batch of a step."""
         first = step * self.batch_size
         part = np.array_split(np.arange(first, first + self.batch_size), world)[rank].tolist()
-        return _stacked(
-            [
-                self.example(self.train[self._at(n)], np.random.default_rng((self.seed, n)))
-                for n in part
-            ]
-        )
+        return _stacked([self._drawn(n) for n in part])
 
     def validation(self, number: int, rank: int, world: int) -> Arrays:
         """The `number`th batch of the validation examples that fall to a worker."""
@@ -67,6 +62,10 @@ class Examples:
     @property
     def _together(self) -> int:
         return self.batch_size if self.task.one_shape else 1
+
+    def _drawn(self, place: int) -> Arrays:
+        chance = np.random.default_rng((self.seed, place))
+        return self.example(self.train.drawn(self._at(place), chance), chance)
 
     def _at(self, place: int) -> int:
         epoch, index = divmod(place, len(self.train))

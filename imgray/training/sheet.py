@@ -19,7 +19,7 @@ SHOWN = 6
 def sample_sheet(task: Task, part: Dataset, predict: Callable[[Record], Prediction]) -> bytes:
     """Some images of a part of the data, evenly spaced, with what is predicted for them, as PNG."""
     places = np.unique(np.linspace(0, len(part) - 1, SHOWN).round().astype(int))
-    records = [part[int(place)] for place in places]
+    records = [task.sample(part[int(place)], number) for number, place in enumerate(places)]
     found = [predict(record) for record in records]
     pictures = [None if p.picture is None else Image.fromarray(p.picture) for p in found]
     shown = first_picture(task.inputs) or ""

@@ -250,6 +250,14 @@ class Task(ABC):
         maps = (one for one in self.outputs.values() if isinstance(one, ClassMap))
         return next((distinct(len(one.labels)) for one in maps), None)
 
+    def arranged(self, part: Dataset) -> Dataset:
+        """A part whose records are as `example` takes them. Raises `UserError`."""
+        return part
+
+    def sample(self, record: Record, number: int) -> Record:
+        """A record of validation with the inputs of prediction, as the sheet's `number`th sample."""
+        return record
+
     def check_training_data(self, train: Dataset) -> None:
         """Refuse data that this task cannot learn from. Raises `UserError`."""
         self.check_classes(train)

@@ -1,0 +1,295 @@
+"""Translation of pictures of one domain into those of another: the task, and how it is learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from imgray.data import pixels
+from imgray.data.datasets import Dataset, Record
+from imgray.data.fields import Input, Label, Output, Picture, Text, Values
+from imgray.data.unpaired import DOMAINS, Unpaired
+from imgray.features.backbones import standardised
+from imgray.synthesis.discriminator import PatchDiscriminator
+from imgray.synthesis.generator import Generator, Upsampling
+from imgray.synthesis.pool import Pool
+from imgray.synthesis.wiring import Reading, Route, Wiring, other, wiring
+from imgray.training.classes import check_same
+from imgray.training.recipe import Settings
+from imgray.training.task import Arrays, At, Batch, Learner, Prediction, Task
+
+MEAN = STD = (0.5, 0.5, 0.5)
+"""By which pixels from 0 to 1 become numbers from -1 to 1."""
+
+
+class TranslationSettings(Settings):
+    """What a recipe may say about translation; the defaults are CycleGAN's as published."""
+
+    stages: int = Field(default=1, ge=1, le=8, description="generators in a row, each way")
+    reading: Reading = Field(default="cascaded", description="of how several are chained")
+    inner: bool = Field(default=False, description="inner cycles: Nest, otherwise Long")
+    judged: bool = Field(default=False, description="intermediate pictures too, when cascaded")
+
+    width: int = Field(default=64, ge=1, le=512, description="channels of generators' first layer")
+    blocks: int = Field(default=9, ge=0, le=64, description="residual blocks of generators")
+    upsampling: Upsampling = "transposed"
+    judge_width: int = Field(default=64, ge=1, le=512, description="as width, of discriminators")
+    judge_layers: int = Field(default=3, ge=1, le=6, description="strided ones of discriminators")
+
+    load: int = Field(default=286, ge=8, le=4096, description="pictures are brought to this side")
+    crop: int = Field(default=256, ge=8, le=4096, description="side of what is cut out of them")
+    mirror: bool = True
+    longest: int = Field(default=1024, ge=8, description="in prediction longer ones are scaled")
+
+    cycle: float = Field(default=10.0, ge=0, description="weight of the long cycle")
+    inner_cycle: float = Field(default=10.0, ge=0, description="weight of inner cycles")
+    identity: float = Field(default=0.0, ge=0, description="weight of y.G1 = y, as a cycle's")
+    pool: int = Field(default=50, ge=0, le=10_000, description="earlier fakes, by discriminator")
+    average: float = Field(default=0.0, ge=0, lt=1, description="decay of averaged generators")
+
+    rate: float = Field(default=2e-4, gt=0)
+    momentum: float = Field(default=0.5, ge=0, lt=1, description="Adam's first beta")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TranslationSettings:
+        if self.crop > self.load:
+            raise ValueError(f"crop {self.crop} is more than load {self.load}")
+        return self
+
+    @property
+    def wiring(self) -> Wiring:
+        """What is asked of the generators."""
+        return wiring(self.reading, self.stages, self.inner, self.judged)
+
+    def generator(self) -> Generator:
+        """One of them."""
+        return Generator(self.width, self.blocks, upsampling=self.upsampling)
+
+    def discriminator(self) -> PatchDiscriminator:
+        """That of a domain."""
+        return PatchDiscriminator(self.judge_width, self.judge_layers)
+
+
+class Translation(Task):
+    """Pictures of the first class of a data set to those of the second, and back.
+
+    The data set is pictures in two classes, the domains: folders, or a table with a `label`.
+    """
+
+    kind = "translate"
+    one_shape = False
+    Settings = TranslationSettings
+    settings: TranslationSettings
+    outputs: Mapping[str, Output] = {"picture": Picture()}
+    truth = {"label": Label()}
+
+    @property
+    def inputs(self) -> Mapping[str, Input]:
+        """`to` is the domain to translate into, the second where it is not said."""
+        return {"image": Picture(), "to": Text(optional=True)}
+
+    @property
+    def fields(self) -> Mapping[str, Input]:
+        return {"image": Picture(), **self.truth}
+
+    def arranged(self, part: Dataset) -> Dataset:
+        return Unpaired(part)
+
+    def check_classes(self, part: Dataset) -> None:
+        check_same(part, self.classes)
+
+    def prepare(self, values: Values) -> Arrays:
+        to = values.get("to", self.classes[1])
+        if to not in self.classes:
+            raise pixels.Rejected(f"to: no domain {to!r}; there are {', '.join(self.classes)}")
+        image = pixels.decode_within(values["image"], self.settings.longest)[0]
+        return {"image": image, "to": np.array(self.classes.index(to))}
+
+    def example(self, record: Record, chance: np.random.Generator | None) -> Arrays:
+        return {name: self._cut(record[name], chance) for name in DOMAINS}
+
+    def sample(self, record: Record, number: int) -> Record:
+        """One way and the other in turn."""
+        own = number % 2
+        return {**record, "image": record[DOMAINS[own]], "to": self.classes[1 - own]}
+
+    def _cut(self, data: bytes, chance: np.random.Generator | None) -> NDArray[np.uint8]:
+        """A crop of a picture squashed to a square, perhaps mirrored; or the whole of it."""
+        crop = self.settings.crop
+        side = crop if chance is None else self.settings.load
+        whole = pixels.resize(pixels.decode(data, side), side)
+        if chance is None:
+            return whole
+        top, left = (int(chance.integers(side - crop + 1)) for _ in range(2))
+        step = -1 if self.settings.mirror and chance.random() < 0.5 else 1
+        return whole[top : top + crop, left : left + crop][:, ::step]
+
+    def learner(self, initial: bool = True) -> TranslationLearner:
+        return TranslationLearner(self.settings)
+
+    def summarize(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Mean absolute differences, of 0 to 255: of the long cycles, and to the true pairs."""
+        count = float(sums["count"])
+        return {name: float(sums[name]) / count for name in sums if name != "count"}
+
+    def plot(self, sums: Mapping[str, Tensor], path: Path) -> None:
+        raise NotImplementedError
+
+
+class TranslationLearner(Learner):
+    """The generators of a wiring and a discriminator for each domain, under least squares losses.
+
+    LSGAN (Mao et al., ICCV 2017): with D the discriminator of a domain and p a picture of it,
+
+        L_D = ((D(p) − 1)² + D(fake)²) / 2,    L_G = Σ (D(fake) − 1)² + λ Σ |route − target|,
+
+    both as means. A discriminator goes down once a step, on fakes of its pool.
+    """
+
+    def __init__(self, settings: TranslationSettings) -> None:
+        self.settings, self.wiring = settings, settings.wiring
+        made = {name: settings.generator() for name in self.wiring.generators}
+        judges = {f"D{domain}": settings.discriminator() for domain in DOMAINS}
+        self.modules: dict[str, nn.Module] = {**made, **judges}
+        self.pools = {domain: Pool(settings.pool) for domain in DOMAINS}
+        self.optimizers = {
+            "generators": self._adam(made.values()),
+            "discriminators": self._adam(judges.values()),
+        }
+        if settings.average:
+            average = get_ema_multi_avg_fn(settings.average)
+            self.averaged = AveragedModel(nn.ModuleDict(made), multi_avg_fn=average)
+            self.modules["averaged"] = self.averaged
+
+    def _adam(self, nets: Iterable[nn.Module]) -> torch.optim.Optimizer:
+        parameters = [p for net in nets for p in net.parameters()]
+        return torch.optim.Adam(
+            parameters, self.settings.rate, betas=(self.settings.momentum, 0.999)
+        )
+
+    def step(self, batch: Batch, at: At) -> dict[str, Tensor]:
+        routes = Routes(self.modules, {name: to_range(batch[name]) for name in DOMAINS})
+        losses = self._wanted(routes)
+        self.descend("generators", torch.stack(list(losses.values())).sum())
+        found = {name: loss.detach() for name, loss in losses.items()}
+        judged = {f"D{domain}": self._judged(domain, routes) for domain in DOMAINS}
+        self.descend("discriminators", torch.stack(list(judged.values())).sum())
+        if self.settings.average:
+            self.averaged.update_parameters(
+                nn.ModuleDict({name: self.modules[name] for name in self.wiring.generators})
+            )
+        return found | judged
+
+    def _wanted(self, routes: Routes) -> dict[str, Tensor]:
+        """The losses of the generators, weighted, by kind."""
+        settings = self.settings
+        weights = {"long": settings.cycle, "inner": settings.inner_cycle}
+        found: dict[str, Tensor] = {}
+        for term in self.wiring.adversarial:
+            judge = self.modules[f"D{term.domain}"]
+            loss = squares(judge(routes[term.route]), 1.0)
+            found[term.name] = found.get(term.name, 0) + loss
+        for cycle in self.wiring.cycles:
+            loss = weights[cycle.name] * (routes[cycle.route] - routes[cycle.target]).abs().mean()
+            found[cycle.name] = found.get(cycle.name, 0) + loss
+        if settings.identity:
+            found["identity"] = settings.identity * settings.cycle * self._moved(routes)
+        return found
+
+    def _moved(self, routes: Routes) -> Tensor:
+        """How far pictures that are of a domain already are from their translations into it."""
+        pairs = [
+            (routes[(other(domain), *route[1:])], routes[(other(domain),)])
+            for domain, route in self.wiring.translations.items()
+        ]
+        return torch.stack([(made - own).abs().mean() for made, own in pairs]).sum()
+
+    def _judged(self, domain: str, routes: Routes) -> Tensor:
+        """The loss of a domain's discriminator."""
+        routes_ = [term.route for term in self.wiring.adversarial if term.domain == domain]
+        fakes = torch.cat([routes[route].detach() for route in routes_])
+        judge = self.modules[f"D{domain}"]
+        real = squares(judge(routes[(domain,)]), 1.0)
+        return (real + squares(judge(self.pools[domain].exchange(fakes)), 0.0)) / 2
+
+    def state(self) -> dict[str, Tensor]:
+        return {domain: pool.items for domain, pool in self.pools.items() if len(pool.items)}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        for domain, items in state.items():
+            self.pools[domain].items = items[: self.settings.pool].clone()
+
+    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
+        """Sums over the pictures of a batch of how far, of 0 to 255, what they become is from them.
+
+        `cycle`: there and back; `pair`: translated, from the other of their record.
+        """
+        routes = Routes(self._painters, {name: to_range(batch[name]) for name in DOMAINS})
+        there = self.wiring.translations
+        sums = {"count": torch.tensor(float(len(routes[("x",)])))}
+        for domain, route in there.items():
+            back = there[other(domain)][1:]
+            for name, made, wanted in (
+                (f"cycle_{domain}", (*route, *back), (domain,)),
+                (f"pair_{domain}", route, (other(domain),)),
+            ):
+                apart = (routes[made] - routes[wanted]).abs() * 127.5
+                sums[name] = apart.mean(dim=(1, 2, 3)).sum()
+        return sums
+
+    @property
+    def _painters(self) -> Mapping[str, nn.Module]:
+        """The generators that translate: the averaged ones where there are such."""
+        made: Any = self.averaged.module if self.settings.average else self.modules
+        return made
+
+    def predict(self, batch: Batch) -> list[Prediction]:
+        pictures, found = batch["image"], []
+        for picture, to in zip(pictures, batch["to"].tolist(), strict=True):
+            domain = DOMAINS[1 - to]
+            routes = Routes(self._painters, {domain: to_range(picture[None])})
+            [made] = to_pixels(routes[self.wiring.translations[domain]])
+            found.append(Prediction({}, made.cpu().numpy()))
+        return found
+
+
+class Routes:
+    """What routes make of pictures, each generator running once on a picture.
+
+    Args:
+        nets: by name.
+        pictures: by domain (N, 3, H, W) from -1 to 1.
+    """
+
+    def __init__(self, nets: Mapping[str, nn.Module], pictures: Mapping[str, Tensor]) -> None:
+        self.nets = nets
+        self.found: dict[Route, Tensor] = {(name,): one for name, one in pictures.items()}
+
+    def __getitem__(self, route: Route) -> Tensor:
+        if route not in self.found:
+            self.found[route] = self.nets[route[-1]](self[route[:-1]])
+        return self.found[route]
+
+
+def squares(logits: Tensor, wanted: float) -> Tensor:
+    """The mean square of what logits lack."""
+    return (logits.float() - wanted).square().mean()
+
+
+def to_range(pictures: Tensor) -> Tensor:
+    """Float32 (N, 3, H, W) from -1 to 1 of pictures, uint8 (N, H, W, 3)."""
+    return standardised(pictures, MEAN, STD)
+
+
+def to_pixels(pictures: Tensor) -> Tensor:
+    """The inverse of `to_range`."""
+    scaled = (pictures.float() * 0.5 + 0.5).clamp(0, 1) * 255
+    return scaled.round().byte().permute(0, 2, 3, 1)
