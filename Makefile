@@ -30,7 +30,7 @@ serve: setup  ## serve the demo's index and models, with a web page; MODELS="NAM
 	$(VENV)/bin/imgray serve --index out/photographs/index-2 --model $(SERVED) $(MODELS)
 
 test: setup  ## run the tests; pyproject.toml says which
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest -n 2 $(ARGS)
 
 lint: setup  ## check style, formatting and types
 	$(VENV)/bin/ruff check .

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import nodes as nodes_module
 from nodes import Nodes
@@ -45,6 +46,7 @@ import timm  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
+from two_processes import Divided, around_ray  # noqa: E402
 
 from imgray.artifacts.folder import Folder  # noqa: E402
 from imgray.data import samples  # noqa: E402
@@ -60,8 +62,16 @@ def _uses(item: pytest.Item, fixture: str) -> bool:
     return fixture in getattr(item, "fixturenames", ())
 
 
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Divided:
+    """With `-n 2`: what is around Ray in one process, all else in the other."""
+    return Divided(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put modules that start what stays running last, those that share it together."""
+    """Put modules that start what stays running last, those that share it together.
+
+    The demo is begun with the first test, of the process that will ask for it.
+    """
 
     def place(item: pytest.Item) -> int:
         return max((n for n, name in enumerate(STAYING, 1) if _uses(item, name)), default=0)
@@ -70,16 +80,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         places[item.path] = max(places.get(item.path, 0), place(item))
     items.sort(key=lambda item: places[item.path])
+    if any(_uses(item, "demo") for item in items):
+        alone = "PYTEST_XDIST_WORKER" not in os.environ
+        for item in items:
+            if alone or around_ray(item.path.name):
+                cast(pytest.Function, item).fixturenames.insert(0, "_demo")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _demo(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Path, Job] | None]:
-    """The demo, begun before all tests if one asks for it: the first tests leave a core idle."""
-    if not any(_uses(item, "demo") for item in request.session.items):
-        yield None
-        return
+@pytest.fixture(scope="session")
+def _demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Job]]:
+    """The demo, which runs beside the tests until one asks for it."""
     folder = tmp_path_factory.mktemp("demo")
     job = command("demo", "--models", "--json", folder=folder)
     yield folder, job
