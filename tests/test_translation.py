@@ -1,0 +1,330 @@
+"""CycleGAN, Long and Nest: published nets, terms by hand, pools, and runs that stop and go on."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from imgray.artifacts.folder import Folder
+from imgray.config import validate
+from imgray.data.pixels import Rejected
+from imgray.drawing import plots
+from imgray.engine.examples import open_examples
+from imgray.errors import UserError
+from imgray.synthesis.discriminator import PatchDiscriminator
+from imgray.synthesis.generator import Generator
+from imgray.synthesis.pool import Pool
+from imgray.synthesis.translation import Translation, TranslationLearner, TranslationSettings
+from imgray.synthesis.wiring import wiring
+from imgray.training.loop import Run
+from imgray.training.recipe import Recipe
+from imgray.training.task import At
+
+TASK = "imgray.synthesis.translation:Translation"
+SMALL = {"width": 4, "blocks": 1, "judge_width": 4, "judge_layers": 1, "load": 20, "crop": 16}
+COUNTS = {"trainA": 7, "trainB": 5, "valA": 3, "valB": 3}
+AT = At(0, 9, 0.0)
+
+
+def _settings(**changes: Any) -> TranslationSettings:
+    return validate(TranslationSettings, SMALL | changes, "settings")
+
+
+def _batch(count: int = 2, side: int = 16, seed: int = 0) -> dict[str, Tensor]:
+    chance = torch.Generator().manual_seed(seed)
+    shape = (count, side, side, 3)
+    return {n: torch.randint(256, shape, generator=chance, dtype=torch.uint8) for n in "xy"}
+
+
+def _range(pictures: Tensor) -> Tensor:
+    return pictures.permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def _picture(seed: int, width: int = 24, height: int = 20, suffix: str = "PNG") -> bytes:
+    shape = (height // 4, width // 4, 3)
+    values = np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR).save(buffer, suffix)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two domains of unequal size in CycleGAN's layout, with test parts of pairs."""
+    folder = tmp_path_factory.mktemp("domains")
+    for place, (part, count) in enumerate(COUNTS.items()):
+        (folder / part).mkdir()
+        for n in range(count):
+            (folder / part / f"{n}.png").write_bytes(_picture(10 * place + n))
+    return folder
+
+
+def _recipe(**changes: Any) -> Recipe:
+    recipe = {"batch_size": 2, "steps": 6, "checkpoint_every": 3, "log_every": 1}
+    recipe |= {"evaluate_every": 1000, "data": {"truth": "folders"}} | changes.pop("recipe", {})
+    return Recipe.model_validate({"task": TASK, "settings": SMALL | changes, **recipe})
+
+
+def _run(recipe: Recipe, data: Path, folder: Path) -> Run:
+    return Run(recipe, open_examples(recipe, str(data)), Folder(str(folder)))
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "curves", lambda lines: b"")
+
+
+def _count(net: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def test_the_published_nets_have_the_published_parameters() -> None:
+    with torch.device("meta"):
+        assert _count(Generator()) == 11_378_179
+        assert _count(Generator(blocks=6)) == 7_837_699
+        assert _count(PatchDiscriminator()) == 2_764_737
+
+
+@pytest.mark.parametrize(("layers", "field"), [(1, 16), (2, 34), (3, 70)])
+def test_a_logit_sees_a_patch(layers: int, field: int) -> None:
+    """Without normalisation, through which all of a picture is seen."""
+    net = PatchDiscriminator(2, layers)
+    plain = nn.Sequential(*(m for m in net if not isinstance(m, nn.InstanceNorm2d))).double()
+    for module in plain:
+        if isinstance(module, nn.Conv2d):
+            nn.init.constant_(module.weight, 1.0)
+    pictures = torch.ones(1, 3, 160, 160, dtype=torch.double, requires_grad=True)
+    logits = plain(pictures)
+    middle = logits.shape[-1] // 2
+    logits[0, 0, middle, middle].backward()
+    assert pictures.grad is not None
+    seen = pictures.grad[0].abs().sum(dim=0) > 0
+    assert (int(seen.any(dim=0).sum()), int(seen.any(dim=1).sum())) == (field, field)
+
+
+@pytest.mark.parametrize("upsampling", ["transposed", "resize"])
+@pytest.mark.parametrize("size", [(5, 7), (16, 16), (9, 30)])
+def test_a_generator_keeps_every_size(upsampling: Any, size: tuple[int, int]) -> None:
+    made = Generator(4, 2, upsampling=upsampling)(torch.rand(2, 3, *size) * 2 - 1)
+    assert made.shape == (2, 3, *size)
+    assert made.abs().max() <= 1
+
+
+def _said(reading: Any, stages: int, inner: bool, judged: bool = False) -> set[str]:
+    found = wiring(reading, stages, inner, judged)
+    judges = {f"{'.'.join(t.route)} by {t.domain}" for t in found.adversarial}
+    return judges | {f"{c.name} {'.'.join(c.route)} = {'.'.join(c.target)}" for c in found.cycles}
+
+
+CYCLEGAN = {"x.G1 by y", "y.F1 by x", "long x.G1.F1 = x", "long y.F1.G1 = y"}
+LONG = {"x.G1.G2 by y", "y.F2.F1 by x", "long x.G1.G2.F2.F1 = x", "long y.F2.F1.G1.G2 = y"}
+NEST = LONG | {"inner x.G1.G2.F2 = x.G1", "inner y.F2.F1.G1 = y.F2"}
+ALTERNATING = {
+    "x.G1 by y", "x.G1.F1 by x", "x.G1.F1.G2 by y", "long x.G1.F1.G2.F2 = x",
+    "y.F1 by x", "y.F1.G1 by y", "y.F1.G1.F2 by x", "long y.F1.G1.F2.G2 = y",
+}  # fmt: skip
+INNER = {
+    "inner x.G1.F1 = x", "inner x.G1.F1.G2 = x.G1",
+    "inner y.F1.G1 = y", "inner y.F1.G1.F2 = y.F1",
+}  # fmt: skip
+
+
+def test_terms() -> None:
+    for reading in ("cascaded", "alternating"):
+        assert _said(reading, 1, False) == _said(reading, 1, True) == CYCLEGAN
+    assert _said("cascaded", 2, False) == LONG
+    assert _said("cascaded", 2, True) == NEST
+    assert _said("cascaded", 2, False, True) == LONG | {"x.G1 by y", "y.F2 by x"}
+    assert _said("alternating", 2, False) == ALTERNATING
+    assert _said("alternating", 2, True) == ALTERNATING | INNER
+    three = {c for c in _said("cascaded", 3, True) if c.startswith("inner x")}
+    assert three == {"inner x.G1.G2.G3.F3.F2 = x.G1", "inner x.G1.G2.G3.F3 = x.G1.G2"}
+
+
+@pytest.mark.parametrize("name", ["cascaded", "alternating"])
+def test_losses_are_their_definitions(name: str) -> None:
+    """Of two stages with inner cycles and identities, each term by hand."""
+    settings = _settings(stages=2, inner=True, reading=name, identity=0.5, cycle=3, inner_cycle=7)
+    torch.manual_seed(0)
+    learner, batch = TranslationLearner(settings), _batch()
+    nets, pictures = learner.modules, {n: _range(one) for n, one in batch.items()}
+
+    def made(route: str) -> Tensor:
+        start, *generators = route.split(".")
+        found = pictures[start]
+        for one in generators:
+            found = nets[one](found)
+        return found
+
+    said = NEST if name == "cascaded" else ALTERNATING | INNER
+    wanted = dict.fromkeys(("adversarial", "long", "inner", "identity"), 0.0)
+    with torch.no_grad():
+        for one in said:
+            if " by " in one:
+                route, _, domain = one.partition(" by ")
+                wanted["adversarial"] += float(((nets[f"D{domain}"](made(route)) - 1) ** 2).mean())
+            else:
+                kind, route, _, target = one.split()
+                apart = float((made(route) - made(target)).abs().mean())
+                wanted[kind] += {"long": 3, "inner": 7}[kind] * apart
+        there = {"cascaded": ("y.G1.G2", "x.F2.F1"), "alternating": ("y.G1.F1.G2", "x.F1.G1.F2")}
+        for route in there[name]:
+            wanted["identity"] += 0.5 * 3 * float((made(route) - pictures[route[0]]).abs().mean())
+        judged = {}
+        for domain in "xy":
+            routes = [one.partition(" by ")[0] for one in said if one.endswith(f" by {domain}")]
+            fakes = torch.cat([nets[f"D{domain}"](made(route)) for route in routes])
+            real = nets[f"D{domain}"](pictures[domain])
+            judged[domain] = float((((real - 1) ** 2).mean() + (fakes**2).mean()) / 2)
+    torch.manual_seed(1)
+    learner.optimizers["generators"].param_groups[0]["lr"] = 0.0
+    found = {key: float(value.detach()) for key, value in learner.step(batch, AT).items()}
+    assert found == pytest.approx(
+        wanted | {f"D{d}": value for d, value in judged.items()}, rel=1e-4
+    )
+
+
+def test_each_optimizer_goes_down_once_a_step_its_own_loss() -> None:
+    """The discriminators' gradients are those of fakes that are constants."""
+    torch.manual_seed(0)
+    learner, batch = TranslationLearner(_settings(pool=0)), _batch()
+    fake = learner.modules["G1"](_range(batch["x"])).detach()
+    judge = learner.modules["Dy"]
+    real, false = judge(_range(batch["y"])), judge(fake)
+    loss = (((real - 1) ** 2).mean() + (false**2).mean()) / 2
+    wanted = torch.autograd.grad(loss, list(judge.parameters()))
+    before = {n: [p.clone() for p in net.parameters()] for n, net in learner.modules.items()}
+    learner.optimizers["generators"].param_groups[0]["lr"] = 0.0
+    learner.step(batch, AT)
+    for parameter, gradient in zip(judge.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-7)
+    for name, net in learner.modules.items():
+        moved = [not torch.equal(p, b) for p, b in zip(net.parameters(), before[name], strict=True)]
+        assert any(moved) == name.startswith("D")
+    for optimizer in learner.optimizers.values():
+        assert {int(state["step"]) for state in optimizer.state.values()} == {1}
+
+
+def test_a_pool_fills_then_exchanges_half() -> None:
+    torch.manual_seed(0)
+    pool, given = Pool(10), torch.arange(400.0).reshape(-1, 1, 1, 1)
+    assert torch.equal(pool.exchange(given[:10]), given[:10])
+    assert torch.equal(pool.items, given[:10])
+    shown = pool.exchange(given[10:])
+    held = set(pool.items.flatten().tolist())
+    old = shown != given[10:]
+    assert 0.4 < old.float().mean() < 0.6
+    assert len(held) == 10
+    assert sorted([*shown.flatten().tolist(), *held]) == given.flatten().tolist()
+    assert torch.equal(Pool(0).exchange(given), given)
+
+
+def test_a_pool_keeps_no_graph() -> None:
+    pool, given = Pool(2), torch.rand(3, 1, 2, 2, requires_grad=True)
+    assert not pool.exchange(given).requires_grad
+    assert not pool.items.requires_grad
+
+
+@pytest.mark.parametrize("changes", [{"pool": 3, "average": 0.9}, {"stages": 2, "inner": True}])
+def test_a_run_that_stops_goes_on_to_equal_tensors(
+    changes: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    recipe = _recipe(**changes)
+    whole = _run(recipe, data, tmp_path / "whole")
+    whole.fit()
+    stopped = _run(recipe, data, tmp_path / "stopped")
+    stopped.steps = 4  # one after a checkpoint
+    stopped.fit()
+    again = _run(recipe, data, tmp_path / "stopped")
+    again.fit()
+    for name, net in whole.nets.items():
+        for key, tensor in net.state_dict().items():
+            assert torch.equal(tensor, again.nets[name].state_dict()[key]), (name, key)
+    for name, items in whole.learner.state().items():
+        assert torch.equal(items, again.learner.state()[name])
+
+
+def test_averaged_generators_translate() -> None:
+    torch.manual_seed(0)
+    learner, decay, batch = TranslationLearner(_settings(average=0.5)), 0.5, _batch()
+    wanted = [p.detach().clone() for p in learner.modules["G1"].parameters()]
+    for step in range(3):
+        learner.step(batch, AT)
+        now = [p.detach() for p in learner.modules["G1"].parameters()]
+        wanted = [
+            new.clone() if step == 0 else decay * old + (1 - decay) * new
+            for old, new in zip(wanted, now, strict=True)
+        ]
+    found = list(learner.averaged.module["G1"].parameters())
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+    picture = {"image": batch["x"][:1], "to": torch.tensor([1])}
+    [painted] = learner.predict(picture)
+    with torch.no_grad():
+        made = learner.averaged.module["G1"](_range(batch["x"][:1]))
+    np.testing.assert_allclose(painted.picture, ((made[0] + 1) * 127.5).permute(1, 2, 0), atol=0.51)
+
+
+def test_a_picture_is_translated_at_its_size_either_way(data: Path) -> None:
+    examples = open_examples(_recipe(), str(data))
+    task = examples.task
+    assert task.classes == ("A", "B")
+    torch.manual_seed(0)
+    learner = task.learner()
+    pictures = []
+    for to in (None, "A", "B"):
+        values = {"image": _picture(5, 31, 18)} | ({"to": to} if to else {})
+        arrays = {name: torch.as_tensor(a)[None] for name, a in task.prepare(values).items()}
+        with torch.no_grad():
+            [found] = learner.predict(arrays)
+        assert found.picture is not None
+        assert found.picture.shape == (18, 31, 3)
+        pictures.append(found.picture)
+    assert np.array_equal(pictures[0], pictures[2])
+    assert not np.array_equal(pictures[0], pictures[1])
+    with pytest.raises(Rejected, match="no domain 'C'; there are A, B"):
+        task.prepare({"image": _picture(5), "to": "C"})
+
+
+def test_domains_of_unequal_size_are_drawn_from_whole(data: Path) -> None:
+    examples = open_examples(_recipe(), str(data))
+    train = examples.train
+    assert len(train) == 7
+    images = {
+        name: [(data / f"train{name}/{n}.png").read_bytes() for n in range(COUNTS[f"train{name}"])]
+        for name in "AB"
+    }
+    records = [train.drawn(n, np.random.default_rng(n)) for n in range(7)]
+    assert [r["x"] for r in records] == images["A"]
+    assert {r["y"] for r in records} <= set(images["B"])
+    partners = {train.drawn(0, np.random.default_rng(seed))["y"] for seed in range(60)}
+    assert partners == set(images["B"])
+    assert [train[n]["y"] for n in range(7)] == [*images["B"], *images["B"][:2]]
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["train/a", "train/b", "train/c"], "two classes are needed, the domains; not a, b, c"),
+        (["train/a"], "two classes are needed, the domains; not a"),
+    ],
+)
+def test_other_than_two_domains_are_refused(
+    folders: list[str], message: str, tmp_path: Path
+) -> None:
+    for name in [*folders, "val/a", "val/b"]:
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "1.png").write_bytes(_picture(1))
+    with pytest.raises(UserError, match=message):
+        open_examples(_recipe(), str(tmp_path))
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(UserError, match="crop 40 is more than load 20"):
+        _settings(crop=40)
+    assert isinstance(Translation(_settings(), ("A", "B")).learner(), TranslationLearner)
