@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from imgray.artifacts.folder import Folder
 from imgray.config import validate
+from imgray.data import pixels
 from imgray.data.pixels import Rejected
 from imgray.drawing import plots
 from imgray.engine.examples import open_examples
 from imgray.errors import UserError
+from imgray.synthesis import strips, translation
 from imgray.synthesis.discriminator import PatchDiscriminator
 from imgray.synthesis.generator import Generator
 from imgray.synthesis.pool import Pool
@@ -108,7 +110,7 @@ def test_a_logit_sees_a_patch(layers: int, field: int) -> None:
 
 
 @pytest.mark.parametrize("upsampling", ["transposed", "resize"])
-@pytest.mark.parametrize("size", [(5, 7), (16, 16), (9, 30)])
+@pytest.mark.parametrize("size", [(8, 12), (16, 16), (40, 8)])
 def test_a_generator_keeps_every_size(upsampling: Any, size: tuple[int, int]) -> None:
     made = Generator(4, 2, upsampling=upsampling)(torch.rand(2, 3, *size) * 2 - 1)
     assert made.shape == (2, 3, *size)
@@ -328,3 +330,41 @@ def test_settings_are_checked() -> None:
     with pytest.raises(UserError, match="crop 40 is more than load 20"):
         _settings(crop=40)
     assert isinstance(Translation(_settings(), ("A", "B")).learner(), TranslationLearner)
+
+
+@pytest.mark.parametrize("strip", [300, 3000, 2**22])
+@pytest.mark.parametrize("changes", [{"upsampling": "resize"}, {"stages": 2, "average": 0.5}])
+def test_strips_give_what_the_whole_gives(
+    changes: dict[str, Any], strip: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    learner = TranslationLearner(_settings(**changes))
+    for net in learner.modules.values():
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.normal_(module.weight, std=0.1)
+    batch = {"image": torch.tensor(np.asarray(pixels.decode(_picture(3, 52, 38))))[None]}
+    batch["to"] = torch.tensor([0])
+    with torch.inference_mode():
+        [whole] = learner.predict(batch)
+        monkeypatch.setattr(translation, "WHOLE", 0)
+        monkeypatch.setattr(strips, "STRIP", strip)
+        [found] = learner.predict(batch)
+    assert whole.picture is not None
+    assert found.picture is not None
+    assert whole.picture.std() > 20
+    assert np.abs(whole.picture.astype(int) - found.picture).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (7, 3)])
+def test_the_smallest_pictures_are_translated(size: tuple[int, int], data: Path) -> None:
+    examples = open_examples(_recipe(), str(data))
+    buffer = io.BytesIO()
+    Image.new("LA", size, (90, 128)).save(buffer, "PNG")
+    arrays = examples.task.prepare({"image": buffer.getvalue()})
+    with torch.inference_mode():
+        [found] = examples.task.learner().predict(
+            {name: torch.tensor(array)[None] for name, array in arrays.items()}
+        )
+    assert found.picture is not None
+    assert found.picture.shape == (*size[::-1], 3)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import io
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +19,7 @@ from imgray.data.fields import Vector
 from imgray.data.layout import place_of
 from imgray.data.names import Names
 from imgray.data.pixels import Rejected
+from imgray.data.scratch import scratch, write
 from imgray.errors import UserError, brief
 
 
@@ -173,13 +172,13 @@ class Join:
         """The vectors of rows of the artifact in rising order, whose ids are these keys."""
         if not len(rows):
             return np.empty((0, self.dim), np.float16)
-        with tempfile.TemporaryFile(prefix="imgray-", buffering=0) as file:
+        with scratch() as file:
             for first, ids, vectors in self._groups(rows):
                 start, stop = np.searchsorted(rows, [first, first + len(ids)])
                 inside = rows[start:stop] - first
                 if not ids.take(pa.array(inside)).equals(keys[start:stop]):
                     raise UserError(f"{self.folder.uri}: changed while it was read; run it again")
-                _write(file, vectors[inside].tobytes())
+                write(file, vectors[inside].tobytes())
             return np.memmap(file, np.float16, "r", shape=(len(rows), self.dim))
 
     def _groups(
@@ -203,15 +202,3 @@ def _rows(column: pa.Array) -> NDArray[np.float16]:
     """The vectors (n, dim) of a column of lists."""
     flat = column.flatten().to_numpy(zero_copy_only=False)
     return np.asarray(flat.reshape(len(column), column.type.list_size), np.float16)
-
-
-def _write(file: Any, data: bytes) -> None:
-    left = memoryview(data)
-    try:
-        while left:
-            left = left[file.write(left) :]
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {tempfile.gettempdir()}: {error.strerror}; set TMPDIR to a folder "
-            "with room for the vectors"
-        ) from None

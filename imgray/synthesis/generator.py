@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-STRIDE = 4
-"""By which the sides of a picture are divided within."""
+STRIDE, LEAST = 4, 8
+"""What divides the sides of a picture, and the shortest."""
 Upsampling = Literal["transposed", "resize"]
 
 
 class Residual(nn.Module):
-    """x + (two convolutions of x), of vectors (N, C, H, W)."""
+    """x + (two convolutions of x), of maps (N, C, H, W)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -37,7 +36,7 @@ class Residual(nn.Module):
 
 
 class Generator(nn.Sequential):
-    """Maps (N, inputs, H, W) to pictures (N, outputs, H, W) from -1 to 1, of any H and W above 4.
+    """Maps (N, inputs, H, W) to pictures (N, outputs, H, W) from -1 to 1; 4 divides H and W.
 
     Args:
         width: channels of the first layer; 64 as published.
@@ -71,13 +70,6 @@ class Generator(nn.Sequential):
             nn.Tanh(),
         )
         initialise(self)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """Sides that no stride divides are padded by reflection, and cut again."""
-        height, width = maps.shape[-2:]
-        padded = F.pad(maps, (0, -width % STRIDE, 0, -height % STRIDE), "reflect")
-        found: Tensor = super().forward(padded)[..., :height, :width]
-        return found
 
 
 def initialise(net: nn.Module, std: float = 0.02) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,17 @@ from imgray.data.datasets import Dataset, Record
 from imgray.data.fields import Input, Label, Output, Picture, Text, Values
 from imgray.data.unpaired import DOMAINS, Unpaired
 from imgray.features.backbones import standardised
+from imgray.synthesis import strips
 from imgray.synthesis.discriminator import PatchDiscriminator
-from imgray.synthesis.generator import Generator, Upsampling
+from imgray.synthesis.generator import LEAST, STRIDE, Generator, Upsampling
 from imgray.synthesis.pool import Pool
 from imgray.synthesis.wiring import Reading, Route, Wiring, other, wiring
 from imgray.training.classes import check_same
 from imgray.training.recipe import Settings
 from imgray.training.task import Arrays, At, Batch, Learner, Prediction, Task
 
+WHOLE = 2**26
+"""Values of a picture times the width of generators, up to which it goes through whole: 0.8 GB."""
 MEAN = STD = (0.5, 0.5, 0.5)
 """By which pixels from 0 to 1 become numbers from -1 to 1."""
 
@@ -47,7 +51,7 @@ class TranslationSettings(Settings):
     load: int = Field(default=286, ge=8, le=4096, description="pictures are brought to this side")
     crop: int = Field(default=256, ge=8, le=4096, description="side of what is cut out of them")
     mirror: bool = True
-    longest: int = Field(default=1024, ge=8, description="in prediction longer ones are scaled")
+    longest: int = Field(default=2**16, ge=8, description="in prediction longer ones are scaled")
 
     cycle: float = Field(default=10.0, ge=0, description="weight of the long cycle")
     inner_cycle: float = Field(default=10.0, ge=0, description="weight of inner cycles")
@@ -60,6 +64,8 @@ class TranslationSettings(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> TranslationSettings:
+        if self.crop % STRIDE:
+            raise ValueError(f"crop {self.crop} is not divided by {STRIDE}")
         if self.crop > self.load:
             raise ValueError(f"crop {self.crop} is more than load {self.load}")
         return self
@@ -252,13 +258,25 @@ class TranslationLearner(Learner):
         return made
 
     def predict(self, batch: Batch) -> list[Prediction]:
-        pictures, found = batch["image"], []
-        for picture, to in zip(pictures, batch["to"].tolist(), strict=True):
-            domain = DOMAINS[1 - to]
-            routes = Routes(self._painters, {domain: to_range(picture[None])})
-            [made] = to_pixels(routes[self.wiring.translations[domain]])
-            found.append(Prediction({}, made.cpu().numpy()))
-        return found
+        ways = [self.wiring.translations[DOMAINS[1 - to]] for to in batch["to"].tolist()]
+        pairs = zip(batch["image"], ways, strict=True)
+        return [Prediction({}, self._translated(*pair)) for pair in pairs]
+
+    def _translated(self, picture: Tensor, way: Route) -> NDArray[np.uint8]:
+        """A picture, uint8 (H, W, 3), that has gone a way."""
+        height, width = picture.shape[:2]
+        nets: Any = [self._painters[name] for name in way[1:]]
+        framed = frame(picture.cpu().numpy())
+        if framed.size * self.settings.width > WHOLE:
+            found = strips.picture_of(
+                strips.run(chain.from_iterable(nets), strips.Pixels(framed), str(picture.device))
+            )
+        else:
+            made = to_range(torch.tensor(framed, device=picture.device)[None])
+            for net in nets:
+                made = net(made)
+            found = to_pixels(made)[0].cpu().numpy()
+        return found[:height, :width]
 
 
 class Routes:
@@ -277,6 +295,13 @@ class Routes:
         if route not in self.found:
             self.found[route] = self.nets[route[-1]](self[route[:-1]])
         return self.found[route]
+
+
+def frame(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture (H, W, 3) reflected at its right and lower border to sides a generator takes."""
+    sides = [max(LEAST, -(-side // STRIDE) * STRIDE) for side in picture.shape[:2]]
+    border = [(0, side - own) for side, own in zip(sides, picture.shape, strict=False)]
+    return np.pad(picture, [*border, (0, 0)], mode="reflect")
 
 
 def squares(logits: Tensor, wanted: float) -> Tensor:

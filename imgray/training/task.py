@@ -255,7 +255,7 @@ class Task(ABC):
         return part
 
     def sample(self, record: Record, number: int) -> Record:
-        """A record of validation with the inputs of prediction, as the sheet's `number`th sample."""
+        """A record with the inputs of prediction, as the `number`th of the sheet of samples."""
         return record
 
     def check_training_data(self, train: Dataset) -> None:

@@ -1,0 +1,38 @@
+"""Files without a name, for what is too large for memory: gone when they are closed."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import IO, Any
+
+from numpy.typing import NDArray
+
+from imgray.errors import UserError
+
+
+def scratch() -> IO[bytes]:
+    """A new one, below TMPDIR."""
+    return tempfile.TemporaryFile(prefix="imgray-", buffering=0)
+
+
+def write(file: IO[bytes], data: bytes | memoryview) -> None:
+    """Write all of it, where the file stands. Raises `UserError` where there is no room."""
+    left = memoryview(data).cast("B")
+    try:
+        while left:
+            left = left[file.write(left) :]
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {tempfile.gettempdir()}: {error.strerror}; set TMPDIR to a folder "
+            "with room"
+        ) from None
+
+
+def read(file: Any, into: NDArray[Any]) -> None:
+    """Fill an array from where the file stands."""
+    left = into.data.cast("B")
+    while left:
+        count = file.readinto(left)
+        if not count:
+            raise EOFError("a scratch file ends too early")
+        left = left[count:]
