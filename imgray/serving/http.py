@@ -303,15 +303,24 @@ class Service:
     async def ask(self, request: Request, name: str) -> Response:
         """What a model says of a record: all outputs as JSON, or the one that it paints as PNG."""
         async with self._heard(request):
-            model = self.models.named(name)
-            inputs, painted = model.inputs, model.task.painted is not None
-            png = wants_png(request, painted)
-            options, given = await read_record(request, inputs, self.limits.body_bytes)
-            for field, value in given.items():
-                if isinstance(value, str) and isinstance(inputs.get(field), Picture):
-                    given[field] = await self._indexed(value, field)
-            answer = await self.models.ask(model, given, png or options.picture)
-            return Response(answer.png, media_type=PNG) if png else told(model, answer)
+            return await self._recorded(request, self.models.named(name))
+
+    @app.post("/v1/translate", responses=errors(400, 404, 406, 413))
+    async def translate(self, request: Request, model: str | None = None) -> Response:
+        """The translation of a picture: asked as at `/v1/models/NAME`, of the first translator."""
+        async with self._heard(request):
+            return await self._recorded(request, self.models.of_kind("translate", model))
+
+    async def _recorded(self, request: Request, model: Served) -> Response:
+        """What a model says of the record of a request."""
+        inputs, painted = model.inputs, model.task.painted is not None
+        png = wants_png(request, painted)
+        options, given = await read_record(request, inputs, self.limits.body_bytes)
+        for field, value in given.items():
+            if isinstance(value, str) and isinstance(inputs.get(field), Picture):
+                given[field] = await self._indexed(value, field)
+        answer = await self.models.ask(model, given, png or options.picture)
+        return Response(answer.png, media_type=PNG) if png else told(model, answer)
 
     @app.post("/v1/classify", responses=BODY, openapi_extra=documented(ClassifyOptions))
     async def classify(self, request: Request) -> ClassifyAnswer:

@@ -18,13 +18,13 @@ from imgray.data import pixels
 from imgray.data.datasets import Dataset, Record
 from imgray.data.fields import Input, Label, Output, Picture, Text, Values
 from imgray.data.unpaired import DOMAINS, Unpaired
+from imgray.errors import UserError
 from imgray.features.backbones import standardised
 from imgray.synthesis import strips
 from imgray.synthesis.discriminator import PatchDiscriminator
 from imgray.synthesis.generator import LEAST, STRIDE, Generator, Upsampling
 from imgray.synthesis.pool import Pool
 from imgray.synthesis.wiring import Reading, Route, Wiring, other, wiring
-from imgray.training.classes import check_same
 from imgray.training.recipe import Settings
 from imgray.training.task import Arrays, At, Batch, Learner, Prediction, Task
 
@@ -110,7 +110,11 @@ class Translation(Task):
         return Unpaired(part)
 
     def check_classes(self, part: Dataset) -> None:
-        check_same(part, self.classes)
+        if tuple(part.classes) != self.classes:
+            raise UserError(
+                f"part {part.part!r} has the domains {', '.join(part.classes)}; the model was "
+                f"trained on {', '.join(self.classes)}"
+            )
 
     def prepare(self, values: Values) -> Arrays:
         to = values.get("to", self.classes[1])

@@ -1,0 +1,110 @@
+"""A translator from two folders of pictures to artifact, batch job, library and service."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import inprocess
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+
+import imgray
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import read_manifest
+from imgray.engine.evaluate_model import evaluate_model
+from imgray.engine.predict import predict
+from imgray.engine.settings import EvaluateModelConfig, PredictConfig, TrainConfig
+from imgray.engine.train import train
+from imgray.training.sheet import SAMPLES
+
+SIZES = ((30, 20), (17, 41), (8, 8))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_ray() -> Iterator[None]:
+    with inprocess.jobs():
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Red pictures and blue ones."""
+    folder = tmp_path_factory.mktemp("colours")
+    for part, count in (("train", 6), ("val", 3)):
+        for place, name in enumerate(("blue", "red")):
+            (folder / part / name).mkdir(parents=True)
+            for n in range(count):
+                values = np.random.default_rng(n).integers(0, 256, (4, 4, 3), np.uint8)
+                values[:, :, 2 * place] = 20
+                picture = Image.fromarray(values).resize(SIZES[n % 3])
+                picture.save(folder / part / name / f"{n}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("translator")
+    recipe = {
+        "task": "imgray.synthesis.translation:Translation",
+        "settings": {
+            "width": 4, "blocks": 1, "judge_width": 4, "judge_layers": 1, "load": 20, "crop": 16,
+            "stages": 2, "inner": True, "rate": 0.002,
+        },
+        "data": {"truth": "folders"}, "batch_size": 2, "steps": 30, "checkpoint_every": 1000,
+    }  # fmt: skip
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    flags = {"recipe": str(folder / "recipe.yaml"), "data": str(data), "workers": "1"}
+    return train(TrainConfig(output=str(folder / "model"), **flags)).output
+
+
+def test_training_reports_and_draws(model: str, data: Path) -> None:
+    manifest = read_manifest(Folder(model), "model")
+    assert {"cycle_x", "cycle_y", "pair_x", "pair_y"} == set(manifest.about["metrics"])
+    assert Image.open(io.BytesIO(Folder(model).read(SAMPLES))).width > 100
+    scored = evaluate_model(EvaluateModelConfig(model=model, data=str(data), workers=1))
+    assert scored.root == pytest.approx(manifest.about["metrics"], rel=1e-4)
+
+
+def test_batch_job_library_and_service_agree(model: str, data: Path, tmp_path: Path) -> None:
+    config = {"images": str(data / "val/blue"), "model": model, "output": str(tmp_path / "red")}
+    found = predict(PredictConfig(workers=1, **config))
+    assert (found.done, found.rejected) == (3, 0)
+    opened = imgray.open_model(model)
+    names = sorted(path.name for path in (data / "val/blue").iterdir())
+    with inprocess.client({"colours": model}) as client:
+        for name in names:
+            encoded = (data / "val/blue" / name).read_bytes()
+            painted = np.asarray(Image.open(tmp_path / f"red/pictures/{name}.png"))
+            assert painted.shape[1::-1] == Image.open(io.BytesIO(encoded)).size
+            there, back = (
+                opened.predict(image=encoded, **to).picture for to in ({}, {"to": "blue"})
+            )
+            assert np.array_equal(there, painted)
+            assert not np.array_equal(back, painted)
+            answer = client.post("/v1/translate", files={"image": ("x", encoded)},
+                                 headers={"Accept": "image/png"})  # fmt: skip
+            assert answer.status_code == 200
+            assert np.array_equal(np.asarray(Image.open(io.BytesIO(answer.content))), painted)
+        answer = client.post(
+            "/v1/models/colours", files={"image": ("x", encoded)}, data={"to": "green"}
+        )
+        assert answer.status_code == 422
+        assert "there are blue, red" in answer.text
+
+
+def test_a_table_says_which_way(model: str, data: Path, tmp_path: Path) -> None:
+    rows = [
+        "id,image,to",
+        "one,val/red/0.png,blue",
+        "two,val/blue/0.png,red",
+        "three,val/red/0.png,green",
+    ]
+    (data / "ways.csv").write_text("\n".join(rows) + "\n")
+    config = {"images": str(data / "ways.csv"), "model": model, "output": str(tmp_path / "out")}
+    found = predict(PredictConfig(workers=1, max_rejected=1.0, **config))
+    assert (found.done, found.rejected) == (2, 1)
+    parts = [pq.read_table(path) for path in sorted((tmp_path / "out").glob("part-*.parquet"))]
+    assert {row["id"] for part in parts for row in part.to_pylist()} == {"one", "two"}
