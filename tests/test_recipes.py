@@ -48,7 +48,18 @@ PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "rrf-flickr30k": ({"batch_size": 1500, "steps": 6500, "precision": "float32"}, RRF),
     "rrf-coco": ({"batch_size": 1500, "steps": 16_500, "precision": "float32"}, RRF),
 }
+TRANSLATION = {
+    "width": 64, "blocks": 9, "judge_width": 64, "judge_layers": 3, "load": 286, "crop": 256,
+    "mirror": True, "cycle": 10.0, "identity": 0.0, "pool": 50, "rate": 2e-4, "momentum": 0.5,
+    "average": 0.0, "upsampling": "transposed",
+}  # fmt: skip
+PUBLISHED |= {
+    "cyclegan": ({"batch_size": 1, "epochs": 200}, {**TRANSLATION, "stages": 1, "inner": False}),
+    "long-cyclegan": ({"batch_size": 1}, {**TRANSLATION, "stages": 2, "inner": False}),
+    "nest-cyclegan": ({"batch_size": 1}, {**TRANSLATION, "stages": 2, "inner": True}),
+}
 RATES = {
+    "cyclegan": {0: 2e-4, 100: 2e-4, 150: 1e-4, 199: 2e-6},
     "cfn-cifar10": {0: 0.1, 39_999: 0.1, 40_000: 0.01, 80_000: 1e-3, 119_999: 1e-3},
     "cfn-cifar100": {0: 0.1, 39_999: 0.1, 40_000: 0.01, 80_000: 1e-3, 119_999: 1e-3},
     "cfn11-imagenet": {0: 0.01, 99_999: 0.01, 100_000: 1e-3, 150_000: 1e-4, 199_999: 1e-4},
@@ -80,8 +91,9 @@ def _net(task: Task) -> tuple[torch.nn.Module, Any]:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_is_valid_and_builds_its_networks(name: str) -> None:
     assert _read(name).length(10_000) >= 1
-    net, _ = _net(_task(name))
-    assert all(parameter.is_meta for parameter in net.parameters())
+    with torch.device("meta"):
+        learner = _task(name).learner(initial=False)
+    assert all(p.is_meta for net in learner.modules.values() for p in net.parameters())
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def model(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
         "task": "imgray.synthesis.translation:Translation",
         "settings": {
             "width": 4, "blocks": 1, "judge_width": 4, "judge_layers": 1, "load": 20, "crop": 16,
-            "stages": 2, "inner": True, "rate": 0.002,
+            "stages": 2, "inner": True, "rate": 0.002, "paired": True,
         },
         "data": {"truth": "folders"}, "batch_size": 2, "steps": 30, "checkpoint_every": 1000,
     }  # fmt: skip
@@ -62,7 +62,10 @@ def model(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_training_reports_and_draws(model: str, data: Path) -> None:
     manifest = read_manifest(Folder(model), "model")
-    assert {"cycle_x", "cycle_y", "pair_x", "pair_y"} == set(manifest.about["metrics"])
+    kinds = ("cycle", "apart", "ssim")
+    assert {f"{kind}_{domain}" for kind in kinds for domain in "xy"} == set(
+        manifest.about["metrics"]
+    )
     assert Image.open(io.BytesIO(Folder(model).read(SAMPLES))).width > 100
     scored = evaluate_model(EvaluateModelConfig(model=model, data=str(data), workers=1))
     assert scored.root == pytest.approx(manifest.about["metrics"], rel=1e-4)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
 from imgray.artifacts.folder import Folder
@@ -368,3 +369,26 @@ def test_the_smallest_pictures_are_translated(size: tuple[int, int], data: Path)
         )
     assert found.picture is not None
     assert found.picture.shape == (*size[::-1], 3)
+
+
+def test_scores_of_pairs_are_their_definitions() -> None:
+    torch.manual_seed(0)
+    learner, batch = TranslationLearner(_settings(paired=True)), _batch(3)
+    with torch.inference_mode():
+        found = {name: float(value) for name, value in learner.evaluate(batch).items()}
+        nets = learner.modules
+        made = {"x": nets["G1"](_range(batch["x"])), "y": nets["F1"](_range(batch["y"]))}
+        back = {"x": nets["F1"](made["x"]), "y": nets["G1"](made["y"])}
+    wanted = {"count": 3.0}
+    for domain, mate in ("xy", "yx"):
+        painted = ((made[domain] + 1) * 127.5).permute(0, 2, 3, 1).numpy()
+        true = batch[mate].numpy().astype(float)
+        wanted[f"apart_{domain}"] = np.abs(painted - true).mean(axis=(1, 2, 3)).sum()
+        returned = ((back[domain] + 1) * 127.5).permute(0, 2, 3, 1).numpy()
+        own = batch[domain].numpy().astype(float)
+        wanted[f"cycle_{domain}"] = np.abs(returned - own).mean(axis=(1, 2, 3)).sum()
+        wanted[f"ssim_{domain}"] = sum(
+            structural_similarity(a.round().astype(np.uint8), b, channel_axis=2, data_range=255)
+            for a, b in zip(painted, batch[mate].numpy(), strict=True)
+        )
+    assert found == pytest.approx(wanted, rel=1e-3)

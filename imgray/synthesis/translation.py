@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
+from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -57,6 +58,10 @@ class TranslationSettings(Settings):
     inner_cycle: float = Field(default=10.0, ge=0, description="weight of inner cycles")
     identity: float = Field(default=0.0, ge=0, description="weight of y.G1 = y, as a cycle's")
     pool: int = Field(default=50, ge=0, le=10_000, description="earlier fakes, by discriminator")
+    paired: bool = Field(
+        default=False,
+        description="whether pictures of one rank in both domains are pairs, to score",
+    )
     average: float = Field(default=0.0, ge=0, lt=1, description="decay of averaged generators")
 
     rate: float = Field(default=2e-4, gt=0)
@@ -146,7 +151,7 @@ class Translation(Task):
         return TranslationLearner(self.settings)
 
     def summarize(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """Mean absolute differences, of 0 to 255: of the long cycles, and to the true pairs."""
+        """Means over the pictures of what `TranslationLearner.evaluate` says of each."""
         count = float(sums["count"])
         return {name: float(sums[name]) / count for name in sums if name != "count"}
 
@@ -238,21 +243,22 @@ class TranslationLearner(Learner):
             self.pools[domain].items = items[: self.settings.pool].clone()
 
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
-        """Sums over the pictures of a batch of how far, of 0 to 255, what they become is from them.
+        """Sums over a batch, by the domain that a picture comes from.
 
-        `cycle`: there and back; `pair`: translated, from the other of their record.
+        `cycle`: how far it is, of 0 to 255, from what it becomes there and back; where there are
+        pairs `apart`, how far its translation is from the other of its pair, and their structural
+        similarity `ssim` (Wang et al. 2004), in colour.
         """
         routes = Routes(self._painters, {name: to_range(batch[name]) for name in DOMAINS})
         there = self.wiring.translations
         sums = {"count": torch.tensor(float(len(routes[("x",)])))}
         for domain, route in there.items():
-            back = there[other(domain)][1:]
-            for name, made, wanted in (
-                (f"cycle_{domain}", (*route, *back), (domain,)),
-                (f"pair_{domain}", route, (other(domain),)),
-            ):
-                apart = (routes[made] - routes[wanted]).abs() * 127.5
-                sums[name] = apart.mean(dim=(1, 2, 3)).sum()
+            whole = (*route, *there[other(domain)][1:])
+            sums[f"cycle_{domain}"] = _apart(routes[whole], routes[(domain,)])
+            if self.settings.paired:
+                made, wanted = routes[route], routes[(other(domain),)]
+                sums[f"apart_{domain}"] = _apart(made, wanted)
+                sums[f"ssim_{domain}"] = _similar(made, wanted)
         return sums
 
     @property
@@ -306,6 +312,17 @@ def frame(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     sides = [max(LEAST, -(-side // STRIDE) * STRIDE) for side in picture.shape[:2]]
     border = [(0, side - own) for side, own in zip(sides, picture.shape, strict=False)]
     return np.pad(picture, [*border, (0, 0)], mode="reflect")
+
+
+def _apart(pictures: Tensor, others: Tensor) -> Tensor:
+    """The sum over pictures of their mean absolute difference, of 0 to 255."""
+    return (pictures - others).abs().mean(dim=(1, 2, 3)).sum() * 127.5
+
+
+def _similar(pictures: Tensor, others: Tensor) -> Tensor:
+    """The sum over pictures of their structural similarity."""
+    pairs = zip(*(to_pixels(some).cpu().numpy() for some in (pictures, others)), strict=True)
+    return torch.tensor(sum(structural_similarity(*pair, channel_axis=2) for pair in pairs))
 
 
 def squares(logits: Tensor, wanted: float) -> Tensor:
