@@ -65,6 +65,31 @@ def test_a_record_brings_its_group(
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+@pytest.mark.parametrize("held", [{}, {"hold_out": 0.4}])
+def test_the_values_of_one_name_are_those_of_the_records(
+    tmp_path: Path, suffix: str, held: dict[str, Any]
+) -> None:
+    """Of a field in a column of its own, which alone is read, and of others."""
+    splits = ["val" if n % 5 == 0 else "train" for n in range(40)]
+    columns = {"text": [f"text {n}" for n in range(40)], "label": ["one", "two"] * 20}
+    options = {"row_group_size": 7} if suffix == ".parquet" else {}
+    ids = [f"id {n}" for n in range(40)]
+    path = write(tmp_path / f"t{suffix}", {"id": ids, **columns, "split": splits}, **options)
+    for part in (
+        _settings(**held).training(Source(str(path)), {**TEXT, "label": Label()}),
+        _settings(**held).validation(Source(str(path)), {**TEXT, "label": Label()}),
+    ):
+        for name in ("text", "label", "id"):
+            assert list(part.values(name)) == [part[row][name] for row in range(len(part))]
+
+
+def test_a_value_that_is_missing_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.parquet", {"text": ["a", None], "split": ["train"] * 2})
+    with pytest.raises(UserError, match=r"t\.parquet: row 1, column 'text': missing"):
+        list(Source(str(path)).part("train", TEXT).values("text"))
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
 def test_a_folder_has_a_table_for_each_part(tmp_path: Path, suffix: str) -> None:
     for part, texts in (("train", ["a", "b"]), ("val", ["c"])):
         write(tmp_path / f"{part}{suffix}", {"text": texts})

@@ -17,8 +17,9 @@ from __future__ import annotations
 import hashlib
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import compress
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -65,6 +66,10 @@ class Dataset(ABC):
     def drawn(self, index: int, chance: np.random.Generator) -> Record:
         """A record to learn from, of which what does not belong together is drawn by chance."""
         return self[index]
+
+    def values(self, name: str) -> Iterator[Any]:
+        """What all records hold under one name, in their order. Raises `UserError`."""
+        return (self[index][name] for index in range(len(self)))
 
     def labels(self) -> NDArray[np.int64]:
         """The labels (n,) of all records. Raises `UserError` where records have none."""
@@ -221,6 +226,11 @@ class HoldOut(Dataset):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.whole, self.fraction, self.held)
+
+    def values(self, name: str) -> Iterator[Any]:
+        chosen = np.zeros(len(self.whole), bool)
+        chosen[self.rows] = True
+        return compress(self.whole.values(name), chosen)
 
     def labels(self) -> NDArray[np.int64]:
         return self.whole.labels()[self.rows]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, Literal
 
@@ -188,6 +188,10 @@ class TablePart(Dataset):
         group = self.table.group(row)
         label = {self.label: int(self.column[row])} if self.label else {}
         return found | ({} if group is None else {"group": group}) | label
+
+    def values(self, name: str) -> Iterator[Any]:
+        own = name in self.table.cells and name != self.label
+        return self.table.values(name, self.rows) if own else super().values(name)
 
     def labels(self) -> NDArray[np.int64]:
         return self.column[self.rows] if self.label else super().labels()

@@ -138,6 +138,20 @@ class Table:
         values |= {name: join.value(number) for name, join in self.joins.items()}
         return {"id": str(id)} | {k: v for k, v in values.items() if v is not None}
 
+    def values(self, name: str, numbers: NDArray[np.int64]) -> Iterator[Any]:
+        """The values of one of `cells` in rows in rising order; no other columns are read.
+
+        Raises `UserError`.
+        """
+        cells = self.cells[name]
+        for group, own in self._by_group(numbers):
+            table = self._read(group, cells.columns)
+            for number in own.tolist():
+                try:
+                    yield cells.value(table, int(number - self.firsts[group]))
+                except Rejected as error:
+                    raise UserError(f"{self.place}: row {number}, {error}") from None
+
     def group(self, number: int) -> str | None:
         """The name of a row's group; None where it has none. Raises `UserError`."""
         if not self.has("group"):
@@ -155,12 +169,10 @@ class Table:
 
         Raises `UserError`.
         """
-        groups = self.groups_of(numbers)
         lacking = {name: self.file.nulls(cells.columns[0]) for name, cells in self.cells.items()}
-        for group in np.unique(groups):
-            start, stop = np.searchsorted(groups, [group, group + 1])
+        for group, own in self._by_group(numbers):
             looked = [c for name, c in self.cells.items() if c.cheap or lacking[name][group]]
-            self._check_group(int(group), numbers[start:stop], looked)
+            self._check_group(group, own, looked)
         for join in self.joins.values():
             join.check(numbers)
 
@@ -236,6 +248,13 @@ class Table:
                 self._held[number] = self._read(number, self.columns)
             self._held.move_to_end(number)
             return self._held[number]
+
+    def _by_group(self, numbers: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """The row groups that hold rows in rising order, each with those rows."""
+        groups = self.groups_of(numbers)
+        for group in np.unique(groups):
+            start, stop = np.searchsorted(groups, [group, group + 1])
+            yield int(group), numbers[start:stop]
 
     def _read(self, group: int, columns: Sequence[str]) -> pa.Table:
         self._refuse_larger(group, self.sizes[group] if columns == self.columns else 0)
