@@ -23,7 +23,7 @@ from imgray.engine.extract import build_extractor
 from imgray.engine.settings import ExtractConfig
 from imgray.errors import UserError
 from imgray.features import bags, encoders, sentences
-from imgray.features.bags import BagEncoder, fit, words_of
+from imgray.features.bags import BagEncoder, fit, vocabulary_of, words_of
 from imgray.features.encoders import WHEELS
 from imgray.features.extractor import (
     ExtractorConfig,
@@ -289,6 +289,7 @@ def test_a_vocabulary_takes_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> N
     texts = [f"a dog rare{n}" if n % 2 else f"a rare{n}" for n in range(500)]
     found = fit(texts, 2)._vocabulary
     assert (found.words, found.frequency, found.texts) == (["a", "dog"], [500, 250], 500)
+    assert vocabulary_of(texts, 9, least=2).words == ["a", "dog"]
 
 
 def test_texts_without_known_words_are_rejected() -> None:

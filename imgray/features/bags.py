@@ -92,17 +92,27 @@ class FittedBag(BagEncoder):
 
 
 def fit(texts: Iterable[str], most: int) -> FittedBag:
-    """A bag of the words that stand in most texts, equal ones in alphabetical order.
+    """A bag of the words that stand in most texts, as `vocabulary_of` finds them.
+
+    Raises:
+        UserError: there is no word in them.
+    """
+    found = vocabulary_of(texts, most)
+    if not found.words:
+        raise UserError("--extractor tfidf: there is no word in the texts")
+    return FittedBag(found)
+
+
+def vocabulary_of(texts: Iterable[str], most: int, least: int = 1) -> Vocabulary:
+    """The words that stand in most texts, equal ones in alphabetical order.
 
     Memory is bounded: of more than `COUNTED` words, the rarer half is forgotten, and counted anew
     where it comes again (in the manner of lossy counting, Manku and Motwani 2002).
 
     Args:
-        texts: as `cleaned` gives them, read once.
+        texts: read once.
         most: words at most.
-
-    Raises:
-        UserError: there is no word in them.
+        least: texts in which a word stands at least.
     """
     counts: Counter[str] = Counter()
     total = 0
@@ -111,11 +121,9 @@ def fit(texts: Iterable[str], most: int) -> FittedBag:
         total += 1
         if len(counts) > COUNTED:
             counts = Counter(dict(_commonest(counts, COUNTED // 2)))
-    if not counts:
-        raise UserError("--extractor tfidf: there is no word in the texts")
-    chosen = _commonest(counts, most)
+    chosen = [(word, df) for word, df in _commonest(counts, most) if df >= least]
     words, frequency = [word for word, _ in chosen], [df for _, df in chosen]
-    return FittedBag(Vocabulary(texts=total, words=words, frequency=frequency))
+    return Vocabulary(texts=total, words=words, frequency=frequency)
 
 
 def words_of(text: str) -> list[str]:
