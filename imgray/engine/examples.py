@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 
 from imgray.artifacts.folder import Folder
@@ -15,6 +17,8 @@ from imgray.training.examples import Examples
 from imgray.training.recipe import Recipe
 from imgray.training.task import task_of
 
+COMPLETED = "settings.json"
+"""Holds, with the work, the settings that the data have decided."""
 LOOKED_AT = 64
 """Records of each part that are made examples of before a run."""
 
@@ -45,6 +49,22 @@ def frozen(source: Source, recipe: Recipe, output: Folder) -> Source:
         open_examples(recipe, source)
         source.snapshot.save(kept)
     return Source(source.uri, source.layout, source.features, kept)
+
+
+def completed(recipe: Recipe, data: Source, output: Folder) -> Recipe:
+    """A recipe with the settings that the data decide, or decided when an earlier run began.
+
+    Raises `UserError`.
+    """
+    kept = Folder(f"{output.uri.rstrip('/')}/{WORK}")
+    if kept.exists(COMPLETED):
+        settings = json.loads(kept.read(COMPLETED))
+    else:
+        examples = open_examples(recipe, data)
+        settings = examples.task.completed(examples.train)
+        if settings:
+            kept.write(COMPLETED, json.dumps(settings).encode())
+    return recipe.model_copy(update={"settings": recipe.settings | settings})
 
 
 def open_examples(recipe: Recipe, data: Source | str) -> Examples:

@@ -25,6 +25,7 @@ from imgray.data.sources import Source
 from imgray.engine.cluster import cluster, given_device, named_cluster
 from imgray.engine.examples import (
     check_examples,
+    completed,
     digests,
     frozen,
     lengths,
@@ -158,6 +159,7 @@ def _train(
     config: TrainConfig, recipe: Recipe, identity: Identity, source: Source, output: Folder
 ) -> Manifest:
     data = frozen(source, recipe, output)
+    recipe = completed(recipe, data, output)
     examples = open_examples(recipe, data)
     check_examples(examples)
     check_recipe(recipe, examples.task)

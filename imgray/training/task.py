@@ -258,6 +258,21 @@ class Task(ABC):
         """A record with the inputs of prediction, as the `number`th of the sheet of samples."""
         return record
 
+    def completed(self, train: Dataset) -> dict[str, Any]:
+        """Settings that the data to train on decide, by name, as a recipe has them: a vocabulary.
+
+        Asked once, as a run begins, before any example is made; then they are in the recipe, which
+        all workers, a run that goes on, and the model have. As a part of the recipe they need no
+        file, and no way to a worker, of their own; the run is still known by the recipe as given.
+
+        Args:
+            train: what is trained on, its records in their order.
+
+        Raises:
+            UserError: the data do not do.
+        """
+        return {}
+
     def check_training_data(self, train: Dataset) -> None:
         """Refuse data that this task cannot learn from. Raises `UserError`."""
         self.check_classes(train)
