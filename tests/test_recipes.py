@@ -78,7 +78,9 @@ def _read(name: str, *changes: str) -> Recipe:
 
 def _task(name: str, classes: int = 2) -> Task:
     """The task of a recipe, which takes lengths of vectors from features that are joined."""
-    recipe = with_dims(_read(name), {"image": 2560, "text": 384})
+    recipe = _read(name)
+    joined = {"image": 2560} if "words" in recipe.settings else {"image": 2560, "text": 384}
+    recipe = with_dims(recipe, joined)
     return task_of(recipe, [str(label) for label in range(classes)])
 
 

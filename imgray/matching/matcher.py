@@ -1,7 +1,8 @@
 """Matching of images and texts by their features: the task that all systems of it share.
 
-A record has the vector of an image, that of a text, or both; one to learn from has both. The joint
-embeddings of the two are of one space, where their dot product is the score of the pair.
+A record has the vector of an image, that of a text, or both; one to learn from has both. With the
+setting `words` it has the text itself, which the network reads. The joint embeddings of the two are
+of one space, where their dot product is the score of the pair.
 """
 
 from __future__ import annotations
@@ -14,17 +15,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from imgray.data.datasets import Dataset, Record
-from imgray.data.fields import Input, Output, Scores, Values, Vector
+from imgray.data.fields import Input, Output, Scores, Text, Values, Vector
 from imgray.data.pixels import Rejected
 from imgray.drawing import plots
 from imgray.errors import UserError
+from imgray.features.bags import words_of
+from imgray.features.texts import cleaned
 from imgray.matching.bi_rank import Pairs
 from imgray.matching.closed import moments, solve
 from imgray.matching.nets import SIDES, Term, joined
 from imgray.matching.settings import MatchingSettings
+from imgray.matching.words import Numbers
 from imgray.retrieval import fusion
 from imgray.retrieval.recall import Ids, matching_metrics, matching_ranks
 from imgray.training import workers
@@ -35,7 +40,7 @@ class Matching(Task):
     """Images and texts in one space.
 
     Texts of one image are told by the column `group` of a table, or else by their image's vector;
-    texts whose vectors are equal are the same text.
+    texts whose vectors are equal are the same text, or of those that are read, whose words are.
     """
 
     kind = "match"
@@ -45,20 +50,24 @@ class Matching(Task):
 
     @property
     def inputs(self) -> Mapping[str, Input]:
-        return {side: Vector(dim, optional=True) for side, dim in self._dims.items()}
+        return self._sides(optional=True)
 
     @property
     def fields(self) -> Mapping[str, Input]:
-        return {**{side: Vector(dim) for side, dim in self._dims.items()}, **self.truth}
+        return {**self._sides(optional=False), **self.truth}
 
-    @property
-    def _dims(self) -> Mapping[str, int]:
+    def _sides(self, optional: bool) -> dict[str, Input]:
+        read: dict[str, Input] = {"text": Text(optional=optional)} if self.settings.words else {}
         if not self.settings.dims:
+            lacking = [side for side in SIDES if side not in read]
+            flags = " ".join(f"{side}=URI" for side in lacking)
+            dims = ", ".join(f"{side}: N" for side in lacking)
             raise UserError(
                 "recipe: settings.dims: the lengths of vectors are not known; give --features "
-                "image=URI text=URI, or for columns of a table settings.dims={image: N, text: N}"
+                f"{flags}, or for columns of a table settings.dims={{{dims}}}"
             )
-        return self.settings.dims
+        lengths = self.settings.lengths.items()
+        return {side: Vector(dim, optional=optional) for side, dim in lengths} | read
 
     @property
     def outputs(self) -> Mapping[str, Output]:
@@ -77,19 +86,40 @@ class Matching(Task):
     def check_classes(self, part: Dataset) -> None:
         """There are none."""
 
+    def completed(self, train: Dataset) -> dict[str, Any]:
+        """The vocabulary of texts that are read."""
+        words = self.settings.words
+        if words is None or words.vocabulary:
+            return {}
+        return {"words": words.fitted(train.values("text")).model_dump(mode="json")}
+
     def prepare(self, values: Values) -> Arrays:
-        found = {s: np.asarray(values[s], np.float32) for s in SIDES if values.get(s) is not None}
+        found = {s: self._array(s, values[s]) for s in SIDES if values.get(s) is not None}
         if not found:
             raise Rejected(f"{' or '.join(SIDES)} is needed")
         return found
+
+    def _array(self, side: str, given: Any) -> NDArray[Any]:
+        if side != "text" or not self.settings.words:
+            return np.asarray(given, np.float32)
+        try:
+            return self._numbers(cleaned(given))
+        except Rejected as error:
+            raise Rejected(f"text: {error}") from None
+
+    @cached_property
+    def _numbers(self) -> Numbers:
+        assert self.settings.words
+        return Numbers(self.settings.words)
 
     def example(self, record: Record, chance: np.random.Generator | None) -> Arrays:
         vectors = self.prepare(record)
         if lacking := [side for side in SIDES if side not in vectors]:
             raise UserError(f"{record['id']}: no {lacking[0]}; to learn from, a record needs both")
         image = str(record["group"]).encode() if "group" in record else vectors["image"].tobytes()
-        ids = {"image_id": _number(image), "text_id": _number(vectors["text"].tobytes())}
-        return vectors | ids
+        read = self.settings.words is not None
+        text = " ".join(words_of(record["text"])).encode() if read else vectors["text"].tobytes()
+        return {**vectors, "image_id": _number(image), "text_id": _number(text)}
 
     def learner(self, initial: bool = True) -> MatchingLearner:
         return MatchingLearner(self.settings)

@@ -14,7 +14,7 @@ from imgray.matching.closed import Map
 
 SIDES = ("image", "text")
 Inputs = Mapping[str, Tensor]
-"""Vectors (N, d) by side; one may be absent."""
+"""Vectors (N, d) by side, or what a reader makes them of; one may be absent."""
 Parts = dict[str, list[Tensor]]
 """By side the embeddings (N, D) of unit length, of which each of the image's is compared with the
 text's at its place."""
@@ -34,12 +34,13 @@ class Way:
     """How vectors enter a network.
 
     dims: d by side; first: outputs of a linear map before all else, where there is one, by side;
-    dropout: before it.
+    dropout: before it; readers: by side what makes the vectors, where that is learnt too.
     """
 
     dims: Mapping[str, int]
     first: Mapping[str, int] = field(default_factory=dict)
     dropout: float = 0.0
+    readers: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
 class Net(nn.Module, ABC):
@@ -56,14 +57,16 @@ class Net(nn.Module, ABC):
 
     def __init__(self, way: Way) -> None:
         super().__init__()
+        self.readers = nn.ModuleDict(way.readers)
         self.dropout = nn.Dropout(way.dropout)
         self.first = nn.ModuleDict({s: nn.Linear(way.dims[s], n) for s, n in way.first.items()})
         self.widths = {**way.dims, **way.first}
         self.register_buffer("solved", torch.tensor(False))
 
     def enter(self, inputs: Inputs) -> dict[str, Tensor]:
-        """Inputs by side, after dropout and the first map."""
-        found = {side: self.dropout(vectors) for side, vectors in inputs.items()}
+        """Inputs by side, as vectors, after dropout and the first map."""
+        read = {s: self.readers[s](one) if s in self.readers else one for s, one in inputs.items()}
+        found = {side: self.dropout(vectors) for side, vectors in read.items()}
         return {s: self.first[s](one) if s in self.first else one for s, one in found.items()}
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ from imgray.matching.contrast import Contrast
 from imgray.matching.cycle import Cycle, Weights
 from imgray.matching.nets import SIDES, Around, Net, Towers, Way
 from imgray.matching.rrf import Branch, BranchPlan
+from imgray.matching.words import Reader, WordSettings
 from imgray.training.rates import parameter_groups
 from imgray.training.recipe import Settings
 
@@ -33,6 +34,9 @@ class MatchingSettings(Settings):
     layout: Layout = "rrf"
     dims: dict[str, int] = Field(
         default={}, description="lengths of `image` and `text`; by default those that are joined"
+    )
+    words: WordSettings | None = Field(
+        default=None, description="where texts are read word by word, rather than given as vectors"
     )
     dim: int = Field(default=512, ge=1, le=2**16, description="of embeddings, or latent ones")
 
@@ -73,7 +77,12 @@ class MatchingSettings(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> MatchingSettings:
-        if wrong := self.dims.keys() ^ set(SIDES) if self.dims else set():
+        if self.words and self.closed:
+            key = "layout" if self.layout == self.closed else "first"
+            raise ValueError(f"words: {key} {self.closed} needs vectors of texts; leave one away")
+        if self.words and "text" in self.dims:
+            raise ValueError("words: texts are read; leave dims.text or --features text=URI away")
+        if wrong := self.lengths.keys() ^ set(SIDES) if self.dims else set():
             raise ValueError(f"dims: {', '.join(SIDES)} are needed, not {', '.join(sorted(wrong))}")
         if min([*self.dims.values(), 1]) < 1 or min(self.shrink) < 0:
             raise ValueError("dims are above 0, and shrink is not negative")
@@ -86,6 +95,11 @@ class MatchingSettings(Settings):
         if self.around and (self.layout != "rrf" or self.first_width("image") != self.dim):
             raise ValueError(f"around: rrf with first maps to dim, {self.dim} numbers, is needed")
         return self
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Of the vectors that enter the network, by side; without `dims` they are not known."""
+        return self.dims | {"text": self.words.width} if self.dims and self.words else self.dims
 
     @property
     def members(self) -> tuple[int | None, ...]:
@@ -120,12 +134,13 @@ class MatchingSettings(Settings):
     def net(self) -> Net:
         """The network."""
         first = {side: width for side in SIDES if (width := self.first_width(side))}
-        way = Way(self.dims, first, self.dropout_inputs)
+        readers = {"text": Reader(self.words)} if self.words else {}
+        way = Way(self.lengths, first, self.dropout_inputs, readers)
         if self.layout == "cycle":
             return Cycle(way, self.dim, self.weights, self.norm, self.norm_inputs)
         if self.layout != "rrf":
             return Towers(way, [{side: nn.Identity() for side in SIDES}], first["text"])
-        widths, plans = self.dims | first, [self._plan(steps) for steps in self.members]
+        widths, plans = self.lengths | first, [self._plan(steps) for steps in self.members]
         heads = [{side: self._head(widths[side], plan) for side in SIDES} for plan in plans]
         return Towers(way, heads, self.dim)
 
