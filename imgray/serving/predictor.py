@@ -117,7 +117,7 @@ def prepared_of(model: Model, values: Values, pixels: int) -> Prepared:
     try:
         return model.prepare(values)
     except Rejected as error:
-        if any(str(error).startswith(f"{name}: ") for name in model.extractors):
+        if any(str(error).startswith(f"{name}: ") for name in model.inputs):
             raise
         name = _broken(pictures) or next(iter(values), "nothing given")
         raise Rejected(f"{name}: {error}") from None

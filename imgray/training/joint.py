@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_manifest
+from imgray.data.fields import Text
 from imgray.errors import UserError
 from imgray.features.columns import FeatureInfo, Vectors
 from imgray.training.carried import carried_of, joined
-from imgray.training.loop import precision, to_device
 from imgray.training.models import Model, load_model, load_task
 
 IMAGE, TEXT = "image", "text"
@@ -58,19 +58,13 @@ class Joint:
         Raises:
             Rejected: a text that is none, or too long.
         """
-        own, field = self.model.extractors[TEXT], self.model.inputs[TEXT]
-        prepared = [own.prepare(field.value(text)) for text in texts]
-        return self._embedded(TEXT, own.vectors(prepared))
+        field = self.model.inputs[TEXT]
+        return self._embedded(TEXT, [field.value(text) for text in texts])
 
-    @torch.inference_mode()
-    def _embedded(self, name: str, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        if not len(vectors):
-            return np.empty((0, self.dim), np.float32)
-        records = [self.model.task.prepare({name: vector}) for vector in vectors]
-        arrays = {key: np.stack([one[key] for one in records]) for key in records[0]}
-        with precision(self.model.recipe, self.device):
-            found = self.model.learner.embed(to_device(arrays, self.device))[name]
-        return found.float().cpu().numpy()
+    def _embedded(self, name: str, values: Iterable[Any]) -> NDArray[np.float32]:
+        records = [self.model.prepare({name: value}) for value in values]
+        found = [one[name] for one in self.model.embed(records, self.device)]
+        return np.array(found, np.float32).reshape(-1, self.dim)
 
 
 def load_joint(uri: str) -> Joint:
@@ -78,7 +72,7 @@ def load_joint(uri: str) -> Joint:
 
     Raises:
         UserError: no model, or one without a joint embedding, or one that learnt from vectors which
-            no extractor of ours has made.
+            no extractor of ours has made. One that reads texts itself needs none for them.
     """
     folder = Folder(uri)
     manifest = read_manifest(folder, "model")
@@ -89,7 +83,8 @@ def load_joint(uri: str) -> Joint:
             "matching model"
         )
     carried = carried_of(manifest)
-    for name in (IMAGE, TEXT):
+    reads = isinstance(task.inputs[TEXT], Text)
+    for name in (IMAGE,) if reads else (IMAGE, TEXT):
         if name not in carried:
             raise UserError(
                 f"{uri}: its vectors of {name!r} were made by no extractor that it carries; train "
