@@ -11,6 +11,7 @@ import pytest
 import torch
 from said import IMAGE, completed, reading, run_said, write_said
 from torch import Tensor
+from two import WORLD, both
 from vectors import recipe_of
 
 from imgray.config import validate
@@ -240,6 +241,22 @@ def test_it_goes_on_as_if_it_had_never_stopped(data: Path, tmp_path: Path) -> No
     assert again.lines == whole.lines
     for key, tensor in whole.nets["net"].state_dict().items():
         assert torch.equal(tensor, again.nets["net"].state_dict()[key]), key
+
+
+def _fit(rank: int, folder: Path) -> Any:
+    """What each of two workers does."""
+    folder.mkdir(exist_ok=True)
+    data = write_said(folder / f"{rank}.parquet")
+    run = run_said(reading(), data, folder / "run", Place(rank, WORLD))
+    run.fit()
+    return run.nets["net"].state_dict(), run.lines
+
+
+def test_two_workers_stay_alike(tmp_path: Path) -> None:
+    (state, lines), (other, others) = both({"fit": _fit}, tmp_path)["fit"]
+    assert lines == others
+    assert all(torch.equal(state[name], other[name]) for name in state)
+    assert lines[-1]["rsum"] > ENOUGH
 
 
 def test_half_precision_reads_too(data: Path) -> None:
