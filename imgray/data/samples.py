@@ -2,7 +2,7 @@
 
 `write_views` turns photographs into a retrieval collection with a known truth: each photograph as
 several other cameras would have seen it; the views of one are each other's right answers.
-`write_digits` writes handwritten digits to classify.
+`write_digits` writes handwritten digits to classify, `write_tones` pictures to translate.
 """
 
 import json
@@ -41,6 +41,10 @@ _FILES: dict[str, tuple[str, str]] = {
     "text": ("skimage", "data/text.png"),
 }
 _QUARTERED = ("gravel", "hubble", "ihc")
+_BRIGHT = {
+    "astronaut", "chelsea", "china", "coffee", "flower", "hubble", "ihc", "motorcycle", "retina",
+    "rocket",
+}  # fmt: skip
 _DOCUMENTS = {"page", "text"}
 _LONG_SIDE = 640
 
@@ -113,6 +117,37 @@ def write_digits(folder: Path | str, side: int = 32) -> Path:
         image = Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC)
         image.save(place / str(digit) / f"{number:04d}.png")
     return place
+
+
+def write_tones(folder: Path | str, count: int = 200, side: int = 64, seed: int = 0) -> Path:
+    """Write crops of the photographs in two domains, grey and in colour; return the folder.
+
+    `train/grey` and `train/colour` are of different places; `val` holds a tenth as many pairs.
+
+    Raises:
+        UserError: scikit-image or scikit-learn is missing, or came without its pictures.
+    """
+    place, rng = Path(folder), np.random.default_rng(seed)
+    found = photographs()
+    bright = [found[name] for name in sorted(found) if name.partition("_")[0] in _BRIGHT]
+    for part, crops in (("train", count), ("val", max(1, count // 10))):
+        for name in ("grey", "colour"):
+            (place / part / name).mkdir(parents=True, exist_ok=True)
+        for n in range(crops):
+            colour = _crop(bright[n % len(bright)], side, rng)
+            other = colour if part == "val" else _crop(bright[n % len(bright)], side, rng)
+            colour.save(place / part / f"colour/{n:04d}.png")
+            other.convert("L").save(place / part / f"grey/{n:04d}.png")
+    return place
+
+
+def _crop(picture: Image.Image, side: int, rng: np.random.Generator) -> Image.Image:
+    """A square of a third to all of the shorter side, anywhere, brought to `side`."""
+    size = int(min(picture.size) * rng.uniform(1 / 3, 1))
+    left, top = (int(rng.integers(length - size + 1)) for length in picture.size)
+    return picture.resize(
+        (side, side), Image.Resampling.BICUBIC, (left, top, left + size, top + size)
+    )
 
 
 def _scenes(name: str) -> list[str]:

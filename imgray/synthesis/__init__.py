@@ -1,1 +1,1 @@
-"""Synthesis (thesis chapters 7 and 8): pictures of one domain translated into another."""
+"""Synthesis of pictures: translation of one domain into another, the thesis' chapter 7."""
