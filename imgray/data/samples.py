@@ -42,7 +42,7 @@ _FILES: dict[str, tuple[str, str]] = {
 }
 _QUARTERED = ("gravel", "hubble", "ihc")
 _BRIGHT = {
-    "astronaut", "chelsea", "china", "coffee", "flower", "hubble", "ihc", "motorcycle", "retina",
+    "astronaut", "chelsea", "china", "coffee", "flower", "ihc", "motorcycle", "retina",
     "rocket",
 }  # fmt: skip
 _DOCUMENTS = {"page", "text"}
