@@ -16,7 +16,7 @@ Runs = dict[Path, Future[nbformat.NotebookNode]]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, address: str) -> Iterator[Runs]:
-    """All of them at once: the one waits for Ray while the other computes."""
+    """All of them at once: one waits for Ray while the others compute."""
     env = os.environ | {"RAY_ADDRESS": address}
 
     def run(path: Path) -> nbformat.NotebookNode:
