@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -123,6 +124,23 @@ def test_an_error_surfaces_at_once_and_leaves_no_model(
     with pytest.raises(kind, match=fault):
         train(config)
     assert not (Path(config.output) / NAME).exists()
+
+
+@pytest.mark.parametrize(("world", "told"), [(1, True), (2, False)])
+def test_an_error_is_not_told_that_comes_of_a_lost_group(
+    monkeypatch: pytest.MonkeyPatch, world: int, told: bool
+) -> None:
+    """Ray takes the group from a worker that still runs: torch raises what it likes."""
+    context, watch = Mock(), Mock()
+    context.get_world_rank.return_value, context.get_world_size.return_value = 0, world
+    watch.look.remote.return_value.error = None
+    monkeypatch.setattr(engine.ray, "get", lambda found: found)
+    monkeypatch.setattr(engine.ray.train, "get_context", lambda: context)
+    monkeypatch.setattr(engine, "given_device", lambda: "cpu")
+    monkeypatch.setattr(engine, "open_examples", Mock(side_effect=ValueError("no default group")))
+    with pytest.raises(ValueError, match="no default group"):
+        engine._work({"watch": watch, "feeders": 0, "recipe": None, "data": None})
+    assert watch.fail.remote.called is told
 
 
 def test_the_user_hears_of_lost_workers_once() -> None:

@@ -291,6 +291,15 @@ def test_one_worker_goes_on_too(tmp_path: Path, stop: int) -> None:
     assert _equal(_made(again), _made(whole))
 
 
+def test_a_worker_whose_group_is_gone_saves_nothing(tmp_path: Path) -> None:
+    """Until Ray ends it, it seems to be alone."""
+    write_points(tmp_path / "points")
+    run = _run(tmp_path, 0, WORLD)
+    with pytest.raises(torch.distributed.DistError, match="group of workers is gone"):
+        run.fit()
+    assert not run.folder.sizes()
+
+
 def test_pools_are_dealt_anew(two: dict[str, list[Any]], folder: Path) -> None:
     (first, even), (second, odd) = two["deal"]
     assert len(first) == len(second) == FULL["pool"]

@@ -37,7 +37,7 @@ from imgray.engine.producer import migrated, produce
 from imgray.engine.settings import TrainConfig
 from imgray.engine.watch import follow, start_watch
 from imgray.errors import UserError, cause_of
-from imgray.training import catalog, models
+from imgray.training import catalog, models, workers
 from imgray.training.carried import carry
 from imgray.training.checkpoints import Keeper
 from imgray.training.loop import Place, Run, States, in_threads, load_start
@@ -272,6 +272,8 @@ def _work(loop: dict[str, Any]) -> None:
         examples = open_examples(recipe, loop["data"])
         Run(recipe, examples, loop["kept"], place, _start(recipe)).fit()
     except Exception as error:
+        if workers.gone(place.world):
+            raise  # whatever the error says, it comes of that
         if cause := cause_of(error):
             ray.get(watch.fail.remote(True, str(cause)))
         elif not _lost_another(error):

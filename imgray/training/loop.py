@@ -116,6 +116,7 @@ class Run:
         Raises:
             UserError: a loss or a tensor that is not finite, a checkpoint of another model, or a
                 recipe with names of no optimizer or network.
+            DistError: the other workers are gone.
         """
         torch.manual_seed(self.recipe.seed)
         whole = self.start is not None and isinstance(self.recipe.start, str | None)
@@ -198,6 +199,7 @@ class Run:
             line = self._line(step, "validate", self._evaluate())
             self._draw()
         state = self._state() if saving else {}
+        workers.check_group(self.place.world)  # behind all that is done together
         if self.place.rank == 0:
             if saving:
                 self.keeper.save(step, state)

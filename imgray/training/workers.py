@@ -28,6 +28,21 @@ def alone() -> bool:
     return not dist.is_initialized() or dist.get_world_size() == 1
 
 
+def gone(world: int) -> bool:
+    """Whether the group of so many workers is no more, and what is done since is of no use.
+
+    Ray Train takes it from those that still run when one of them is lost, or when the group is to
+    grow, a moment before it ends them: until then they seem to be `alone`.
+    """
+    return world > 1 and not dist.is_initialized()
+
+
+def check_group(world: int) -> None:
+    """Raise `DistError` where the group of so many workers is `gone`."""
+    if gone(world):
+        raise dist.DistError("the group of workers is gone")
+
+
 @contextmanager
 def averaged(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     """Within the block a backward pass, behind it the means over the workers as gradients.
