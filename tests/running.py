@@ -74,6 +74,25 @@ def _is_agent(process: psutil.Process) -> bool:
 Start = Callable[..., Job]
 
 
+def checkpointed(output: Path, step: int) -> bool:
+    """Whether a step of a training is in a checkpoint."""
+    kept = output / "_work" / "checkpoints"
+    return any(int(path.name.split("-")[1]) >= step for path in kept.glob("step-*"))
+
+
+def await_step(job: Job, output: Path, step: int) -> None:
+    """Wait until a step is in a checkpoint, and a little further."""
+    job.wait_until(lambda: checkpointed(output, step))
+    time.sleep(0.4)
+
+
+def train_worker() -> psutil.Process:
+    """One of the workers of a training on the tests' own Ray."""
+    tree = psutil.Process().children(recursive=True)
+    living = (one for one in tree if one.status() != psutil.STATUS_ZOMBIE)
+    return next(one for one in living if "TrainWorker" in " ".join(one.cmdline()))
+
+
 def command(*words: str, folder: Path) -> Job:
     """Start `imgray WORDS` in a folder, as its users do."""
     script = Path(sys.executable).with_name("imgray")

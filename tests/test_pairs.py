@@ -2,13 +2,11 @@
 
 import io
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import inprocess
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,7 +15,7 @@ import yaml
 from pairs import SIDE
 from PIL import Image
 from poison import encoded
-from running import Job, Start
+from running import Start, await_step, train_worker
 
 import imgray
 from imgray.artifacts.folder import Folder
@@ -103,9 +101,9 @@ def test_killed_and_resumed_it_ends_in_the_same_tensors(
     flags = ["--recipe", recipe, "--data", str(data), "--workers", "2", "--feeders", "0"]
     flags += ["--set", "settings.pause=0.25"]
     job = start("train", output, *flags, address=address)
-    _await_step(job, output, EVERY)
-    _worker().kill()
-    _await_step(job, output, 3 * EVERY)
+    await_step(job, output, EVERY)
+    train_worker().kill()
+    await_step(job, output, 3 * EVERY)
     job.kill()
     assert not (output / "manifest.json").exists()
     code, _, error = start("train", output, *flags, address=address).finish(300)
@@ -116,20 +114,6 @@ def test_killed_and_resumed_it_ends_in_the_same_tensors(
         for name, tensor in module.state_dict().items():
             assert torch.equal(tensor, found[name]), (net, name)
     assert (output / CURVES).read_bytes() == (Path(model) / CURVES).read_bytes()
-
-
-def _await_step(job: Job, output: Path, step: int) -> None:
-    """Wait until a step is in a checkpoint, and a little further."""
-    kept = output / WORK / "checkpoints"
-    job.wait_until(lambda: any(int(p.name.split("-")[1]) >= step for p in kept.glob("step-*")))
-    time.sleep(0.4)
-
-
-def _worker() -> psutil.Process:
-    """One of the workers on the tests' own Ray."""
-    tree = psutil.Process().children(recursive=True)
-    living = (one for one in tree if one.status() != psutil.STATUS_ZOMBIE)
-    return next(one for one in living if "TrainWorker" in " ".join(one.cmdline()))
 
 
 @pytest.mark.slow
