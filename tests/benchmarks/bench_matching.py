@@ -65,10 +65,11 @@ class Variant:
 
 @dataclass(frozen=True)
 class Study:
-    """Variants by name, of a data set; scores to report; images held back; labels."""
+    """Variants by name, of a data set; changes they share; scores; images held back; labels."""
 
     data: str
     variants: Mapping[str, Variant]
+    shared: tuple[str, ...]
     scores: tuple[str, ...]
     held: int
     label: Callable[[dict[str, str]], str] | None = None
@@ -226,7 +227,8 @@ _rrf = functools.partial(_head, "rrf-flickr8k-small")
 _cycle = functools.partial(_head, "cyclematch-flickr8k-small")
 _mmc = functools.partial(_head, "mmc-ucm-small")
 
-TWO = "settings.alphas=[1, 0, 2, 0]"
+TWO, RANK = "settings.alphas=[1, 0, 2, 0]", "settings.loss=bi-rank"
+AROUND = ("settings.first=cca", "settings.around=true", "settings.norm=false", "settings.rate=1e-3")
 STEPS: Rows = {
     **{f"RRF, T={n}": ((n,), "sum") for n in range(5)},
     "RRF, ensemble T=1..4": ((1, 2, 3, 4), "sum"),
@@ -248,20 +250,23 @@ STUDIES = {
             "CCA, MiniLM": _cca(),
             "CCA, tf-idf": _cca(texts="tfidf"),
             "ridge, MiniLM": _cca("settings.layout=ridge"),
-            "linear": _linear("settings.first=none"),
+            "linear": _linear("settings.first=none", "settings.rate=1e-2"),
             "linear from CCA": _linear(),
-            "linear from CCA, two terms": _linear(TWO),
-            "linear from CCA, InfoNCE": _linear("settings.loss=contrast"),
+            "linear from CCA, bi-rank": _linear(RANK),
+            "linear from CCA, bi-rank of two terms": _linear(RANK, TWO),
             "linear from CCA, MiniLM + tf-idf": _linear(texts="minilm,tfidf"),
             "RRF without its block": _rrf("settings.steps=null"),
             "RRF": _rrf("settings.steps=[0, 1, 2, 3, 4]", rows=STEPS),
-            "RRF, four T=3": _rrf("settings.steps=[3, 3, 3, 3]"),
+            "RRF, four of T=3": _rrf("settings.steps=[3, 3, 3, 3]"),
             "RRF, T=3, two terms": _rrf(TWO),
             "RRF, T=3, last step only": _rrf("settings.fused=false"),
             "RRF, T=3, plain": _rrf("settings.fused=false", "settings.residual=false"),
+            "RRF around CCA": _rrf(*AROUND, "settings.loss=contrast"),
+            "RRF around CCA, bi-rank": _rrf(*AROUND),
             "CycleMatch": _cycle("settings.weights=[1, 1, 1]", rows=_fusions("CycleMatch")),
             "without": _cycle(rows=_fusions("without reconstruction")),
         },
+        ("epochs=5", "settings.shrink=[1, 0.3]", "settings.dropout_inputs=0"),
         ("rsum", "i2t_recall@1", "t2i_recall@1"),
         held=1000,
     ),
@@ -272,6 +277,7 @@ STUDIES = {
             "matching alone": _mmc("settings.classification=0"),
             "classification alone": _mmc("settings.matching=0"),
         },
+        (),
         ("both_accuracy", "image_accuracy", "text_accuracy", "i2t_map", "t2i_map", "rsum"),
         held=336,
         label=lambda row: str((int(row["image"]) - 1) // 100),
@@ -290,7 +296,9 @@ def main() -> None:
     study, seeds = STUDIES[given.study], range(given.seeds)
     with common.work_folder(given.work) as work:
         features_of(study, given.data, work)
-        jobs = [(n, v, s, given.part, work) for s in seeds for n, v in study.variants.items()]
+        named = study.variants.items()
+        shared = {n: replace(v, changes=(*study.shared, *v.changes)) for n, v in named}
+        jobs = [(n, v, s, given.part, work) for s in seeds for n, v in shared.items()]
         with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
             found = pool.starmap(run, jobs, chunksize=1)
     by_row: dict[str, list[Scores]] = {}
