@@ -240,12 +240,13 @@ def test_numbers_that_are_none_set_a_record_aside(tmp_path: Path) -> None:
     judge: Any = step.model.learner.modules["judge"]
     picture = encoded(Image.new("RGB", (30, 20), "red"), "PNG")
     prepared = step.prepare({"first": picture, "caption": "a"})
-    table, refused = step.process(["a", "../b"], [prepared, prepared])
+    both = [prepared, prepared]
+    table, refused = step.rows(["a", "../b"], both, step.run(both))
     assert (table["id"].to_pylist(), refused) == (["a", "../b"], [])
     for row in table.to_pylist():
         assert (tmp_path / "out" / row["picture"]).exists()
     judge.bias.data.fill_(float("nan"))
-    table, refused = step.process(["a"], [prepared])
+    table, refused = step.rows(["a"], [prepared], step.run([prepared]))
     assert len(table) == 0
     assert refused == [("a", "predict", "numbers that are not finite")]
 

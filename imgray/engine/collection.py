@@ -61,8 +61,13 @@ class Step(Protocol):
     def prepare(self, values: Values) -> Any:
         """Decode the inputs of one record; runs in a thread. Raises `Rejected`."""
 
-    def process(self, ids: Sequence[str], batch: Sequence[Any]) -> tuple[pa.Table, Rejections]:
-        """Turn a batch of prepared records into rows, setting aside those that cannot be."""
+    def run(self, batch: Sequence[Any]) -> Any:
+        """What the networks make of a batch of prepared records."""
+
+    def rows(
+        self, ids: Sequence[str], batch: Sequence[Any], found: Any
+    ) -> tuple[pa.Table, Rejections]:
+        """The rows of a batch, and the records that are set aside; beside the next one's `run`."""
 
 
 class Receipt(BaseModel):
@@ -302,15 +307,18 @@ class Worker:
         return receipt
 
     def _rows(self, entries: list[tuple[int, Entry]]) -> tuple[list[pa.Table], Rejections]:
-        tables: list[pa.Table] = []
         rejections: Rejections = []
         ready = _ahead(self.threads, self._prepare, entries, 2 * self.batch)
         usable = (item for item in ready if _set_aside(item, rejections))
+        done = list(_ahead(self.threads, lambda ran: self.step.rows(*ran), self._run(usable), 2))
+        rejections += (one for _, refused in done for one in refused)
+        return [table for table, _ in done], rejections
+
+    def _run(self, usable: Iterator[tuple[str, Any]]) -> Iterator[tuple[list[str], list[Any], Any]]:
+        """Batches, with what the networks make of them."""
         while batch := list(itertools.islice(usable, self.batch)):
-            table, refused = self.step.process([id for id, _ in batch], [item for _, item in batch])
-            tables.append(table)
-            rejections += refused
-        return tables, rejections
+            ids, items = [id for id, _ in batch], [item for _, item in batch]
+            yield ids, items, self.step.run(items)
 
     def _prepare(self, numbered: tuple[int, Entry]) -> tuple[str, Any]:
         """The prepared record, or the stage and reason of its rejection."""

@@ -32,7 +32,7 @@ from imgray.engine.settings import ExtractConfig
 from imgray.errors import UserError
 from imgray.features.backbones import Backbone
 from imgray.features.bags import fit
-from imgray.features.columns import FeatureInfo, columns_of, schema
+from imgray.features.columns import FeatureInfo, Vectors, columns_of, schema
 from imgray.features.encoders import Kind, digest_of, fitted, kind_of, of_texts, text_encoder
 from imgray.features.extractor import (
     PYRAMID,
@@ -89,8 +89,13 @@ class ExtractStep:
     def prepare(self, values: Values) -> Any:
         return self.extractor.prepare(values[self.extractor.input])
 
-    def process(self, ids: Sequence[str], batch: Sequence[Any]) -> tuple[pa.Table, Rejections]:
-        table = to_table(ids, batch, vectors := self.extractor.run(batch), self.schema)
+    def run(self, batch: Sequence[Any]) -> Vectors:
+        return self.extractor.run(batch)
+
+    def rows(
+        self, ids: Sequence[str], batch: Sequence[Any], vectors: Vectors
+    ) -> tuple[pa.Table, Rejections]:
+        table = to_table(ids, batch, vectors, self.schema)
         finite = np.ones(len(ids), bool)
         for value in vectors.values():
             finite &= np.isfinite(value).all(axis=(1, 2))

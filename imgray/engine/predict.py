@@ -68,9 +68,14 @@ class PredictStep:
     def prepare(self, values: Values) -> Prepared:
         return self.model.prepare(values)
 
-    def process(self, ids: Sequence[str], batch: Sequence[Prepared]) -> tuple[pa.Table, Rejections]:
+    def run(self, batch: Sequence[Prepared]) -> list[Prediction]:
+        return self.model.predict(batch, self.device)
+
+    def rows(
+        self, ids: Sequence[str], batch: Sequence[Prepared], found: Sequence[Prediction]
+    ) -> tuple[pa.Table, Rejections]:
         rows, refused = [], []
-        for id, one in zip(ids, self.model.predict(batch, self.device), strict=True):
+        for id, one in zip(ids, found, strict=True):
             if _finite(one.row):
                 rows.append({"id": id, **one.row, **self._painted(id, one)})
             else:
