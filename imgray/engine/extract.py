@@ -33,6 +33,7 @@ from imgray.errors import UserError
 from imgray.features.backbones import Backbone
 from imgray.features.bags import fit
 from imgray.features.columns import FeatureInfo, Vectors, columns_of, schema
+from imgray.features.dual import picture_tower
 from imgray.features.encoders import Kind, digest_of, fitted, kind_of, of_texts, text_encoder
 from imgray.features.extractor import (
     PYRAMID,
@@ -45,7 +46,6 @@ from imgray.features.extractor import (
     to_table,
 )
 from imgray.features.texts import cleaned
-from imgray.features.towers import picture_tower
 from imgray.features.weights import Request, load, parse_extractors
 from imgray.training.models import fingerprint_of, load_backbone
 

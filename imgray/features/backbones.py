@@ -23,6 +23,13 @@ PROBE = 224
 MID_STRIDE = 16
 
 
+class Colours(BaseModel):
+    """The mean and deviation by which a network standardises RGB from 0 to 1, per channel."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
 class BackboneConfig(BaseModel):
     """Everything but the tensors that determines a network's features.
 

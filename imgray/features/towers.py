@@ -1,8 +1,8 @@
-"""Dual encoders: a picture tower and a text tower whose vectors lie in one space.
+"""Dual encoders in a folder of transformers or of sentence-transformers.
 
-CLIP (Radford et al., ICML 2021) and SigLIP (Zhai et al., ICCV 2023), from a local folder of
-transformers or of sentence-transformers. The picture tower is a network like others, whose layer
-`high` is the pooled and projected vector; the text tower is an encoder of sentence-transformers.
+CLIP (Radford et al., ICML 2021) and SigLIP (Zhai et al., ICCV 2023). The picture tower is
+transformers' own; the text tower is an encoder of sentence-transformers, whose folder may have the
+model in a folder of its own, such as `0_CLIPModel`.
 Pictures are squashed to a square, as for all networks, while CLIP was trained on centre crops.
 """
 
@@ -16,12 +16,11 @@ from torch import Tensor, nn
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import sha256
-from imgray.config import Precision
+from imgray.config import Precision, validate
 from imgray.errors import UserError
-from imgray.features.backbones import Backbone, BackboneConfig
-from imgray.features.sentences import MODULES, SUFFIXES, installed
-from imgray.features.texts import LAYER, files_at, linked
-from imgray.features.weights import Request
+from imgray.features.backbones import Backbone, BackboneConfig, Colours
+from imgray.features.sentences import MODULES, SUFFIXES, installed, sentence_encoder
+from imgray.features.texts import LAYER, TextEncoder, files_at, json_at, linked
 
 CONFIG, PREPROCESSORS = "config.json", ("preprocessor_config.json", "processor_config.json")
 DUALS = ("clip", "siglip")
@@ -51,7 +50,7 @@ class PictureTower(nn.Module):
 
 def dual_type(place: Folder) -> str | None:
     """The type of the dual encoder in a folder; None where there is none. Raises `UserError`."""
-    found = _json(place, f"{_inner(place)}{CONFIG}").get("model_type")
+    found = json_at(place, f"{_inner(place)}{CONFIG}").get("model_type")
     return found if found in DUALS else None
 
 
@@ -60,41 +59,34 @@ def space_of(place: Folder) -> str:
     return sha256("".join(e.sha256 for e in files_at(place, (".safetensors",))).encode())
 
 
-def picture_tower(
-    request: Request, size: int | None = None, precision: Precision = "float32"
-) -> Backbone:
-    """The picture tower of the dual encoder in a folder, `request.weights`, ready to extract.
-
-    Raises:
-        UserError: it cannot be read, or another layer or size is asked of it than it has.
-    """
-    flag = f"--weights {request.net}={request.weights}"
-    if request.layers != (LAYER,):
-        raise UserError(f"{flag}: a dual encoder has the layer {LAYER} alone")
-    place = Folder(request.weights)
+def picture_tower(place: Folder, what: str, precision: Precision) -> Backbone:
+    """The picture tower of a folder, ready to extract. Raises `UserError`."""
     with linked(place, files_at(place, SUFFIXES)) as folder:
-        model = _trained(str(folder / _inner(place)), flag)
-    own = model.config.vision_config.image_size
-    if size not in (None, own):
-        raise UserError(f"{flag}: takes {own} x {own} pixels; leave out --size {size}")
+        model = _trained(str(folder / _inner(place)), what)
     config = json.loads(model.config.to_json_string(use_diff=False))
     tower = PictureTower(config)
     tower.vision.load_state_dict(model.vision_model.state_dict())
     if isinstance(tower.projection, nn.Linear):
         tower.projection.load_state_dict(model.visual_projection.state_dict())
-    mean, std = _colours(place, config["model_type"])
+    colours = _colours(place)
     settings = BackboneConfig(
         library="imgray",
         net=f"{PictureTower.__module__}:{PictureTower.__name__}",
         arguments={"config": config},
         layers={LAYER: "pooled"},
-        size=own,
-        mean=mean,
-        std=std,
+        size=model.config.vision_config.image_size,
+        mean=colours.mean,
+        std=colours.std,
         precision=precision,
         space=space_of(place),
     )
     return Backbone(tower, settings)
+
+
+def text_tower(place: Folder, precision: Precision) -> TextEncoder:
+    """The text tower of a folder. Raises `UserError`."""
+    padded = dual_type(place) in PADDED
+    return sentence_encoder(place, precision, padded=padded, space=space_of(place))
 
 
 def _model(config: dict[str, Any]) -> Any:
@@ -130,22 +122,23 @@ def _trained(folder: str, flag: str) -> Any:
     return model.eval()
 
 
-def _colours(place: Folder, kind: str) -> tuple[Any, Any]:
-    """The mean and the deviation by which a model standardises RGB from 0 to 1."""
-    for name in PREPROCESSORS:
-        found = _json(place, f"{_inner(place)}{name}")
+def _colours(place: Folder) -> Colours:
+    """How a model's pixels are standardised."""
+    for name in (f"{_inner(place)}{file}" for file in PREPROCESSORS):
+        found = json_at(place, name)
         found = found.get("image_processor", found)
-        if "image_mean" in found:
-            return tuple(found["image_mean"]), tuple(found["image_std"])
+        if isinstance(found, dict) and "image_mean" in found:
+            given = {"mean": found["image_mean"], "std": found.get("image_std")}
+            return validate(Colours, given, f"{place.uri}/{name}")
     raise UserError(f"{place.uri}: no {PREPROCESSORS[0]} with image_mean and image_std here")
 
 
 def _inner(place: Folder) -> str:
     """Where the model of transformers lies in a folder, which may be of sentence-transformers."""
-    if not place.exists(MODULES):
+    modules = _modules(place)
+    if not modules:
         return ""
-    modules = _json(place, MODULES, list)
-    path = modules[0].get("path", "") if modules and isinstance(modules[0], dict) else None
+    path = modules[0].get("path", "") if isinstance(modules[0], dict) else None
     if not isinstance(path, str) or ".." in path.split("/"):
         raise UserError(
             f"{place.uri}/{MODULES}: no list of modules in folders here; fetch it again"
@@ -153,13 +146,6 @@ def _inner(place: Folder) -> str:
     return f"{path.strip('/')}/" if path.strip("/") else ""
 
 
-def _json(place: Folder, name: str, kind: type[list[Any]] | type[dict[str, Any]] = dict) -> Any:
-    if not place.exists(name):
-        return kind()
-    try:
-        found = json.loads(place.read(name))
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, kind):
-        raise UserError(f"{place.uri}/{name}: not the JSON of a model; fetch the model again")
+def _modules(place: Folder) -> list[Any]:
+    found: list[Any] = json_at(place, MODULES, list)
     return found
