@@ -27,6 +27,8 @@ DUALS = ("clip", "siglip")
 """Types of models, as transformers names them."""
 PADDED = ("siglip",)
 """Those that read texts padded to full length, as in their training."""
+UNITS = "Normalize"
+"""The only module of sentence-transformers that may follow: vectors have unit length as it is."""
 
 
 class PictureTower(nn.Module):
@@ -61,6 +63,12 @@ def space_of(place: Folder) -> str:
 
 def picture_tower(place: Folder, what: str, precision: Precision) -> Backbone:
     """The picture tower of a folder, ready to extract. Raises `UserError`."""
+    for module in _modules(place)[1:]:
+        if not (isinstance(module, dict) and str(module.get("type")).endswith(f".{UNITS}")):
+            raise UserError(
+                f"{place.uri}/{MODULES}: more follows the model than {UNITS}, and pictures would "
+                "not pass through it; choose another model, or extract texts alone"
+            )
     with linked(place, files_at(place, SUFFIXES)) as folder:
         model = _trained(str(folder / _inner(place)), what)
     config = json.loads(model.config.to_json_string(use_diff=False))
