@@ -50,3 +50,47 @@ def write_dual(kind: str, folder: Path) -> None:
     tokenizer().save_pretrained(folder)
     colours = {"image_mean": MEAN, "image_std": STD}
     (folder / "preprocessor_config.json").write_text(json.dumps(colours))
+
+
+VIT = {"image_size": SIZE, "layers": 2, "width": 32, "head_width": 8, "patch_size": 8}
+READ = {
+    "context_length": LENGTH, "vocab_size": len(WORDS), "width": 32, "heads": 4, "layers": 2,
+    "hf_tokenizer_name": "someone/elsewhere",
+}  # fmt: skip
+OPEN_CLIP: dict[str, dict[str, Any]] = {
+    "vit": {"vision_cfg": VIT, "text_cfg": READ, "quick_gelu": True},
+    "resnet": {
+        "vision_cfg": {"image_size": SIZE, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None},
+        "text_cfg": {k: v for k, v in READ.items() if not k.startswith("hf")}
+        | {"vocab_size": 49408},
+    },
+    "siglip": {
+        "custom_text": True,
+        "init_logit_bias": -10,
+        "vision_cfg": {
+            "image_size": 160, "timm_model_name": "test_vit", "timm_pool": "avg",
+            "timm_proj": "linear",
+        },
+        "text_cfg": READ | {
+            "no_causal_mask": True, "proj_bias": True, "pool_type": "last",
+            "tokenizer_kwargs": {"clean": "canonicalize"},
+        },
+    },
+}  # fmt: skip
+"""By name, the settings of small models of open_clip: of each kind of tower, tensor and tokens."""
+
+
+def write_open_clip(kind: str, folder: Path, seed: int = 0) -> None:
+    """Write one of `OPEN_CLIP`, as open_clip does."""
+    from open_clip import create_model
+    from open_clip.model import set_model_preprocess_cfg
+    from open_clip.push_to_hf_hub import save_for_hf
+
+    config = {"embed_dim": 16, **OPEN_CLIP[kind]}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    torch.manual_seed(seed)
+    model = create_model(f"local-dir:{folder}", load_weights=False)
+    shown = {"size": SIZE, "interpolation": "bicubic", "resize_mode": "squash"}
+    set_model_preprocess_cfg(model, {"mean": MEAN, "std": STD, **shown})
+    save_for_hf(model, tokenizer(), config, str(folder), safe_serialization=True)

@@ -4,8 +4,9 @@ import csv
 import itertools
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import knowing
 import numpy as np
 import pytest
 from conftest import TinyNet
-from duals import write_dual
+from duals import write_dual, write_open_clip
 from numpy.typing import NDArray
 from stopped import stopped_at
 
@@ -479,11 +480,18 @@ def test_a_model_of_whole_pictures_takes_the_first_region_of_a_pyramid(
         np.testing.assert_allclose(one.scores[order], other.scores, atol=0.01)
 
 
-@pytest.mark.parametrize("regions", ["global", "pyramid"])
+@pytest.mark.parametrize(
+    ("regions", "write"),
+    [
+        ("global", partial(write_dual, "clip")),
+        ("pyramid", partial(write_dual, "clip")),
+        ("global", partial(write_open_clip, "vit")),
+    ],
+)
 def test_a_dual_encoder_answers_words_without_a_model(
-    made: Made, regions: Any, tmp_path: Path
+    made: Made, regions: Any, write: Callable[[Path], None], tmp_path: Path
 ) -> None:
-    write_dual("clip", tmp_path / "clip")
+    write(tmp_path / "clip")
     features, output = str(tmp_path / "features"), tmp_path / "index"
     weights = [f"clip={tmp_path / 'clip'}"]
     extract(

@@ -1,6 +1,6 @@
 """Dual encoders: a picture tower and a text tower whose vectors lie in one space.
 
-What reads the folders of a library is a `Library`. A picture tower is a
+Their folders are those of several libraries, which all give a `Library`. A picture tower is a
 network like others, whose layer `high` is the pooled and projected vector.
 """
 
@@ -11,8 +11,9 @@ from typing import Protocol
 from imgray.artifacts.folder import Folder
 from imgray.config import Precision
 from imgray.errors import UserError
-from imgray.features import towers
+from imgray.features import openclip, towers
 from imgray.features.backbones import Backbone
+from imgray.features.openclip_folder import CONFIG, WEIGHTS
 from imgray.features.texts import LAYER, TextEncoder
 from imgray.features.weights import Request
 
@@ -28,8 +29,14 @@ class Library(Protocol):
 
 
 def library_of(place: Folder) -> Library | None:
-    """What reads the dual encoder in a folder; None where there is none. Raises `UserError`."""
-    return towers if towers.dual_type(place) else None
+    """What reads the dual encoder in a folder; None where there is none. Raises `UserError`.
+
+    Where several libraries' settings and tensors are, that is transformers.
+    """
+    kind = towers.dual_type(place)
+    if place.exists(CONFIG) and not (kind and _has_others(place)):
+        return openclip
+    return towers if kind else None
 
 
 def picture_tower(
@@ -51,3 +58,8 @@ def picture_tower(
     if size not in (None, own):
         raise UserError(f"{flag}: takes {own} x {own} pixels; leave out --size {size}")
     return found
+
+
+def _has_others(place: Folder) -> bool:
+    """Whether there are tensors that are not open_clip's."""
+    return any(name.endswith(".safetensors") and name != WEIGHTS for name in place.sizes())

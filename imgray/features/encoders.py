@@ -14,6 +14,7 @@ from imgray.config import Precision
 from imgray.errors import UserError
 from imgray.features.dual import library_of
 from imgray.features.extractor import load_texts
+from imgray.features.openclip_folder import CONFIG
 from imgray.features.sentences import (
     MODULES,
     SUFFIXES,
@@ -54,8 +55,8 @@ def kind_of(request: Request) -> Kind:
         return "text"
     raise UserError(
         f"--weights {request.net}={request.weights}: no artifact, no model of "
-        f"sentence-transformers and no dual encoder here (neither {NAME} nor {MODULES}); check the "
-        "URI"
+        f"sentence-transformers and no dual encoder here (neither {NAME} nor {MODULES} nor "
+        f"{CONFIG}); check the URI"
     )
 
 

@@ -24,6 +24,7 @@ from imgray.data.fields import Input, Picture, Text
 from imgray.features.backbones import Backbone, BackboneConfig, regions_of
 from imgray.features.bags import BagEncoder
 from imgray.features.columns import SIZE, FeatureInfo, Vectors
+from imgray.features.openclip import OpenClipEncoder
 from imgray.features.sentences import SentenceEncoder
 from imgray.features.texts import LAYER, TextEncoder, TextNet, cleaned
 from imgray.features.weights import dump, restore
@@ -31,6 +32,7 @@ from imgray.features.weights import dump, restore
 PYRAMID = (1, 2, 3)
 ENCODERS: Mapping[str, type[TextEncoder]] = {
     "sentence-transformers": SentenceEncoder,
+    "open_clip": OpenClipEncoder,
     "imgray": BagEncoder,
 }
 """Of a text encoder's library, what runs it."""

@@ -76,7 +76,7 @@ class SentenceEncoder(TextEncoder):
         lengths: dict[int, list[int]] = defaultdict(list)
         for place, length in enumerate(mask.sum(1).tolist()):
             lengths[length].append(place)
-        rows = ROWS.get(self.device.partition(":")[0], ROWS["cuda"])
+        rows = rows_on(self.device)
         for length in sorted(lengths):
             for start in range(0, len(lengths[length]), rows):
                 places = lengths[length][start : start + rows]
@@ -149,6 +149,11 @@ def sentence_encoder(
             f"{place.uri}: some of the model's tensors are missing; fetch it again"
         )
     return again
+
+
+def rows_on(device: str) -> int:
+    """The texts of a forward pass on a device."""
+    return ROWS.get(device.partition(":")[0], ROWS["cuda"])
 
 
 def _longest(stated: float | None) -> int | None:

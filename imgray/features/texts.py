@@ -35,12 +35,12 @@ class TextNet(BaseModel):
     longest: tokens at most, further ones are cut; None where all are read.
     query, passage: what is put before a text that is searched with, and before one that is stored.
     padded: whether texts are read padded to `longest` tokens, as in training.
-    space: of a dual encoder, whose pictures lie in the same space, the digest of its tensors.
+    space: of a dual encoder, whose pictures lie in the same space, a digest of its model.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    library: Literal["sentence-transformers", "imgray"]
+    library: Literal["sentence-transformers", "open_clip", "imgray"]
     files: tuple[FileEntry, ...]
     longest: int | None = None
     padded: bool = False
