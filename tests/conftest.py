@@ -62,11 +62,13 @@ def _uses(item: pytest.Item, fixture: str) -> bool:
     return fixture in getattr(item, "fixturenames", ())
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Divided:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Divided | None:
     """With `-n 2`: what is around Ray in one process, all else in the other."""
-    return Divided(config, log)
+    return Divided(config, log) if config.getoption("dist") == "load" else None
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put modules that start what stays running last, those that share it together.
 

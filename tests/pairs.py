@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -61,9 +60,6 @@ class Pairs(Task):
 
     def summarize(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         return {"error": float(sums["error"] / sums["count"])}
-
-    def plot(self, sums: Mapping[str, Tensor], path: Path) -> None:
-        raise NotImplementedError
 
 
 class PairLearner(Learner):

@@ -18,6 +18,7 @@ from imgray.engine.evaluate_model import evaluate_model
 from imgray.engine.predict import predict
 from imgray.engine.settings import EvaluateModelConfig, PredictConfig, TrainConfig
 from imgray.engine.train import train
+from imgray.errors import UserError
 from imgray.training.sheet import SAMPLES
 
 SIZES = ((30, 20), (17, 41), (8, 8))
@@ -63,9 +64,13 @@ def model(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_training_reports_and_draws(model: str, data: Path) -> None:
     manifest = read_manifest(Folder(model), "model")
     kinds = ("cycle", "apart", "ssim")
-    assert {f"{kind}_{domain}" for kind in kinds for domain in "xy"} == set(
+    assert {f"{kind}_{domain}" for kind in kinds for domain in ("blue", "red")} == set(
         manifest.about["metrics"]
     )
+    with pytest.raises(UserError, match="--figure: evaluation of Translation draws none"):
+        evaluate_model(
+            EvaluateModelConfig(model=model, data=str(data), figure="figure.png", workers=1)
+        )
     assert Image.open(io.BytesIO(Folder(model).read(SAMPLES))).width > 100
     scored = evaluate_model(EvaluateModelConfig(model=model, data=str(data), workers=1))
     assert scored.root == pytest.approx(manifest.about["metrics"], rel=1e-4)
@@ -91,6 +96,10 @@ def test_batch_job_library_and_service_agree(model: str, data: Path, tmp_path: P
                                  headers={"Accept": "image/png"})  # fmt: skip
             assert answer.status_code == 200
             assert np.array_equal(np.asarray(Image.open(io.BytesIO(answer.content))), painted)
+        for ask, status in (("model=colours&to=blue", 200), ("to=green", 422), ("model=b", 422)):
+            found = client.post(f"/v1/translate?{ask}", files={"image": ("x", encoded)})
+            assert found.status_code == status, found.text
+        assert client.get("/openapi.json").json()["paths"]["/v1/translate"]["post"]["requestBody"]
         answer = client.post(
             "/v1/models/colours", files={"image": ("x", encoded)}, data={"to": "green"}
         )
@@ -111,3 +120,10 @@ def test_a_table_says_which_way(model: str, data: Path, tmp_path: Path) -> None:
     assert (found.done, found.rejected) == (2, 1)
     parts = [pq.read_table(path) for path in sorted((tmp_path / "out").glob("part-*.parquet"))]
     assert {row["id"] for part in parts for row in part.to_pylist()} == {"one", "two"}
+
+
+def test_longer_pictures_are_scaled_as_the_job_says(model: str, data: Path, tmp_path: Path) -> None:
+    config = {"images": str(data / "val/blue"), "model": model, "output": str(tmp_path / "small")}
+    assert predict(PredictConfig(workers=1, longest=32, **config)).done == 3
+    painted = [Image.open(path) for path in (tmp_path / "small/pictures").iterdir()]
+    assert {max(one.size) for one in painted} == {30, 32, 8}

@@ -1,6 +1,8 @@
 """CycleGAN, Long and Nest: published nets, terms by hand, pools, and runs that stop and go on."""
 
 import io
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from imgray.artifacts.folder import Folder
 from imgray.config import validate
 from imgray.data import pixels
 from imgray.data.pixels import Rejected
+from imgray.data.sources import Source
 from imgray.drawing import plots
 from imgray.engine.examples import open_examples
 from imgray.errors import UserError
@@ -310,6 +313,54 @@ def test_domains_of_unequal_size_are_drawn_from_whole(data: Path) -> None:
     assert [train[n]["y"] for n in range(7)] == [*images["B"], *images["B"][:2]]
 
 
+def test_pairs_go_by_name_and_are_whole(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "pairs")
+    val = open_examples(_recipe(paired=True), str(tmp_path / "pairs")).val
+    assert [val[n]["ids"] for n in range(3)] == [
+        {"x": f"valA/{n}.png", "y": f"valB/{n}.png"} for n in range(3)
+    ]
+    (tmp_path / "pairs/valB/1.png").rename(tmp_path / "pairs/valB/9.png")
+    with pytest.raises(UserError, match=r"valA/1.png: settings.paired, but there is no picture"):
+        open_examples(_recipe(paired=True), str(tmp_path / "pairs"))
+
+
+def test_a_damaged_picture_is_named_whichever_domain_it_is_of(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "damaged")
+    (tmp_path / "damaged/trainB/1.png").write_bytes(b"no picture")
+    examples = open_examples(_recipe(), str(tmp_path / "damaged"))
+    with pytest.raises(UserError, match=r"^trainB/1.png: not a readable"):
+        [examples.training(step, 0, 1) for step in range(20)]
+    sample = examples.task.sample(examples.val[2], 1)
+    assert (sample["id"], sample["to"]) == ("valB/2.png", "A")
+    assert sample["image"] == (data / "valB/2.png").read_bytes()
+
+
+def test_a_part_before_two_domains(data: Path, tmp_path: Path) -> None:
+    """Folders that end in A and B count only where there is none of the part's own name."""
+    shutil.copytree(data, tmp_path / "both")
+    for name in ("cat", "dog"):
+        shutil.copytree(data / "trainA", tmp_path / "both/train" / name)
+    assert Source(str(tmp_path / "both")).part("train", truth="folders").classes == ["cat", "dog"]
+    assert Source(str(tmp_path / "both")).part("val", truth="folders").classes == ["A", "B"]
+
+
+@pytest.mark.parametrize("larger", ["A", "B"])
+def test_the_first_domain_is_gone_through(larger: str, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "more")
+    for n in range(20, 29):
+        (tmp_path / f"more/train{larger}/{n}.png").write_bytes(_picture(n))
+    train = open_examples(_recipe(), str(tmp_path / "more")).train
+    drawn = [train.drawn(n, np.random.default_rng(n))["ids"]["x"] for n in range(len(train))]
+    assert set(drawn) == {f"trainA/{p.name}" for p in (tmp_path / "more/trainA").iterdir()}
+
+
+def test_no_room_for_strips_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/nonexistent")
+    net = Generator(2, 0)
+    with pytest.raises(UserError, match=r"cannot write to /nonexistent: No such file.*set TMPDIR"):
+        strips.run(net, strips.Pixels(np.zeros((8, 8, 3), np.uint8)))
+
+
 @pytest.mark.parametrize(
     ("folders", "message"),
     [
@@ -328,8 +379,15 @@ def test_other_than_two_domains_are_refused(
 
 
 def test_settings_are_checked() -> None:
-    with pytest.raises(UserError, match="crop 40 is more than load 20"):
-        _settings(crop=40)
+    for changes, fault in (
+        ({"crop": 40}, "crop 40 is more than load 20"),
+        ({"crop": 18}, "crop 18 is not divided by 4"),
+        ({"judge_layers": 3}, "crop 16 is too small for judge_layers 3: at least 24"),
+        ({"inner": True}, "inner and judged need stages above 1"),
+        ({"stages": 2, "judged": True, "reading": "alternating"}, "judges all pictures as it is"),
+    ):
+        with pytest.raises(UserError, match=fault):
+            _settings(**changes)
     assert isinstance(Translation(_settings(), ("A", "B")).learner(), TranslationLearner)
 
 
@@ -346,7 +404,7 @@ def test_strips_give_what_the_whole_gives(
                 nn.init.normal_(module.weight, std=0.1)
     batch = {"image": torch.tensor(np.asarray(pixels.decode(_picture(3, 52, 38))))[None]}
     batch["to"] = torch.tensor([0])
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):  # which both leave aside
         [whole] = learner.predict(batch)
         monkeypatch.setattr(translation, "WHOLE", 0)
         monkeypatch.setattr(strips, "STRIP", strip)
@@ -383,11 +441,11 @@ def test_scores_of_pairs_are_their_definitions() -> None:
     for domain, mate in ("xy", "yx"):
         painted = ((made[domain] + 1) * 127.5).permute(0, 2, 3, 1).numpy()
         true = batch[mate].numpy().astype(float)
-        wanted[f"apart_{domain}"] = np.abs(painted - true).mean(axis=(1, 2, 3)).sum()
+        wanted[f"apart_{mate}"] = np.abs(painted - true).mean(axis=(1, 2, 3)).sum()
         returned = ((back[domain] + 1) * 127.5).permute(0, 2, 3, 1).numpy()
         own = batch[domain].numpy().astype(float)
         wanted[f"cycle_{domain}"] = np.abs(returned - own).mean(axis=(1, 2, 3)).sum()
-        wanted[f"ssim_{domain}"] = sum(
+        wanted[f"ssim_{mate}"] = sum(
             structural_similarity(a.round().astype(np.uint8), b, channel_axis=2, data_range=255)
             for a, b in zip(painted, batch[mate].numpy(), strict=True)
         )

@@ -57,9 +57,6 @@ class TinyTask(Task):
     def summarize(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         return {"error": 1 - float(sums["right"] / sums["count"])}
 
-    def plot(self, sums: Mapping[str, Tensor], path: Path) -> None:
-        raise NotImplementedError
-
 
 class TinyLearner(Learner):
     def __init__(self, settings: TinySettings, classes: tuple[str, ...]) -> None:

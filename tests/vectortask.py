@@ -1,7 +1,6 @@
 """A task of one file that takes vectors of an image and of a text, and says how near they are."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -54,9 +53,6 @@ class Near(Task):
 
     def summarize(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         return {"near": float(sums["near"] / sums["count"])}
-
-    def plot(self, sums: Mapping[str, Tensor], path: Path) -> None:
-        raise NotImplementedError
 
 
 class NearLearner(Learner):

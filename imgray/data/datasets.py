@@ -31,7 +31,6 @@ from numpy.typing import NDArray
 from imgray.data.names import WHOLE, Names, Snapshot
 from imgray.errors import UserError
 
-SIDES = ("A", "B")
 Truth = Literal["folders", "masks", "boundaries", "columns"]
 Record = dict[str, Any]
 """`id`, `group` where a table has it, and what the task takes by name: of files `image` (encoded
@@ -110,8 +109,8 @@ class Folders(Files):
 
     def __init__(self, snapshot: Snapshot, part: str) -> None:
         super().__init__(snapshot, part)
-        if part != WHOLE and self.folder.exists(f"{part}{SIDES[0]}"):
-            found = {side: snapshot.images(f"{part}{side}") for side in SIDES}
+        if part != WHOLE and self.folder.exists(f"{part}A") and not self.folder.exists(part):
+            found = {side: snapshot.images(f"{part}{side}") for side in "AB"}
             parts = [_under(f"{part}{side}/", names) for side, names in found.items()]
             folders = [side for side, names in found.items() for _ in names]
             self.names = Names(pa.concat_arrays(parts))

@@ -19,7 +19,7 @@ from imgray.data.fields import Vector
 from imgray.data.layout import place_of
 from imgray.data.names import Names
 from imgray.data.pixels import Rejected
-from imgray.data.scratch import scratch, write
+from imgray.data.scratch import unnamed_file, write
 from imgray.errors import UserError, brief
 
 
@@ -172,7 +172,7 @@ class Join:
         """The vectors of rows of the artifact in rising order, whose ids are these keys."""
         if not len(rows):
             return np.empty((0, self.dim), np.float16)
-        with scratch() as file:
+        with unnamed_file() as file:
             for first, ids, vectors in self._groups(rows):
                 start, stop = np.searchsorted(rows, [first, first + len(ids)])
                 inside = rows[start:stop] - first

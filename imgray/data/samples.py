@@ -120,9 +120,9 @@ def write_digits(folder: Path | str, side: int = 32) -> Path:
 
 
 def write_tones(folder: Path | str, count: int = 200, side: int = 64, seed: int = 0) -> Path:
-    """Write crops of the photographs in two domains, grey and in colour; return the folder.
+    """Write crops of the photographs in two domains, `black-and-white` and `colour`; return it.
 
-    `train/grey` and `train/colour` are of different places; `val` holds a tenth as many pairs.
+    In `train` they are of different places; `val` holds a tenth as many pairs.
 
     Raises:
         UserError: scikit-image or scikit-learn is missing, or came without its pictures.
@@ -131,13 +131,13 @@ def write_tones(folder: Path | str, count: int = 200, side: int = 64, seed: int 
     found = photographs()
     bright = [found[name] for name in sorted(found) if name.partition("_")[0] in _BRIGHT]
     for part, crops in (("train", count), ("val", max(1, count // 10))):
-        for name in ("grey", "colour"):
+        for name in ("black-and-white", "colour"):
             (place / part / name).mkdir(parents=True, exist_ok=True)
         for n in range(crops):
             colour = _crop(bright[n % len(bright)], side, rng)
             other = colour if part == "val" else _crop(bright[n % len(bright)], side, rng)
             colour.save(place / part / f"colour/{n:04d}.png")
-            other.convert("L").save(place / part / f"grey/{n:04d}.png")
+            other.convert("L").save(place / part / f"black-and-white/{n:04d}.png")
     return place
 
 

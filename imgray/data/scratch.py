@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 from imgray.errors import UserError
 
 
-def scratch() -> IO[bytes]:
-    """A new one, below TMPDIR."""
-    return tempfile.TemporaryFile(prefix="imgray-", buffering=0)
+def unnamed_file() -> IO[bytes]:
+    """A new one, below TMPDIR. Raises `UserError` where none can be made."""
+    try:
+        return tempfile.TemporaryFile(prefix="imgray-", buffering=0)
+    except OSError as error:
+        raise _refused(error) from None
 
 
 def write(file: IO[bytes], data: bytes | memoryview) -> None:
@@ -22,10 +25,7 @@ def write(file: IO[bytes], data: bytes | memoryview) -> None:
         while left:
             left = left[file.write(left) :]
     except OSError as error:
-        raise UserError(
-            f"cannot write to {tempfile.gettempdir()}: {error.strerror}; set TMPDIR to a folder "
-            "with room"
-        ) from None
+        raise _refused(error) from None
 
 
 def read(file: Any, into: NDArray[Any]) -> None:
@@ -36,3 +36,10 @@ def read(file: Any, into: NDArray[Any]) -> None:
         if not count:
             raise EOFError("a scratch file ends too early")
         left = left[count:]
+
+
+def _refused(error: OSError) -> UserError:
+    place = tempfile.tempdir or "a folder for temporary files"
+    return UserError(
+        f"cannot write to {place}: {error.strerror or error}; set TMPDIR to a folder with room"
+    )

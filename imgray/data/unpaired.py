@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from imgray.data.datasets import Dataset, Record
 from imgray.errors import UserError
@@ -16,19 +16,22 @@ DOMAINS = ("x", "y")
 class Unpaired(Dataset):
     """The pictures of a labelled data set by their two classes, the domains x and y.
 
-    A record holds an `image` of each, under these names. It is as long as the larger domain; the
-    other begins again. Where the domains hold pairs, those of one rank in the order of names belong
-    together, and without chance they come so.
+    A record holds a picture of each under these names, and in `ids` whose they are. There are as
+    many as the larger domain has pictures; the other begins again.
 
     Args:
         whole: the data set.
+        paired: whether pictures of one name, but for folder and suffix, are a pair; then a record
+            is such a pair.
 
     Raises:
-        UserError: it has not two classes, or one of them no picture.
+        UserError: it has not two classes, or one of them no picture; of pairs, a picture has no
+            partner, or two have one name.
     """
 
-    def __init__(self, whole: Dataset) -> None:
-        self.whole, self.part, self.classes = whole, whole.part, whole.classes
+    def __init__(self, whole: Dataset, paired: bool = False) -> None:
+        self.whole, self.paired = whole, paired
+        self.part, self.classes = whole.part, whole.classes
         if len(self.classes) != len(DOMAINS):
             have = ", ".join(self.classes) or "none"
             raise UserError(f"part {self.part!r}: two classes are needed, the domains; not {have}")
@@ -37,29 +40,44 @@ class Unpaired(Dataset):
         for name, rows in zip(self.classes, self.rows, strict=True):
             if not len(rows):
                 raise UserError(f"part {self.part!r}: no picture of domain {name!r}")
+        if paired:
+            self.rows = self._pairs()
         self.names = whole.names.take(max(self.rows, key=len))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.whole,)
+        return type(self), (self.whole, self.paired)
+
+    def _pairs(self) -> list[np.ndarray]:
+        """The rows of both domains, partners at one place."""
+        stems = [{self._stem(row): row for row in rows.tolist()} for rows in self.rows]
+        for own, other, rows in zip(stems, stems[::-1], self.rows, strict=True):
+            for row in rows.tolist():
+                if own[stem := self._stem(row)] != row or stem not in other:
+                    fault = "two of its name" if own[stem] != row else "no picture of its name"
+                    raise UserError(
+                        f"{self.whole.names[row]}: settings.paired, but there is {fault} in the "
+                        "domain it needs; mend the names, or set paired to false"
+                    )
+        both = list(stems[0])
+        return [np.array([one[stem] for stem in both]) for one in stems]
+
+    def _stem(self, row: int) -> str:
+        return PurePosixPath(self.whole.names[row]).stem
 
     def __getitem__(self, index: int) -> Record:
-        return self._record(index, [index % len(rows) for rows in self.rows])
+        return self._record([index % len(rows) for rows in self.rows])
 
     def drawn(self, index: int, chance: np.random.Generator) -> Record:
-        places = [
-            index if len(rows) == len(self) and not place else int(chance.integers(len(rows)))
-            for place, rows in enumerate(self.rows)
-        ]
-        return self._record(index, places)
+        """Of x each in turn, of y any, as CycleGAN's code has it."""
+        x, y = self.rows
+        return self._record([index % len(x), int(chance.integers(len(y)))])
 
-    def _record(self, index: int, places: list[int]) -> Record:
+    def _record(self, places: list[int]) -> Record:
         taken = zip(DOMAINS, self.rows, places, strict=True)
-        images = {name: self.whole[int(rows[at])]["image"] for name, rows, at in taken}
-        return {"id": self.names[index], **images}
-
-    @property
-    def pieces(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        return np.array([len(self)]), np.array([0])
+        found = {name: self.whole[int(rows[at])] for name, rows, at in taken}
+        ids = {name: one["id"] for name, one in found.items()}
+        images = {name: one["image"] for name, one in found.items()}
+        return {"id": " and ".join(ids.values()), "ids": ids, **images}
 
     def check(self) -> None:
         self.whole.check()

@@ -26,6 +26,7 @@ from imgray.training.carried import check_same, fields_of
 from imgray.training.examples import Examples
 from imgray.training.loop import Loader, add_up, in_threads, precision
 from imgray.training.models import Model, load_model, load_task
+from imgray.training.task import Task
 from imgray.training.workers import merged
 
 
@@ -34,6 +35,8 @@ def evaluate_model(config: EvaluateModelConfig) -> Scores:
     folder = Folder(config.model)
     source = source_of(config)
     examples = _open(folder, source, config.part)
+    if config.figure and type(examples.task).plot is Task.plot:
+        examples.task.plot({}, Path(config.figure))
     examples.val.check()
     with cluster():
         pool = plan_pool(config.workers, config.cpus_per_worker, config.gpus_per_worker)
@@ -63,7 +66,7 @@ def _open(model: Folder, source: Source, part: str | None) -> Examples:
     fields = fields_of(manifest, task, source.features)
     val = recipe.data.part(source, part, fields) if part else recipe.data.validation(source, fields)
     task.check_classes(val)
-    val = task.arranged(val)
+    val = task.arranged(val, scored=True)
     return Examples(task, val, val, recipe.batch_size, recipe.seed)
 
 

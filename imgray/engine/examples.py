@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from imgray.data.layout import place_of
 from imgray.data.names import FROZEN
 from imgray.data.sources import Source
 from imgray.engine.settings import EvaluateModelConfig, TrainConfig
+from imgray.errors import UserError
 from imgray.training.examples import Examples
 from imgray.training.recipe import Recipe
 from imgray.training.task import task_of
@@ -58,7 +60,7 @@ def completed(recipe: Recipe, data: Source, output: Folder) -> Recipe:
     """
     kept = Folder(f"{output.uri.rstrip('/')}/{WORK}")
     if kept.exists(COMPLETED):
-        settings = json.loads(kept.read(COMPLETED))
+        settings = _read_settings(kept)
     else:
         examples = open_examples(recipe, data)
         settings = examples.task.completed(examples.train)
@@ -67,13 +69,23 @@ def completed(recipe: Recipe, data: Source, output: Folder) -> Recipe:
     return recipe.model_copy(update={"settings": recipe.settings | settings})
 
 
+def _read_settings(kept: Folder) -> dict[str, Any]:
+    try:
+        found = json.loads(kept.read(COMPLETED))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{kept.uri}/{COMPLETED} is damaged; start anew with --overwrite")
+    return found
+
+
 def open_examples(recipe: Recipe, data: Source | str) -> Examples:
     """Open both parts of the data. Raises `UserError`."""
     source = Source(data) if isinstance(data, str) else data
     fields = task_of(recipe, ()).fields
     train, val = recipe.data.training(source, fields), recipe.data.validation(source, fields)
     task = task_of(recipe, train.classes)
-    parts = task.arranged(train), task.arranged(val)
+    parts = task.arranged(train, False), task.arranged(val, True)
     return Examples(task, *parts, recipe.batch_size, recipe.seed)
 
 

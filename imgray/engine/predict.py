@@ -31,7 +31,7 @@ from imgray.engine.settings import PredictConfig
 from imgray.engine.sheets import draw_predictions
 from imgray.training.carried import check_same, inputs_of
 from imgray.training.models import Prepared, fingerprint_of, load_model, load_task
-from imgray.training.task import Prediction, Task
+from imgray.training.task import Prediction, Task, set_longest
 
 LONGEST_PATH, LONGEST_NAME = 800, 200
 """Bytes of an id, and of one part of it, that is the name of a file."""
@@ -57,9 +57,13 @@ class PredictResult(BaseModel):
 class PredictStep:
     """Records to rows of the predictions artifact."""
 
-    def __init__(self, model: str, output: Folder, given: Sequence[str] = ()) -> None:
+    def __init__(
+        self, model: str, output: Folder, given: Sequence[str] = (), longest: int | None = None
+    ) -> None:
         self.device = given_device()
         self.model, self.output = load_model(model, given), output
+        if longest:
+            set_longest(self.model.task, longest)
         self.model.to(self.device)
         columns = list(self.model.task.columns)
         picture = [pa.field("picture", pa.string()), pa.field("sha256", pa.string())]
@@ -117,11 +121,13 @@ def _finite(row: Mapping[str, Any]) -> bool:
 class StepFactory:
     """Makes the step on a worker, from the model artifact."""
 
-    def __init__(self, model: str, output: Folder, given: Sequence[str]) -> None:
-        self.model, self.output, self.given = model, output, given
+    def __init__(
+        self, model: str, output: Folder, given: Sequence[str], longest: int | None
+    ) -> None:
+        self.model, self.output, self.given, self.longest = model, output, given, longest
 
     def __call__(self) -> PredictStep:
-        return PredictStep(self.model, self.output, self.given)
+        return PredictStep(self.model, self.output, self.given, self.longest)
 
 
 def predict(config: PredictConfig) -> PredictResult:
@@ -130,6 +136,8 @@ def predict(config: PredictConfig) -> PredictResult:
     model = read_manifest(folder, "model")
     _, task = load_task(folder, model)
     check_same(model, config.joined)
+    if config.longest:
+        set_longest(task, config.longest)
     collect = partial(_collection, config, inputs_of(model, task, config.joined))
     migrate = partial(migrated, PredictConfig)
     identity = migrate(config.identity() | {"fingerprint": fingerprint_of(model)})
@@ -163,7 +171,7 @@ def _predict(
     task: Task,
     collect: Callable[[], Collection],
 ) -> Manifest:
-    factory = StepFactory(identity["model"], output, list(config.joined))
+    factory = StepFactory(identity["model"], output, list(config.joined), config.longest)
     records = collect()
     with cluster():
         outcome = process_configured("predict", config, records, output, factory)

@@ -387,6 +387,12 @@ class PredictConfig(CollectionConfig, FeaturesConfig):
     batch_size: int | None = Field(
         default=16, ge=1, description="images per forward pass; GPUs like 64"
     )
+    longest: int | None = Field(
+        default=None,
+        ge=32,
+        le=2**16,
+        description="scale longer images down to so many pixels (default: as the model's recipe)",
+    )
     contact_sheet: str | None = Field(
         default=None,
         description="also draw some of the images and what the model says of them",

@@ -49,9 +49,13 @@ class WordSettings(Settings):
     )
 
     @model_validator(mode="after")
-    def _distinct(self) -> WordSettings:
+    def _consistent(self) -> WordSettings:
         if len(set(self.vocabulary)) < len(self.vocabulary):
             raise ValueError("vocabulary: a word stands there twice")
+        if len(self.vocabulary) > self.size:
+            raise ValueError(f"vocabulary: {len(self.vocabulary):,} words, but size {self.size:,}")
+        if wrong := [word for word in self.vocabulary if words_of(word) != [word]]:
+            raise ValueError(f"vocabulary: {wrong[0]!r} is no word as texts are read")
         return self
 
     @property

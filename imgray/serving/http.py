@@ -64,6 +64,7 @@ from imgray.serving.options import (
     SearchOptions,
     SizeOptions,
     SwapOptions,
+    TranslateOptions,
 )
 from imgray.serving.predictor import Answer
 from imgray.serving.requests import (
@@ -303,24 +304,15 @@ class Service:
     async def ask(self, request: Request, name: str) -> Response:
         """What a model says of a record: all outputs as JSON, or the one that it paints as PNG."""
         async with self._heard(request):
-            return await self._recorded(request, self.models.named(name))
-
-    @app.post("/v1/translate", responses=errors(400, 404, 406, 413))
-    async def translate(self, request: Request, model: str | None = None) -> Response:
-        """The translation of a picture: asked as at `/v1/models/NAME`, of the first translator."""
-        async with self._heard(request):
-            return await self._recorded(request, self.models.of_kind("translate", model))
-
-    async def _recorded(self, request: Request, model: Served) -> Response:
-        """What a model says of the record of a request."""
-        inputs, painted = model.inputs, model.task.painted is not None
-        png = wants_png(request, painted)
-        options, given = await read_record(request, inputs, self.limits.body_bytes)
-        for field, value in given.items():
-            if isinstance(value, str) and isinstance(inputs.get(field), Picture):
-                given[field] = await self._indexed(value, field)
-        answer = await self.models.ask(model, given, png or options.picture)
-        return Response(answer.png, media_type=PNG) if png else told(model, answer)
+            model = self.models.named(name)
+            inputs, painted = model.inputs, model.task.painted is not None
+            png = wants_png(request, painted)
+            options, given = await read_record(request, inputs, self.limits.body_bytes)
+            for field, value in given.items():
+                if isinstance(value, str) and isinstance(inputs.get(field), Picture):
+                    given[field] = await self._indexed(value, field)
+            answer = await self.models.ask(model, given, png or options.picture)
+            return Response(answer.png, media_type=PNG) if png else told(model, answer)
 
     @app.post("/v1/classify", responses=BODY, openapi_extra=documented(ClassifyOptions))
     async def classify(self, request: Request) -> ClassifyAnswer:
@@ -338,7 +330,7 @@ class Service:
     )
     async def segment(self, request: Request) -> Response | Painted:
         """The class of every pixel: shares as JSON, the mask as PNG (`Accept: image/png`)."""
-        return await self._painted(request, "segment", SegmentAnswer)
+        return await self._painted(request, "segment", PaintOptions, SegmentAnswer)
 
     @app.post(
         "/v1/edges",
@@ -348,14 +340,24 @@ class Service:
     )
     async def edges(self, request: Request) -> Response | Painted:
         """The probability of an edge at every pixel: as PNG 0 to 255 (`Accept: image/png`)."""
-        return await self._painted(request, "edges", EdgesAnswer)
+        return await self._painted(request, "edges", PaintOptions, EdgesAnswer)
+
+    @app.post(
+        "/v1/translate",
+        response_model=Painted,
+        responses=BODY,
+        openapi_extra=documented(TranslateOptions, PNG),
+    )
+    async def translate(self, request: Request) -> Response | Painted:
+        """The picture as one of another domain: as PNG (`Accept: image/png`), or its size."""
+        return await self._painted(request, "translate", TranslateOptions, Painted)
 
     async def _painted(
-        self, request: Request, kind: str, answered: type[Painted]
+        self, request: Request, kind: str, asked: type[PaintOptions], answered: type[Painted]
     ) -> Response | Painted:
         async with self._heard(request):
             png = wants_png(request, painted=True)
-            options, pictures = await read(request, PaintOptions, self.limits.body_bytes)
+            options, pictures = await read(request, asked, self.limits.body_bytes)
             model, answer = await self._asked(kind, options, pictures, png or options.picture)
             if png:
                 return Response(answer.png, media_type=PNG)
@@ -364,9 +366,10 @@ class Service:
     async def _asked(
         self, kind: str, options: PictureOptions, pictures: list[bytes], painted: bool
     ) -> tuple[Served, Answer]:
-        """What a model of a kind says of a mere picture."""
+        """What a model of a kind says of a picture."""
         model = self.models.of_kind(kind, options.model)
         given = {picture_of(model.inputs): await self._picture(pictures, options.id)}
+        given |= options.inputs
         return model, await self.models.ask(model, given, painted)
 
     async def _picture(

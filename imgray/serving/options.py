@@ -77,6 +77,11 @@ class PictureOptions(ImageOptions):
 
     model: str | None = Field(default=None, description="name of the model (default: the first)")
 
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Of the model, beside the picture."""
+        return {}
+
 
 class MatchOptions(SeveralOptions):
     """Options of a request to compare pictures with texts."""
@@ -95,6 +100,18 @@ class AskOptions(Options):
 
 class PaintOptions(PictureOptions, AskOptions):
     """Options of a request for a model that paints."""
+
+
+class TranslateOptions(PaintOptions):
+    """Options of a translation."""
+
+    to: str | None = Field(
+        default=None, description="domain to translate into (default: the second)"
+    )
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        return {} if self.to is None else {"to": self.to}
 
 
 class ClassifyOptions(PictureOptions):

@@ -36,7 +36,10 @@ class Residual(nn.Module):
 
 
 class Generator(nn.Sequential):
-    """Maps (N, inputs, H, W) to pictures (N, outputs, H, W) from -1 to 1; 4 divides H and W.
+    """Maps (N, inputs, H, W) to pictures (N, outputs, H, W) from -1 to 1.
+
+    4 divides H and W, which are 8 at least. A picture of one colour has no variance, so that what
+    instance normalisation makes of it is rounding.
 
     Args:
         width: channels of the first layer; 64 as published.

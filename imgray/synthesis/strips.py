@@ -18,13 +18,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from imgray.data.scratch import read, scratch, write
+from imgray.data.scratch import read, unnamed_file, write
 from imgray.synthesis.generator import Residual
 
 STRIP = 2**22
 """Values of a strip, about: 16 MB in float32."""
-Rows = Tensor
-"""Rows of maps (1, C, h, W), float32."""
 
 
 class Source(ABC):
@@ -37,8 +35,8 @@ class Source(ABC):
     shape: tuple[int, int, int]
 
     @abstractmethod
-    def read(self, start: int, stop: int) -> Rows:
-        """Some rows."""
+    def read(self, start: int, stop: int) -> Tensor:
+        """Some rows (1, C, h, W), float32."""
 
 
 class Pixels(Source):
@@ -49,7 +47,7 @@ class Pixels(Source):
         height, width, channels = picture.shape
         self.shape = channels, height, width
 
-    def read(self, start: int, stop: int) -> Rows:
+    def read(self, start: int, stop: int) -> Tensor:
         rows = torch.tensor(self.picture[start:stop]).permute(2, 0, 1)[None]
         return (rows.float() / 255 - 0.5) / 0.5
 
@@ -59,11 +57,11 @@ class Maps(Source):
 
     def __init__(self, channels: int, height: int, width: int) -> None:
         self.shape = channels, height, width
-        self.file = scratch()
+        self.file = unnamed_file()
         self.sums = torch.zeros(2, channels, dtype=torch.float64)
-        self.steps: list[Callable[[Rows], Rows]] = []
+        self.steps: list[Callable[[Tensor], Tensor]] = []
 
-    def write(self, start: int, rows: Rows) -> None:
+    def write(self, start: int, rows: Tensor) -> None:
         """Keep rows from a place on, and add them to the statistics."""
         wide = rows[0].double()
         self.sums[0] += wide.sum(dim=(1, 2)).cpu()
@@ -72,7 +70,7 @@ class Maps(Source):
         self.file.seek(start * self._row)
         write(self.file, data.data)
 
-    def read(self, start: int, stop: int) -> Rows:
+    def read(self, start: int, stop: int) -> Tensor:
         channels, _, width = self.shape
         data = np.empty((stop - start, channels, width), np.float32)
         self.file.seek(start * self._row)
@@ -103,7 +101,7 @@ class Doubled(Source):
         channels, height, width = maps.shape
         self.shape = channels, 2 * height, 2 * width
 
-    def read(self, start: int, stop: int) -> Rows:
+    def read(self, start: int, stop: int) -> Tensor:
         first = start // 2
         rows = F.interpolate(self.maps.read(first, -(-stop // 2)), scale_factor=2)
         return rows[:, :, start - 2 * first : stop - 2 * first]
@@ -168,7 +166,7 @@ def _convolved(layer: nn.Conv2d, maps: Source, device: str) -> Maps:
 
 
 def _transposed(layer: nn.ConvTranspose2d, maps: Source, device: str) -> Maps:
-    """Of size 3, stride 2 and padding 1: a row needs those above and below its place."""
+    """Of size 3, stride 2 and padding 1: two rows are made of one and the next."""
     _, height, width = maps.shape
     found = Maps(layer.out_channels, 2 * height, 2 * width)
     for start, stop in _strips(height, _values(maps, found, 1)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,7 +51,9 @@ class TranslationSettings(Settings):
     load: int = Field(default=286, ge=8, le=4096, description="pictures are brought to this side")
     crop: int = Field(default=256, ge=8, le=4096, description="side of what is cut out of them")
     mirror: bool = True
-    longest: int = Field(default=2**16, ge=8, description="in prediction longer ones are scaled")
+    longest: int = Field(
+        default=1024, ge=8, le=2**16, description="longer pictures are scaled down in prediction"
+    )
 
     cycle: float = Field(default=10.0, ge=0, description="weight of the long cycle")
     inner_cycle: float = Field(default=10.0, ge=0, description="weight of inner cycles")
@@ -71,6 +72,15 @@ class TranslationSettings(Settings):
     def _consistent(self) -> TranslationSettings:
         if self.crop % STRIDE:
             raise ValueError(f"crop {self.crop} is not divided by {STRIDE}")
+        if self.crop >> self.judge_layers < 3:
+            raise ValueError(
+                f"crop {self.crop} is too small for judge_layers {self.judge_layers}: at least "
+                f"{3 << self.judge_layers} is needed"
+            )
+        if self.stages == 1 and (self.inner or self.judged):
+            raise ValueError("inner and judged need stages above 1")
+        if self.judged and self.reading != "cascaded":
+            raise ValueError("judged: the alternating reading judges all pictures as it is")
         if self.crop > self.load:
             raise ValueError(f"crop {self.crop} is more than load {self.load}")
         return self
@@ -111,8 +121,8 @@ class Translation(Task):
     def fields(self) -> Mapping[str, Input]:
         return {"image": Picture(), **self.truth}
 
-    def arranged(self, part: Dataset) -> Dataset:
-        return Unpaired(part)
+    def arranged(self, part: Dataset, scored: bool) -> Dataset:
+        return Unpaired(part, scored and self.settings.paired)
 
     def check_classes(self, part: Dataset) -> None:
         if tuple(part.classes) != self.classes:
@@ -129,12 +139,19 @@ class Translation(Task):
         return {"image": image, "to": np.array(self.classes.index(to))}
 
     def example(self, record: Record, chance: np.random.Generator | None) -> Arrays:
-        return {name: self._cut(record[name], chance) for name in DOMAINS}
+        found = {}
+        for name in DOMAINS:
+            try:
+                found[name] = self._cut(record[name], chance)
+            except pixels.Rejected as error:
+                raise UserError(f"{record['ids'][name]}: {error}; mend or remove it") from None
+        return found
 
     def sample(self, record: Record, number: int) -> Record:
         """One way and the other in turn."""
         own = number % 2
-        return {**record, "image": record[DOMAINS[own]], "to": self.classes[1 - own]}
+        id, image = record["ids"][DOMAINS[own]], record[DOMAINS[own]]
+        return {"id": id, "image": image, "to": self.classes[1 - own]}
 
     def _cut(self, data: bytes, chance: np.random.Generator | None) -> NDArray[np.uint8]:
         """A crop of a picture squashed to a square, perhaps mirrored; or the whole of it."""
@@ -151,12 +168,13 @@ class Translation(Task):
         return TranslationLearner(self.settings)
 
     def summarize(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """Means over the pictures of what `TranslationLearner.evaluate` says of each."""
+        """Means over the pictures of what `TranslationLearner.evaluate` says, by domain's name."""
         count = float(sums["count"])
-        return {name: float(sums[name]) / count for name in sums if name != "count"}
-
-    def plot(self, sums: Mapping[str, Tensor], path: Path) -> None:
-        raise NotImplementedError
+        names = dict(zip(DOMAINS, self.classes, strict=True))
+        found = (
+            (name.rpartition("_"), float(one)) for name, one in sums.items() if name != "count"
+        )
+        return {f"{kind}_{names[domain]}": one / count for (kind, _, domain), one in found}
 
 
 class TranslationLearner(Learner):
@@ -229,8 +247,8 @@ class TranslationLearner(Learner):
 
     def _judged(self, domain: str, routes: Routes) -> Tensor:
         """The loss of a domain's discriminator."""
-        routes_ = [term.route for term in self.wiring.adversarial if term.domain == domain]
-        fakes = torch.cat([routes[route].detach() for route in routes_])
+        shown = [term.route for term in self.wiring.adversarial if term.domain == domain]
+        fakes = torch.cat([routes[route].detach() for route in shown])
         judge = self.modules[f"D{domain}"]
         real = squares(judge(routes[(domain,)]), 1.0)
         return (real + squares(judge(self.pools[domain].exchange(fakes)), 0.0)) / 2
@@ -243,22 +261,23 @@ class TranslationLearner(Learner):
             self.pools[domain].items = items[: self.settings.pool].clone()
 
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
-        """Sums over a batch, by the domain that a picture comes from.
+        """Sums over the pictures of a batch.
 
-        `cycle`: how far it is, of 0 to 255, from what it becomes there and back; where there are
-        pairs `apart`, how far its translation is from the other of its pair, and their structural
-        similarity `ssim` (Wang et al. 2004), in colour.
+        By the domain of a picture `cycle`, how far it is, of 0 to 255, from what the long cycle
+        makes of it. Where there are pairs, by the domain that is translated into, `apart`, how far
+        the translation is from the true picture, and their structural similarity `ssim` (Wang et
+        al. 2004), in colour.
         """
         routes = Routes(self._painters, {name: to_range(batch[name]) for name in DOMAINS})
         there = self.wiring.translations
         sums = {"count": torch.tensor(float(len(routes[("x",)])))}
-        for domain, route in there.items():
-            whole = (*route, *there[other(domain)][1:])
-            sums[f"cycle_{domain}"] = _apart(routes[whole], routes[(domain,)])
-            if self.settings.paired:
-                made, wanted = routes[route], routes[(other(domain),)]
-                sums[f"apart_{domain}"] = _apart(made, wanted)
-                sums[f"ssim_{domain}"] = _similar(made, wanted)
+        for cycle in self.wiring.cycles:
+            if cycle.name == "long":
+                sums[f"cycle_{cycle.target[0]}"] = _apart(routes[cycle.route], routes[cycle.target])
+        for domain, route in there.items() if self.settings.paired else ():
+            made, into = routes[route], other(domain)
+            sums[f"apart_{into}"] = _apart(made, routes[(into,)])
+            sums[f"ssim_{into}"] = _similar(made, routes[(into,)])
         return sums
 
     @property
@@ -273,20 +292,21 @@ class TranslationLearner(Learner):
         return [Prediction({}, self._translated(*pair)) for pair in pairs]
 
     def _translated(self, picture: Tensor, way: Route) -> NDArray[np.uint8]:
-        """A picture, uint8 (H, W, 3), that has gone a way."""
+        """A picture, uint8 (H, W, 3), that has gone a way, in float32 whatever was learnt in."""
         height, width = picture.shape[:2]
+        with torch.autocast(picture.device.type, enabled=False):
+            return self._painted(picture, way)[:height, :width]
+
+    def _painted(self, picture: Tensor, way: Route) -> NDArray[np.uint8]:
         nets: Any = [self._painters[name] for name in way[1:]]
         framed = frame(picture.cpu().numpy())
         if framed.size * self.settings.width > WHOLE:
-            found = strips.picture_of(
-                strips.run(chain.from_iterable(nets), strips.Pixels(framed), str(picture.device))
-            )
-        else:
-            made = to_range(torch.tensor(framed, device=picture.device)[None])
-            for net in nets:
-                made = net(made)
-            found = to_pixels(made)[0].cpu().numpy()
-        return found[:height, :width]
+            layers, device = chain.from_iterable(nets), str(picture.device)
+            return strips.picture_of(strips.run(layers, strips.Pixels(framed), device))
+        made = to_range(torch.tensor(framed, device=picture.device)[None])
+        for net in nets:
+            made = net(made)
+        return to_pixels(made)[0].cpu().numpy()
 
 
 class Routes:

@@ -220,9 +220,9 @@ class Task(ABC):
     def summarize(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """Metrics from the sums, and the rows, of `Learner.evaluate` over all examples."""
 
-    @abstractmethod
     def plot(self, sums: Mapping[str, Tensor], path: Path) -> None:
-        """Plot what `summarize` sums up into a PNG."""
+        """Plot what `summarize` sums up into a PNG. Raises `UserError` where nothing is drawn."""
+        raise UserError(f"--figure: evaluation of {type(self).__name__} draws none")
 
     def extractor(self) -> BackboneConfig:
         """How the learner's network `net` gives features: its class, preprocessing and `layers`.
@@ -250,8 +250,12 @@ class Task(ABC):
         maps = (one for one in self.outputs.values() if isinstance(one, ClassMap))
         return next((distinct(len(one.labels)) for one in maps), None)
 
-    def arranged(self, part: Dataset) -> Dataset:
-        """A part whose records are as `example` takes them. Raises `UserError`."""
+    def arranged(self, part: Dataset, scored: bool) -> Dataset:
+        """A part whose records are as `example` takes them; `scored` to validate on it.
+
+        Raises:
+            UserError: records cannot be arranged so.
+        """
         return part
 
     def sample(self, record: Record, number: int) -> Record:
@@ -289,6 +293,13 @@ def task_of(recipe: Recipe, classes: Sequence[str]) -> Task:
     task = kind(settings, classes)
     _check_declared(task)
     return task
+
+
+def set_longest(task: Task, longest: int) -> None:
+    """Have a task take images of another size. Raises `UserError` where it has no such setting."""
+    if "longest" not in type(task.settings).model_fields:
+        raise UserError(f"--longest: {type(task).__name__} brings all images to one size")
+    task.settings = task.settings.model_copy(update={"longest": longest})
 
 
 def with_dims(recipe: Recipe, dims: Mapping[str, int]) -> Recipe:
