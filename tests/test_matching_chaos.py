@@ -69,6 +69,7 @@ def _check(output: Path, whole: Path) -> None:
     assert not (output / WORK).exists()
 
 
+@pytest.mark.sweep
 def test_a_killed_worker_changes_no_bit(
     data: Path, ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,7 +18,7 @@ from imgray.cli import run_command
 pytestmark = pytest.mark.timeout(1500)
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-LATER = ("matching", "tables")
+LATER = ("matching", "synthesis", "tables")
 """Their commands go on from those of training."""
 DOCS = sorted(ROOT.glob("docs/*.md"), key=lambda page: (page.stem in LATER, page.name))
 PAGES = [README, *DOCS]

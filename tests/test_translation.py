@@ -25,7 +25,8 @@ from imgray.synthesis import strips, translation
 from imgray.synthesis.discriminator import PatchDiscriminator
 from imgray.synthesis.generator import Generator
 from imgray.synthesis.pool import Pool
-from imgray.synthesis.translation import Translation, TranslationLearner, TranslationSettings
+from imgray.synthesis.settings import TranslationSettings
+from imgray.synthesis.translation import Translation, TranslationLearner
 from imgray.synthesis.wiring import wiring
 from imgray.training.loop import Run
 from imgray.training.recipe import Recipe

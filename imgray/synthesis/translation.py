@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -21,82 +20,16 @@ from imgray.data.unpaired import DOMAINS, Unpaired
 from imgray.errors import UserError
 from imgray.features.backbones import standardised
 from imgray.synthesis import strips
-from imgray.synthesis.discriminator import PatchDiscriminator
-from imgray.synthesis.generator import LEAST, STRIDE, Generator, Upsampling
+from imgray.synthesis.generator import LEAST, STRIDE
 from imgray.synthesis.pool import Pool
-from imgray.synthesis.wiring import Reading, Route, Wiring, other, wiring
-from imgray.training.recipe import Settings
+from imgray.synthesis.settings import TranslationSettings
+from imgray.synthesis.wiring import Route, other
 from imgray.training.task import Arrays, At, Batch, Learner, Prediction, Task
 
 WHOLE = 2**26
 """Values of a picture times the width of generators, up to which it goes through whole: 0.8 GB."""
 MEAN = STD = (0.5, 0.5, 0.5)
 """By which pixels from 0 to 1 become numbers from -1 to 1."""
-
-
-class TranslationSettings(Settings):
-    """What a recipe may say about translation; the defaults are CycleGAN's as published."""
-
-    stages: int = Field(default=1, ge=1, le=8, description="generators in a row, each way")
-    reading: Reading = Field(default="cascaded", description="of how several are chained")
-    inner: bool = Field(default=False, description="inner cycles: Nest, otherwise Long")
-    judged: bool = Field(default=False, description="intermediate pictures too, when cascaded")
-
-    width: int = Field(default=64, ge=1, le=512, description="channels of generators' first layer")
-    blocks: int = Field(default=9, ge=0, le=64, description="residual blocks of generators")
-    upsampling: Upsampling = "transposed"
-    judge_width: int = Field(default=64, ge=1, le=512, description="as width, of discriminators")
-    judge_layers: int = Field(default=3, ge=1, le=6, description="strided ones of discriminators")
-
-    load: int = Field(default=286, ge=8, le=4096, description="pictures are brought to this side")
-    crop: int = Field(default=256, ge=8, le=4096, description="side of what is cut out of them")
-    mirror: bool = True
-    longest: int = Field(
-        default=1024, ge=8, le=2**16, description="longer pictures are scaled down in prediction"
-    )
-
-    cycle: float = Field(default=10.0, ge=0, description="weight of the long cycle")
-    inner_cycle: float = Field(default=10.0, ge=0, description="weight of inner cycles")
-    identity: float = Field(default=0.0, ge=0, description="weight of y.G1 = y, as a cycle's")
-    pool: int = Field(default=50, ge=0, le=10_000, description="earlier fakes, by discriminator")
-    paired: bool = Field(
-        default=False,
-        description="whether pictures of one rank in both domains are pairs, to score",
-    )
-    average: float = Field(default=0.0, ge=0, lt=1, description="decay of averaged generators")
-
-    rate: float = Field(default=2e-4, gt=0)
-    momentum: float = Field(default=0.5, ge=0, lt=1, description="Adam's first beta")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> TranslationSettings:
-        if self.crop % STRIDE:
-            raise ValueError(f"crop {self.crop} is not divided by {STRIDE}")
-        if self.crop >> self.judge_layers < 3:
-            raise ValueError(
-                f"crop {self.crop} is too small for judge_layers {self.judge_layers}: at least "
-                f"{3 << self.judge_layers} is needed"
-            )
-        if self.stages == 1 and (self.inner or self.judged):
-            raise ValueError("inner and judged need stages above 1")
-        if self.judged and self.reading != "cascaded":
-            raise ValueError("judged: the alternating reading judges all pictures as it is")
-        if self.crop > self.load:
-            raise ValueError(f"crop {self.crop} is more than load {self.load}")
-        return self
-
-    @property
-    def wiring(self) -> Wiring:
-        """What is asked of the generators."""
-        return wiring(self.reading, self.stages, self.inner, self.judged)
-
-    def generator(self) -> Generator:
-        """One of them."""
-        return Generator(self.width, self.blocks, upsampling=self.upsampling)
-
-    def discriminator(self) -> PatchDiscriminator:
-        """That of a domain."""
-        return PatchDiscriminator(self.judge_width, self.judge_layers)
 
 
 class Translation(Task):
