@@ -46,7 +46,7 @@ import timm  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
-from two_processes import SHARED, Divided, needs  # noqa: E402
+from two_processes import Divided, around_ray  # noqa: E402
 
 from imgray.artifacts.folder import Folder  # noqa: E402
 from imgray.data import samples  # noqa: E402
@@ -85,7 +85,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if any(_uses(item, "demo") for item in items):
         alone = "PYTEST_XDIST_WORKER" not in os.environ
         for item in items:
-            if alone or needs(item.path.name) == SHARED:
+            if alone or around_ray(item.path.name):
                 cast(pytest.Function, item).fixturenames.insert(0, "_demo")
 
 
