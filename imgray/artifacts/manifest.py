@@ -234,7 +234,7 @@ def begin(
         folder.remove(WORK)
         return manifest
     if folder.exists(_RUN):
-        started = migrate(_started_with(folder))
+        started = migrate(read_object(folder, _RUN))
         _refuse_other(folder, started | {key: config.get(key) for key in free}, config)
     elif folder.sizes():
         raise UserError(
@@ -245,15 +245,15 @@ def begin(
     return None
 
 
-def _started_with(folder: Folder) -> Identity:
-    """The settings of an unfinished run."""
+def read_object(folder: Folder, name: str) -> dict[str, Any]:
+    """A JSON object that an unfinished run has kept. Raises `UserError` where it is damaged."""
     try:
-        settings = json.loads(folder.read(_RUN))
+        found = json.loads(folder.read(name))
     except ValueError:
-        settings = None
-    if not isinstance(settings, dict):
-        raise UserError(f"{folder.uri}/{_RUN}: damaged; start anew with --overwrite")
-    return settings
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{folder.uri}/{name}: damaged; start anew with --overwrite")
+    return found
 
 
 def discard(folder: Folder) -> None:

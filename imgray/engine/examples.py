@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import numpy as np
 
 from imgray.artifacts.folder import Folder
-from imgray.artifacts.manifest import WORK, read_manifest
+from imgray.artifacts.manifest import WORK, read_manifest, read_object
 from imgray.data.joins import Columns
 from imgray.data.layout import place_of
 from imgray.data.names import FROZEN
 from imgray.data.sources import Source
 from imgray.engine.settings import EvaluateModelConfig, TrainConfig
-from imgray.errors import UserError
 from imgray.training.examples import Examples
 from imgray.training.recipe import Recipe
 from imgray.training.task import task_of
@@ -60,23 +58,13 @@ def completed(recipe: Recipe, data: Source, output: Folder) -> Recipe:
     """
     kept = Folder(f"{output.uri.rstrip('/')}/{WORK}")
     if kept.exists(COMPLETED):
-        settings = _read_settings(kept)
+        settings = read_object(kept, COMPLETED)
     else:
         examples = open_examples(recipe, data)
         settings = examples.task.completed(examples.train)
         if settings:
             kept.write(COMPLETED, json.dumps(settings).encode())
     return recipe.model_copy(update={"settings": recipe.settings | settings})
-
-
-def _read_settings(kept: Folder) -> dict[str, Any]:
-    try:
-        found = json.loads(kept.read(COMPLETED))
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"{kept.uri}/{COMPLETED} is damaged; start anew with --overwrite")
-    return found
 
 
 def open_examples(recipe: Recipe, data: Source | str) -> Examples:

@@ -123,6 +123,16 @@ answer_errors(app)
 app.openapi = _description  # type: ignore[method-assign]  # FastAPI's own way
 
 
+def paints(kind: str, asked: type[PaintOptions], answered: type[Painted]) -> Any:
+    """Declare the route of a kind of models that paint: its options, and its answer in JSON."""
+    return app.post(
+        f"/v1/{kind}",
+        response_model=answered,
+        responses=BODY,
+        openapi_extra=documented(asked, PNG),
+    )
+
+
 @serve.ingress(app)
 class Service:
     """The ingress deployment.
@@ -322,32 +332,17 @@ class Service:
             model, answer = await self._asked("classify", options, pictures, painted=False)
             return ClassifyAnswer.of(model, answer, options.top)
 
-    @app.post(
-        "/v1/segment",
-        response_model=SegmentAnswer,
-        responses=BODY,
-        openapi_extra=documented(PaintOptions, PNG),
-    )
+    @paints("segment", PaintOptions, SegmentAnswer)
     async def segment(self, request: Request) -> Response | Painted:
         """The class of every pixel: shares as JSON, the mask as PNG (`Accept: image/png`)."""
         return await self._painted(request, "segment", PaintOptions, SegmentAnswer)
 
-    @app.post(
-        "/v1/edges",
-        response_model=EdgesAnswer,
-        responses=BODY,
-        openapi_extra=documented(PaintOptions, PNG),
-    )
+    @paints("edges", PaintOptions, EdgesAnswer)
     async def edges(self, request: Request) -> Response | Painted:
         """The probability of an edge at every pixel: as PNG 0 to 255 (`Accept: image/png`)."""
         return await self._painted(request, "edges", PaintOptions, EdgesAnswer)
 
-    @app.post(
-        "/v1/translate",
-        response_model=Painted,
-        responses=BODY,
-        openapi_extra=documented(TranslateOptions, PNG),
-    )
+    @paints("translate", TranslateOptions, Painted)
     async def translate(self, request: Request) -> Response | Painted:
         """The picture as one of another domain: as PNG (`Accept: image/png`), or its size."""
         return await self._painted(request, "translate", TranslateOptions, Painted)

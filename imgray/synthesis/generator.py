@@ -11,8 +11,12 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from imgray.features.backbones import standardised
+
 STRIDE, LEAST = 4, 8
 """What divides the sides of a picture, and the shortest."""
+MEAN = STD = (0.5, 0.5, 0.5)
+"""By which pixels from 0 to 1 become numbers from -1 to 1."""
 Upsampling = Literal["transposed", "resize"]
 
 
@@ -98,3 +102,14 @@ def _upsampled(channels: int, how: Upsampling) -> list[nn.Module]:
     if how == "resize":
         return [nn.Upsample(scale_factor=2), *_convolution(channels, half, 3)]
     return [nn.ConvTranspose2d(channels, half, 3, stride=2, padding=1, output_padding=1)]
+
+
+def to_range(pictures: Tensor) -> Tensor:
+    """Float32 (N, 3, H, W) from -1 to 1 of pictures, uint8 (N, H, W, 3)."""
+    return standardised(pictures, MEAN, STD)
+
+
+def to_pixels(pictures: Tensor) -> Tensor:
+    """The inverse of `to_range`."""
+    scaled = (pictures.float() * 0.5 + 0.5).clamp(0, 1) * 255
+    return scaled.round().byte().permute(0, 2, 3, 1)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from imgray.data.scratch import read, unnamed_file, write
-from imgray.synthesis.generator import Residual
+from imgray.synthesis.generator import Residual, to_pixels, to_range
 
 STRIP = 2**22
 """Values of a strip, about: 16 MB in float32."""
@@ -48,8 +48,7 @@ class Pixels(Source):
         self.shape = channels, height, width
 
     def read(self, start: int, stop: int) -> Tensor:
-        rows = torch.tensor(self.picture[start:stop]).permute(2, 0, 1)[None]
-        return (rows.float() / 255 - 0.5) / 0.5
+        return to_range(torch.tensor(self.picture[start:stop])[None])
 
 
 class Maps(Source):
@@ -135,8 +134,7 @@ def picture_of(maps: Source) -> NDArray[np.uint8]:
     channels, height, width = maps.shape
     found = np.empty((height, width, channels), np.uint8)
     for start, stop in _strips(height, channels * width):
-        rows = ((maps.read(start, stop)[0] * 0.5 + 0.5).clamp(0, 1) * 255).round()
-        found[start:stop] = rows.byte().permute(1, 2, 0).numpy()
+        found[start:stop] = to_pixels(maps.read(start, stop))[0].numpy()
     return found
 
 

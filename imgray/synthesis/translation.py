@@ -18,9 +18,8 @@ from imgray.data.datasets import Dataset, Record
 from imgray.data.fields import Input, Label, Output, Picture, Text, Values
 from imgray.data.unpaired import DOMAINS, Unpaired
 from imgray.errors import UserError
-from imgray.features.backbones import standardised
 from imgray.synthesis import strips
-from imgray.synthesis.generator import LEAST, STRIDE
+from imgray.synthesis.generator import LEAST, STRIDE, to_pixels, to_range
 from imgray.synthesis.pool import Pool
 from imgray.synthesis.settings import TranslationSettings
 from imgray.synthesis.wiring import Route, other
@@ -28,8 +27,6 @@ from imgray.training.task import Arrays, At, Batch, Learner, Prediction, Task
 
 WHOLE = 2**26
 """Values of a picture times the width of generators, up to which it goes through whole: 0.8 GB."""
-MEAN = STD = (0.5, 0.5, 0.5)
-"""By which pixels from 0 to 1 become numbers from -1 to 1."""
 
 
 class Translation(Task):
@@ -122,17 +119,17 @@ class TranslationLearner(Learner):
 
     def __init__(self, settings: TranslationSettings) -> None:
         self.settings, self.wiring = settings, settings.wiring
-        made = {name: settings.generator() for name in self.wiring.generators}
+        self.made = nn.ModuleDict({n: settings.generator() for n in self.wiring.generators})
         judges = {f"D{domain}": settings.discriminator() for domain in DOMAINS}
-        self.modules: dict[str, nn.Module] = {**made, **judges}
+        self.modules: dict[str, nn.Module] = {**self.made, **judges}
         self.pools = {domain: Pool(settings.pool) for domain in DOMAINS}
         self.optimizers = {
-            "generators": self._adam(made.values()),
+            "generators": self._adam(self.made.values()),
             "discriminators": self._adam(judges.values()),
         }
         if settings.average:
             average = get_ema_multi_avg_fn(settings.average)
-            self.averaged = AveragedModel(nn.ModuleDict(made), multi_avg_fn=average)
+            self.averaged = AveragedModel(self.made, multi_avg_fn=average)
             self.modules["averaged"] = self.averaged
 
     def _adam(self, nets: Iterable[nn.Module]) -> torch.optim.Optimizer:
@@ -142,16 +139,14 @@ class TranslationLearner(Learner):
         )
 
     def step(self, batch: Batch, at: At) -> dict[str, Tensor]:
-        routes = Routes(self.modules, {name: to_range(batch[name]) for name in DOMAINS})
+        routes = Routes(self.made, {name: to_range(batch[name]) for name in DOMAINS})
         losses = self._wanted(routes)
         self.descend("generators", torch.stack(list(losses.values())).sum())
         found = {name: loss.detach() for name, loss in losses.items()}
         judged = {f"D{domain}": self._judged(domain, routes) for domain in DOMAINS}
         self.descend("discriminators", torch.stack(list(judged.values())).sum())
         if self.settings.average:
-            self.averaged.update_parameters(
-                nn.ModuleDict({name: self.modules[name] for name in self.wiring.generators})
-            )
+            self.averaged.update_parameters(self.made)
         return found | judged
 
     def _wanted(self, routes: Routes) -> dict[str, Tensor]:
@@ -214,10 +209,11 @@ class TranslationLearner(Learner):
         return sums
 
     @property
-    def _painters(self) -> Mapping[str, nn.Module]:
+    def _painters(self) -> nn.ModuleDict:
         """The generators that translate: the averaged ones where there are such."""
-        made: Any = self.averaged.module if self.settings.average else self.modules
-        return made
+        found = self.averaged.module if self.settings.average else self.made
+        assert isinstance(found, nn.ModuleDict)
+        return found
 
     def predict(self, batch: Batch) -> list[Prediction]:
         ways = [self.wiring.translations[DOMAINS[1 - to]] for to in batch["to"].tolist()]
@@ -250,7 +246,7 @@ class Routes:
         pictures: by domain (N, 3, H, W) from -1 to 1.
     """
 
-    def __init__(self, nets: Mapping[str, nn.Module], pictures: Mapping[str, Tensor]) -> None:
+    def __init__(self, nets: nn.ModuleDict, pictures: Mapping[str, Tensor]) -> None:
         self.nets = nets
         self.found: dict[Route, Tensor] = {(name,): one for name, one in pictures.items()}
 
@@ -281,14 +277,3 @@ def _similar(pictures: Tensor, others: Tensor) -> Tensor:
 def squares(logits: Tensor, wanted: float) -> Tensor:
     """The mean square of what logits lack."""
     return (logits.float() - wanted).square().mean()
-
-
-def to_range(pictures: Tensor) -> Tensor:
-    """Float32 (N, 3, H, W) from -1 to 1 of pictures, uint8 (N, H, W, 3)."""
-    return standardised(pictures, MEAN, STD)
-
-
-def to_pixels(pictures: Tensor) -> Tensor:
-    """The inverse of `to_range`."""
-    scaled = (pictures.float() * 0.5 + 0.5).clamp(0, 1) * 255
-    return scaled.round().byte().permute(0, 2, 3, 1)

@@ -72,8 +72,8 @@ def wiring(reading: Reading, stages: int, inner: bool, judged: bool) -> Wiring:
         inner: whether there are inner cycles.
         judged: whether intermediate pictures of the cascaded reading are judged.
     """
-    ways = [_cascaded, _alternating][reading == "alternating"]
-    both = {domain: ways(domain, stages, judged) for domain in FORTH}
+    read = {"cascaded": _cascaded, "alternating": _alternating}[reading]
+    both = {domain: read(domain, stages, judged) for domain in FORTH}
     cycles = [c for _, _, found in both.values() for c in found if inner or c.name == "long"]
     return Wiring(
         tuple(f"{letter}{n}" for letter in FORTH.values() for n in range(1, stages + 1)),
@@ -89,16 +89,13 @@ Terms = tuple[Route, list[Adversarial], list[Cycle]]
 def _cascaded(domain: str, stages: int, judged: bool) -> Terms:
     """Of one domain: there through all stages, and back."""
     numbers = range(1, stages + 1) if domain == "x" else range(stages, 0, -1)
-    there = [(domain, *(f"{FORTH[domain]}{n}" for n in numbers))]
-    there = [there[0][: 1 + n] for n in range(1, stages + 1)]
+    whole: Route = (domain, *(f"{FORTH[domain]}{n}" for n in numbers))
+    there = [whole[: 1 + n] for n in range(1, stages + 1)]
     back = tuple(f"{BACK[domain]}{n}" for n in reversed(numbers))
-    far = other(domain)
-    shown = there if judged else there[-1:]
-    cycles = [Cycle("long", (*there[-1], *back), (domain,))]
-    cycles += [
-        Cycle("inner", (*there[-1], *back[: stages - n]), there[n - 1]) for n in range(1, stages)
-    ]
-    return there[-1], [Adversarial("adversarial", route, far) for route in shown], cycles
+    shown = there if judged else [whole]
+    cycles = [Cycle("long", whole + back, (domain,))]
+    cycles += [Cycle("inner", whole + back[: stages - n], there[n - 1]) for n in range(1, stages)]
+    return whole, [Adversarial("adversarial", r, other(domain)) for r in shown], cycles
 
 
 def _alternating(domain: str, stages: int, judged: bool) -> Terms:

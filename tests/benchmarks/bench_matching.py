@@ -112,8 +112,8 @@ def table_of(study: Study, data: Path, work: Path) -> Path:
     return found
 
 
-def features_of(study: Study, data: Path, work: Path) -> dict[str, Path]:
-    """The features artifacts of images and texts."""
+def extract(study: Study, data: Path, work: Path) -> None:
+    """Make the features artifacts of images and texts."""
     table, places = table_of(study, data, work), {side: work / side for side in SIDES}
     listed = work / "images.csv"
     with table.open() as file:
@@ -130,7 +130,6 @@ def features_of(study: Study, data: Path, work: Path) -> dict[str, Path]:
     for side, place in places.items():
         if not (place / "manifest.json").exists():
             common.run("extract", "--output", str(place), *flags[side])
-    return places
 
 
 def _features(work: Path, texts: str) -> dict[str, str]:
@@ -295,7 +294,7 @@ def main() -> None:
     given = options.parse_args()
     study, seeds = STUDIES[given.study], range(given.seeds)
     with common.work_folder(given.work) as work:
-        features_of(study, given.data, work)
+        extract(study, given.data, work)
         named = study.variants.items()
         shared = {n: replace(v, changes=(*study.shared, *v.changes)) for n, v in named}
         jobs = [(n, v, s, given.part, work) for s in seeds for n, v in shared.items()]
