@@ -50,6 +50,7 @@ from two_processes import Divided, around_ray  # noqa: E402
 
 from imgray.artifacts.folder import Folder  # noqa: E402
 from imgray.data import samples  # noqa: E402
+from imgray.drawing import plots  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -275,6 +276,14 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     yield change
     monkeypatch.undo()
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="module")
+def undrawn() -> Iterator[None]:
+    """Runs draw no curves, which takes longer than a small training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "curves", lambda lines: b"")
+        yield
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Tiny dual encoders with random weights, as folders of transformers."""
+"""Tiny dual encoders with random weights, as folders of several libraries, and their towers."""
 
 import json
 from pathlib import Path
@@ -13,6 +13,10 @@ from transformers import (
     SiglipConfig,
     SiglipModel,
 )
+
+from imgray.engine.extract import build_extractor
+from imgray.engine.settings import ExtractConfig
+from imgray.features.extractor import Extractor, PictureExtractor, TextExtractor
 
 SIZE, LENGTH = 32, 12
 WORDS = ["[pad]", "[start]", "[end]", "[unk]", "a", "dog", "red", "car", "small", "runs"]
@@ -94,3 +98,23 @@ def write_open_clip(kind: str, folder: Path, seed: int = 0) -> None:
     shown = {"size": SIZE, "interpolation": "bicubic", "resize_mode": "squash"}
     set_model_preprocess_cfg(model, {"mean": MEAN, "std": STD, **shown})
     save_for_hf(model, tokenizer(), config, str(folder), safe_serialization=True)
+
+
+def build(dual: Path | str, **changes: Any) -> Extractor:
+    """The extractor `dual` of a folder, of pictures; with a column `text`, of texts."""
+    given: dict[str, Any] = {"images": "x.csv", "output": "out", "extractor": ["dual"]}
+    return build_extractor(ExtractConfig(**given | {"weights": [f"dual={dual}"]} | changes))
+
+
+def texts_of(dual: Path | str) -> TextExtractor:
+    """The text tower of a folder."""
+    found = build(dual, columns=["text=caption"])
+    assert isinstance(found, TextExtractor)
+    return found
+
+
+def pictures_of(dual: Path | str) -> PictureExtractor:
+    """The picture tower of a folder."""
+    found = build(dual)
+    assert isinstance(found, PictureExtractor)
+    return found

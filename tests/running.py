@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +91,20 @@ def train_worker() -> psutil.Process:
     tree = psutil.Process().children(recursive=True)
     living = (one for one in tree if one.status() != psutil.STATUS_ZOMBIE)
     return next(one for one in living if "TrainWorker" in " ".join(one.cmdline()))
+
+
+def killed_twice(
+    start: Start, address: str, output: Path, flags: Sequence[str], steps: tuple[int, int]
+) -> None:
+    """Train on a Ray to the end, a worker killed after a step and the driver after another."""
+    job = start("train", output, *flags, address=address)
+    await_step(job, output, steps[0])
+    train_worker().kill()
+    await_step(job, output, steps[1])
+    job.kill()
+    assert not (output / "manifest.json").exists()
+    code, _, error = start("train", output, *flags, address=address).finish(300)
+    assert code == 0, error
 
 
 def command(*words: str, folder: Path) -> Job:

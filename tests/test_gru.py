@@ -18,7 +18,6 @@ from imgray.config import validate
 from imgray.data.fields import Text, Vector
 from imgray.data.pixels import Rejected
 from imgray.data.sources import Source
-from imgray.drawing import plots
 from imgray.errors import UserError
 from imgray.features.bags import words_of
 from imgray.matching.mmc import MmcSettings
@@ -27,6 +26,7 @@ from imgray.matching.words import PADDING, UNKNOWN, Numbers, Reader, WordSetting
 from imgray.training.loop import Loader, Place, Run, in_threads
 from imgray.training.task import Arrays, task_of
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 ENOUGH = 300
 """An rsum far above that of chance, about 105 among 30 pictures with 2 texts each."""
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -38,13 +38,6 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "classification": 0, "memory": 40,
     },
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def undrawn() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "curves", lambda lines: b"")
-        yield
 
 
 @pytest.fixture(scope="module")

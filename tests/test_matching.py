@@ -15,7 +15,6 @@ from vectors import IMAGE, TEXT, recipe_of, run_of, write_pairs
 
 from imgray.config import validate
 from imgray.data.pixels import Rejected
-from imgray.drawing import plots
 from imgray.errors import UserError
 from imgray.matching.bi_rank import BiRank, Pairs
 from imgray.matching.contrast import Contrast
@@ -27,6 +26,7 @@ from imgray.retrieval.recall import matching_metrics, matching_ranks
 from imgray.training.loop import Loader, Place, Run, in_threads
 from imgray.training.task import Arrays, At, task_of
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 AT = At(0, 9, 0.0)
 ENOUGH = 250
 """An rsum far above that of chance, about 155 among 20 images with 3 texts each."""
@@ -54,13 +54,6 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 def _recipe(name: str, **changes: Any) -> Any:
     own = {"layout": name.split()[0]} | LAYOUTS[name]
     return recipe_of(**own | changes)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def undrawn() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "curves", lambda lines: b"")
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from running import Start, await_step, checkpointed, train_worker
+from running import Start, checkpointed, killed_twice, train_worker
+from trained import check_equal
 from vectors import recipe_of, write_pairs
 
-from imgray.artifacts.manifest import WORK
 from imgray.engine.settings import TrainConfig
 from imgray.engine.train import train
-from imgray.training.loop import CURVES
-from imgray.training.models import load_model
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -58,17 +55,6 @@ def _config(name: str, data: Path, folder: Path) -> TrainConfig:
     return TrainConfig(recipe=str(path), data=str(data), output=output, workers="2", feeders=0)
 
 
-def _check(output: Path, whole: Path) -> None:
-    """The tensors and curves of the undisturbed run, to the last bit."""
-    found, wanted = (load_model(str(one)).learner.modules for one in (output, whole))
-    for net, module in wanted.items():
-        tensors = found[net].state_dict()
-        for name, tensor in module.state_dict().items():
-            assert torch.equal(tensor, tensors[name]), (net, name)
-    assert (output / CURVES).read_bytes() == (whole / CURVES).read_bytes()
-    assert not (output / WORK).exists()
-
-
 @pytest.mark.sweep
 def test_a_killed_worker_changes_no_bit(
     data: Path, ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -89,7 +75,7 @@ def test_a_killed_worker_changes_no_bit(
         train(config.model_copy(update=changes))
         killed.result()
     assert "train: lost a worker" in capsys.readouterr().err
-    _check(output, Path(config.output))
+    check_equal(output, Path(config.output))
 
 
 @pytest.mark.sweep
@@ -101,12 +87,5 @@ def test_killed_worker_and_driver_change_no_bit(
     train(config)
     flags = ["--recipe", config.recipe, "--data", config.data, "--workers", "2", "--feeders", "0"]
     flags += ["--set", f"settings.pause={PAUSE}"]
-    job = start("train", output, *flags, address=address)
-    await_step(job, output, EVERY)
-    train_worker().kill()
-    await_step(job, output, 4 * EVERY)
-    job.kill()
-    assert not (output / "manifest.json").exists()
-    code, _, error = start("train", output, *flags, address=address).finish(300)
-    assert code == 0, error
-    _check(output, Path(config.output))
+    killed_twice(start, address, output, flags, (EVERY, 4 * EVERY))
+    check_equal(output, Path(config.output))

@@ -1,6 +1,5 @@
 """MMC-Net: it matches and classifies, in stages, from a picture, a text or both."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,13 @@ from torch import Tensor
 from vectors import IMAGE, TEXT, recipe_of, run_of, write_pairs
 
 from imgray.config import validate
-from imgray.drawing import plots
 from imgray.errors import UserError
 from imgray.matching.mmc import Classifier, Mmc, MmcLearner, MmcSettings
 from imgray.matching.nets import SIDES
 from imgray.training.loop import Run
 from imgray.training.task import At, task_of
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 TASK = "imgray.matching.mmc:Mmc"
 CLASSES = 4
 NAMES = tuple(f"class {n}" for n in range(CLASSES))
@@ -49,13 +48,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "one by product": {"join": "product", "first": "cca"},
     "several": {"classes": list(NAMES)},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def undrawn() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "curves", lambda lines: b"")
-        yield
 
 
 @pytest.fixture(scope="module", params=KINDS)

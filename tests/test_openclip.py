@@ -14,7 +14,17 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from duals import LENGTH, MEAN, OPEN_CLIP, STD, write_dual, write_open_clip
+from duals import (
+    LENGTH,
+    MEAN,
+    OPEN_CLIP,
+    STD,
+    build,
+    pictures_of,
+    texts_of,
+    write_dual,
+    write_open_clip,
+)
 from PIL import Image
 from poison import encoded
 from safetensors.torch import load_file, save_file
@@ -22,11 +32,8 @@ from safetensors.torch import load_file, save_file
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import Manifest
 from imgray.data import samples
-from imgray.engine.extract import build_extractor
-from imgray.engine.settings import ExtractConfig
 from imgray.errors import UserError
 from imgray.features.extractor import (
-    Extractor,
     PictureExtractor,
     TextExtractor,
     load_extractor,
@@ -79,23 +86,6 @@ def copy(vit: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(vit, tmp_path / "copy"))
 
 
-def _build(dual: Path, **changes: Any) -> Extractor:
-    given: dict[str, Any] = {"images": "x.csv", "output": "out", "extractor": ["dual"]}
-    return build_extractor(ExtractConfig(**given | {"weights": [f"dual={dual}"]} | changes))
-
-
-def _texts(dual: Path) -> TextExtractor:
-    found = _build(dual, columns=["text=caption"])
-    assert isinstance(found, TextExtractor)
-    return found
-
-
-def _pictures(dual: Path) -> PictureExtractor:
-    found = _build(dual)
-    assert isinstance(found, PictureExtractor)
-    return found
-
-
 def _of_texts(extractor: TextExtractor, texts: list[str]) -> np.ndarray:
     return extractor.run([extractor.prepare(text) for text in texts])["dual.high"][:, 0]
 
@@ -119,7 +109,7 @@ def _same(found: np.ndarray, wanted: torch.Tensor) -> None:
 def test_pictures_have_the_vectors_of_open_clip(dual: Path) -> None:
     model, prepare = open_clip.create_model_from_pretrained(f"local-dir:{dual}")
     wanted = model.eval().encode_image(torch.stack([prepare(p) for p in _photographs()]))
-    extractor, files = _pictures(dual), [encoded(p, "PNG") for p in _photographs()]
+    extractor, files = pictures_of(dual), [encoded(p, "PNG") for p in _photographs()]
     assert extractor.names == ["dual.high"]
     found = _of_pictures(extractor, files)
     _same(found, wanted)
@@ -131,7 +121,7 @@ def test_texts_have_the_vectors_of_open_clip(dual: Path) -> None:
     model, _ = open_clip.create_model_from_pretrained(f"local-dir:{dual}")
     cleaned = [" ".join(text.split()) for text in TEXTS]
     tokens = open_clip.get_tokenizer(f"local-dir:{dual}")(cleaned)
-    extractor = _texts(dual)
+    extractor = texts_of(dual)
     found = _of_texts(extractor, TEXTS)
     _same(found, model.eval().encode_text(tokens))
     for text, vector in zip(TEXTS, found, strict=True):
@@ -139,17 +129,17 @@ def test_texts_have_the_vectors_of_open_clip(dual: Path) -> None:
 
 
 def test_the_settings_are_those_of_the_folder(dual: Path) -> None:
-    net, text = _pictures(dual).nets["dual"].config, _texts(dual).config.texts["dual"]
+    net, text = pictures_of(dual).nets["dual"].config, texts_of(dual).config.texts["dual"]
     size = json.loads((dual / CONFIG).read_text())["model_cfg"]["vision_cfg"]["image_size"]
     assert (net.size, net.mean, net.std) == (size, MEAN, STD)
     assert (text.longest, text.library) == (LENGTH, "open_clip")
-    text = _build(dual, columns=["text=caption"], precision="bfloat16").config.texts["dual"]
+    text = build(dual, columns=["text=caption"], precision="bfloat16").config.texts["dual"]
     assert text.precision == "bfloat16"
 
 
 def test_a_folder_without_colours_has_those_of_openai(copy: Path) -> None:
     _change(copy, preprocess_cfg={})
-    config = _pictures(copy).nets["dual"].config
+    config = pictures_of(copy).nets["dual"].config
     assert config.mean == open_clip.OPENAI_DATASET_MEAN
     assert config.std == open_clip.OPENAI_DATASET_STD
 
@@ -158,9 +148,9 @@ def test_both_towers_tell_that_they_share_a_space(vit: Path, copy: Path, tmp_pat
     """That of these tensors with these settings, wherever they lie."""
 
     def spaces(folder: Path) -> set[str]:
-        pictures = _pictures(folder)
+        pictures = pictures_of(folder)
         towers = [pictures.nets["dual"].config, pictures.config.texts["dual"]]
-        return {tower.space for tower in [*towers, _texts(folder).config.texts["dual"]]}
+        return {tower.space for tower in [*towers, texts_of(folder).config.texts["dual"]]}
 
     [space] = spaces(vit)
     assert space
@@ -173,8 +163,8 @@ def test_both_towers_tell_that_they_share_a_space(vit: Path, copy: Path, tmp_pat
 
 def test_an_artifact_of_pictures_carries_both_towers(dual: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(dual, tmp_path / "copy"))
-    extractor, folder = _pictures(copy), Folder(str(tmp_path / "artifact"))
-    own = _of_texts(_texts(copy), TEXTS)
+    extractor, folder = pictures_of(copy), Folder(str(tmp_path / "artifact"))
+    own = _of_texts(texts_of(copy), TEXTS)
     files = save_extractor(extractor, folder)
     data = [encoded(picture, "PNG") for picture in _photographs()]
     wanted = _of_pictures(extractor, data)
@@ -193,9 +183,9 @@ def test_the_tensors_of_one_library_are_carried(copy: Path) -> None:
     (copy / "onnx").mkdir()
     shutil.copy(copy / CONFIG, copy / "onnx")
     write_dual("clip", copy)
-    assert _texts(copy).config.texts["dual"].library == "sentence-transformers"
+    assert texts_of(copy).config.texts["dual"].library == "sentence-transformers"
     (copy / "model.safetensors").unlink()
-    found = _texts(copy).config.texts["dual"]
+    found = texts_of(copy).config.texts["dual"]
     names = {entry.name for entry in found.files}
     assert found.library == "open_clip"
     assert {CONFIG, WEIGHTS, "tokenizer.json"} < names
@@ -218,7 +208,7 @@ def _change(folder: Path, preprocess_cfg: Any = None, **model_cfg: Any) -> None:
 def _refused(folder: Path, reason: str, **changes: Any) -> None:
     """In one line, which names the folder."""
     with pytest.raises(UserError, match=reason) as error:
-        _build(folder, **changes)
+        build(folder, **changes)
     assert "\n" not in str(error.value)
     assert str(folder) in str(error.value)
 
@@ -311,7 +301,7 @@ def test_no_code_of_a_folder_is_run(copy: Path, changes: Any, alone: list[Any]) 
         asked = {"auto_map": {"AutoTokenizer": [code, code]}, "tokenizer_class": "Evil"}
         path.write_text(json.dumps(json.loads(path.read_text()) | asked))
         with contextlib.suppress(UserError):
-            _build(copy, **changes)
+            build(copy, **changes)
     assert not left.exists()
 
 
@@ -332,7 +322,7 @@ def test_what_it_does_not_have_is_refused(vit: Path, changes: Any, reason: str) 
 
 
 def test_a_strange_artifact_fetches_no_tower(vit: Path) -> None:
-    net = _pictures(vit).nets["dual"].config
+    net = pictures_of(vit).nets["dual"].config
     for vision in ({"timm_model_name": "hf-hub:a/b", "timm_model_pretrained": True}, None):
         config = net.arguments["config"] | {"vision_cfg": vision}
         with pytest.raises(UserError, match="a picture tower of open_clip: no dual encoder"):

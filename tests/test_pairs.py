@@ -10,22 +10,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 import yaml
 from pairs import SIDE
 from PIL import Image
 from poison import encoded
-from running import Start, await_step, train_worker
+from running import Start, killed_twice
+from trained import check_equal
 
 import imgray
 from imgray.artifacts.folder import Folder
-from imgray.artifacts.manifest import WORK, read_file, read_manifest
+from imgray.artifacts.manifest import read_file, read_manifest
 from imgray.engine.evaluate_model import evaluate_model
 from imgray.engine.predict import predict
 from imgray.engine.settings import EvaluateModelConfig, PredictConfig, TrainConfig
 from imgray.engine.train import train
 from imgray.training.loop import CURVES
-from imgray.training.models import load_model
 from imgray.training.sheet import SAMPLES
 
 STEPS, EVERY = 24, 4
@@ -100,20 +99,8 @@ def test_killed_and_resumed_it_ends_in_the_same_tensors(
     output = tmp_path / "model"
     flags = ["--recipe", recipe, "--data", str(data), "--workers", "2", "--feeders", "0"]
     flags += ["--set", "settings.pause=0.25"]
-    job = start("train", output, *flags, address=address)
-    await_step(job, output, EVERY)
-    train_worker().kill()
-    await_step(job, output, 3 * EVERY)
-    job.kill()
-    assert not (output / "manifest.json").exists()
-    code, _, error = start("train", output, *flags, address=address).finish(300)
-    assert code == 0, error
-    assert not (output / WORK).exists()
-    for net, module in load_model(model).learner.modules.items():
-        found = load_model(str(output)).learner.modules[net].state_dict()
-        for name, tensor in module.state_dict().items():
-            assert torch.equal(tensor, found[name]), (net, name)
-    assert (output / CURVES).read_bytes() == (Path(model) / CURVES).read_bytes()
+    killed_twice(start, address, output, flags, (EVERY, 3 * EVERY))
+    check_equal(output, Path(model))
 
 
 @pytest.mark.slow

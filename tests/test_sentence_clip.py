@@ -6,14 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from duals import MEAN, SIZE, STD, write_dual
+from duals import MEAN, SIZE, STD, build, write_dual
 from poison import encoded
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from imgray.data import samples
-from imgray.engine.extract import build_extractor
-from imgray.engine.settings import ExtractConfig
 from imgray.errors import UserError
 from imgray.features.extractor import Extractor
 
@@ -53,11 +51,6 @@ def dual(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return _write(tmp_path / "dual", *([UNITS] if request.param == "unit" else []))
 
 
-def _build(dual: Path, **changes: Any) -> Extractor:
-    given: dict[str, Any] = {"images": "x.csv", "output": "out", "extractor": ["dual"]}
-    return build_extractor(ExtractConfig(**given | {"weights": [f"dual={dual}"]} | changes))
-
-
 def _run(extractor: Extractor, values: list[Any]) -> np.ndarray:
     return extractor.run([extractor.prepare(value) for value in values])["dual.high"][:, 0]
 
@@ -67,8 +60,8 @@ def test_both_towers_have_the_vectors_of_the_library(dual: Path) -> None:
     photographs = list(samples.photographs().values())[:4]
     files = [encoded(picture, "PNG") for picture in photographs]
     given: list[tuple[Any, list[Any], list[Any]]] = [
-        (_build(dual, **TEXT), TEXTS, TEXTS),
-        (_build(dual), files, [picture.convert("RGB") for picture in photographs]),
+        (build(dual, **TEXT), TEXTS, TEXTS),
+        (build(dual), files, [picture.convert("RGB") for picture in photographs]),
     ]
     for extractor, values, theirs in given:
         found = _run(extractor, values)
@@ -80,7 +73,7 @@ def test_both_towers_have_the_vectors_of_the_library(dual: Path) -> None:
 
 def test_both_towers_share_a_space_that_no_other_model_has(dual: Path, tmp_path: Path) -> None:
     def space() -> str:
-        pictures, texts = _build(dual), _build(dual, **TEXT).config.texts["dual"]
+        pictures, texts = build(dual), build(dual, **TEXT).config.texts["dual"]
         [found] = {
             texts.space,
             pictures.config.texts["dual"].space,
@@ -99,7 +92,7 @@ def test_more_than_unit_length_after_the_model_takes_no_pictures(tmp_path: Path)
     """They would not pass through it, and lie in no space with the texts."""
     dual = _write(tmp_path / "dual", UNITS, "sentence_transformers.models.Dense")
     with pytest.raises(UserError, match=r"modules.json: more follows the model.*texts alone"):
-        _build(dual)
+        build(dual)
 
 
 def test_modules_that_are_code_are_not_run(tmp_path: Path) -> None:
@@ -109,7 +102,7 @@ def test_modules_that_are_code_are_not_run(tmp_path: Path) -> None:
     for code in ("evil.Evil", "some/one--evil.Evil", "subprocess.Popen"):
         (dual / "modules.json").write_text(json.dumps([modules[0] | {"type": code}]))
         with pytest.raises(UserError, match="not a model of sentence-transformers") as error:
-            _build(dual, **TEXT)
+            build(dual, **TEXT)
         assert "\n" not in str(error.value)
     assert not left.exists()
 
@@ -122,7 +115,7 @@ def test_a_model_beside_the_folder_is_not_read(tmp_path: Path, path: str, change
     modules = json.loads((dual / "modules.json").read_text())
     (dual / "modules.json").write_text(json.dumps([modules[0] | {"path": path}]))
     with pytest.raises(UserError) as error:
-        _build(dual, **changes)
+        build(dual, **changes)
     assert "\n" not in str(error.value)
 
 
@@ -143,4 +136,4 @@ def test_colours_that_are_none_are_one_line(tmp_path: Path, colours: Any, reason
     dual = _write(tmp_path / "dual")
     (dual / "0_CLIPModel/preprocessor_config.json").write_text(json.dumps(colours))
     with pytest.raises(UserError, match=reason):
-        _build(dual)
+        build(dual)

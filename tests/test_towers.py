@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import S3, upload
-from duals import MEAN, SIZE, STD, tokenizer, write_dual
+from duals import MEAN, SIZE, STD, build, pictures_of, texts_of, tokenizer, write_dual
 from PIL import Image
 from poison import encoded
 from safetensors.torch import load_file, save_file
@@ -20,13 +20,9 @@ from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import Manifest
 from imgray.data import samples
 from imgray.data.pixels import decode, resize
-from imgray.engine.extract import build_extractor
-from imgray.engine.settings import ExtractConfig
 from imgray.errors import UserError
 from imgray.features.extractor import (
-    Extractor,
     PictureExtractor,
-    TextExtractor,
     load_extractor,
     load_texts,
     save_extractor,
@@ -45,29 +41,12 @@ def dual(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
-def _build(dual: Path | str, **changes: Any) -> Extractor:
-    given: dict[str, Any] = {"images": "x.csv", "output": "out", "extractor": ["dual"]}
-    return build_extractor(ExtractConfig(**given | {"weights": [f"dual={dual}"]} | changes))
-
-
-def _texts(dual: Path | str) -> TextExtractor:
-    found = _build(dual, columns=["text=caption"])
-    assert isinstance(found, TextExtractor)
-    return found
-
-
-def _pictures(dual: Path | str) -> PictureExtractor:
-    found = _build(dual)
-    assert isinstance(found, PictureExtractor)
-    return found
-
-
 def _unit(output: Any) -> np.ndarray:
     return F.normalize(getattr(output, "pooler_output", output), dim=1).detach().numpy()
 
 
 def test_pictures_have_the_vectors_of_transformers(dual: Path) -> None:
-    extractor = _pictures(dual)
+    extractor = pictures_of(dual)
     assert extractor.names == ["dual.high"]
     files = [encoded(picture, "PNG") for picture in list(samples.photographs().values())[:3]]
     found = extractor.run([extractor.prepare(data) for data in files])["dual.high"]
@@ -79,7 +58,7 @@ def test_pictures_have_the_vectors_of_transformers(dual: Path) -> None:
 
 def test_texts_have_the_vectors_of_transformers(dual: Path) -> None:
     """Those of SigLIP padded to full length, as its documentation asks."""
-    extractor, model = _texts(dual), AutoModel.from_pretrained(dual)
+    extractor, model = texts_of(dual), AutoModel.from_pretrained(dual)
     found = extractor.run([extractor.prepare(text) for text in TEXTS])["dual.high"]
     padding = "max_length" if model.config.model_type == "siglip" else True
     inputs = tokenizer()(TEXTS, padding=padding, truncation=True, return_tensors="pt")
@@ -92,7 +71,7 @@ def test_texts_have_the_vectors_of_transformers(dual: Path) -> None:
 
 
 def test_both_towers_tell_that_they_share_a_space(dual: Path, tmp_path: Path) -> None:
-    pictures, texts = _pictures(dual), _texts(dual)
+    pictures, texts = pictures_of(dual), texts_of(dual)
     space = pictures.nets["dual"].config.space
     assert space
     assert {texts.config.texts["dual"].space, pictures.config.texts["dual"].space} == {space}
@@ -100,18 +79,18 @@ def test_both_towers_tell_that_they_share_a_space(dual: Path, tmp_path: Path) ->
     other = Path(shutil.copytree(dual, tmp_path / "other"))
     state = load_file(other / "model.safetensors")
     save_file({k: v + 1 for k, v in state.items()}, other / "model.safetensors", {"format": "pt"})
-    assert _texts(other).config.texts["dual"].space != space
+    assert texts_of(other).config.texts["dual"].space != space
 
 
 def test_an_artifact_of_pictures_carries_the_text_tower(dual: Path, tmp_path: Path) -> None:
-    extractor, folder = _pictures(dual), Folder(str(tmp_path))
+    extractor, folder = pictures_of(dual), Folder(str(tmp_path))
     files = save_extractor(extractor, folder)
     about = {"extractor": extractor.config.model_dump(mode="json")}
     manifest = Manifest(kind="features", config={}, files=files, about=about)
     pictures, texts = load_extractor(folder, manifest), load_texts(folder, manifest)
     assert isinstance(pictures, PictureExtractor)
     assert pictures.describe() == extractor.describe()
-    own = _texts(dual)
+    own = texts_of(dual)
     batch = [own.prepare(text) for text in TEXTS]
     np.testing.assert_array_equal(texts.run(batch)["dual.high"], own.run(batch)["dual.high"])
     data = encoded(next(iter(samples.photographs().values())), "PNG")
@@ -130,7 +109,7 @@ def test_an_artifact_of_pictures_carries_the_text_tower(dual: Path, tmp_path: Pa
 )
 def test_what_it_does_not_have_is_refused(dual: Path, changes: Any, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
-        _build(dual, **changes)
+        build(dual, **changes)
 
 
 def test_a_model_may_lie_in_s3(
@@ -144,8 +123,8 @@ def test_a_model_may_lie_in_s3(
     (own / "modules.json").write_text(json.dumps(modules))
     folder = Folder(s3.uri(f"models/{dual.name}"))
     upload(own, folder)
-    for build in (_texts, _pictures):
-        here, there = build(dual), build(folder.uri)
+    for tower in (texts_of, pictures_of):
+        here, there = tower(dual), tower(folder.uri)
         assert {i.dim for i in there.describe().values()} == {
             i.dim for i in here.describe().values()
         }
@@ -163,7 +142,7 @@ def test_a_model_that_lacks_tensors_is_refused(dual: Path, tmp_path: Path) -> No
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
     for changes in ({}, {"columns": ["text=caption"]}):
         with pytest.raises(UserError, match="tensors are missing"):
-            _build(folder, **changes)
+            build(folder, **changes)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from imgray.config import validate
 from imgray.data import pixels
 from imgray.data.pixels import Rejected
 from imgray.data.sources import Source
-from imgray.drawing import plots
 from imgray.engine.examples import open_examples
 from imgray.errors import UserError
 from imgray.synthesis import strips, translation
@@ -32,6 +31,7 @@ from imgray.training.loop import Run
 from imgray.training.recipe import Recipe
 from imgray.training.task import At
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 TASK = "imgray.synthesis.translation:Translation"
 SMALL = {"width": 4, "blocks": 1, "judge_width": 4, "judge_layers": 1, "load": 20, "crop": 16}
 COUNTS = {"trainA": 7, "trainB": 5, "valA": 3, "valB": 3}
@@ -79,11 +79,6 @@ def _recipe(**changes: Any) -> Recipe:
 
 def _run(recipe: Recipe, data: Path, folder: Path) -> Run:
     return Run(recipe, open_examples(recipe, str(data)), Folder(str(folder)))
-
-
-@pytest.fixture(autouse=True)
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "curves", lambda lines: b"")
 
 
 def _count(net: nn.Module) -> int:

@@ -9,10 +9,10 @@ from PIL import Image
 from poison import encoded, halves
 
 from imgray.artifacts.folder import Folder
-from imgray.artifacts.manifest import Manifest, publish, scratch
+from imgray.artifacts.manifest import WORK, Manifest, publish, scratch
 from imgray.engine.train import check_examples, open_examples
-from imgray.training.loop import Run
-from imgray.training.models import save_model
+from imgray.training.loop import CURVES, Run
+from imgray.training.models import load_model, save_model
 from imgray.training.recipe import Recipe
 from imgray.training.task import task_of
 
@@ -116,3 +116,14 @@ def _publish(output: Folder, recipe: Recipe, classes: Any, nets: Any, lines: Any
     states = {name: net.state_dict() for name, net in nets.items()}
     files, about = save_model(output, recipe, classes, states, lines)
     publish(output, Manifest(kind="model", config={}, about=about, files=files))
+
+
+def check_equal(output: Path, whole: Path) -> None:
+    """A model, done, has the tensors and curves of another, to the last bit."""
+    found, wanted = (load_model(str(one)).learner.modules for one in (output, whole))
+    for net, module in wanted.items():
+        tensors = found[net].state_dict()
+        for name, tensor in module.state_dict().items():
+            assert torch.equal(tensor, tensors[name]), (net, name)
+    assert (output / CURVES).read_bytes() == (whole / CURVES).read_bytes()
+    assert not (output / WORK).exists()
