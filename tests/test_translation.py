@@ -428,12 +428,13 @@ def test_the_smallest_pictures_are_translated(size: tuple[int, int], data: Path)
 def test_scores_of_pairs_are_their_definitions() -> None:
     torch.manual_seed(0)
     learner, batch = TranslationLearner(_settings(paired=True)), _batch(3)
+    new = {f"new_{domain}": torch.ones(3, dtype=torch.bool) for domain in "xy"}
     with torch.inference_mode():
-        found = {name: float(value) for name, value in learner.evaluate(batch).items()}
+        found = {name: float(value) for name, value in learner.evaluate(batch | new).items()}
         nets = learner.modules
         made = {"x": nets["G1"](_range(batch["x"])), "y": nets["F1"](_range(batch["y"]))}
         back = {"x": nets["F1"](made["x"]), "y": nets["G1"](made["y"])}
-    wanted = {"count": 3.0}
+    wanted = {"count_x": 3.0, "count_y": 3.0}
     for domain, mate in ("xy", "yx"):
         painted = ((made[domain] + 1) * 127.5).permute(0, 2, 3, 1).numpy()
         true = batch[mate].numpy().astype(float)

@@ -95,7 +95,7 @@ def train(format: str, data: Path, output: Folder, steps: int = 30, **changes: A
     with scratch() as work:
         run = Run(recipe, examples, Folder(str(work)))
         run.fit()
-    _publish(output, recipe, examples.task.classes, run.nets, run.lines)
+    published(output, recipe, examples.task.classes, run.nets, run.lines)
     return run
 
 
@@ -103,7 +103,7 @@ def untrained(task: str, output: Folder, **settings: Any) -> None:
     """Publish a model of a task without classes as it is before the first step."""
     recipe = recipe_of(task, **settings)
     torch.manual_seed(0)
-    _publish(output, recipe, (), task_of(recipe, ()).learner().modules, [])
+    published(output, recipe, (), task_of(recipe, ()).learner().modules, [])
 
 
 def recipe_of(task: str, **settings: Any) -> Recipe:
@@ -112,7 +112,7 @@ def recipe_of(task: str, **settings: Any) -> Recipe:
     return Recipe.model_validate({"task": task, "settings": settings, **more})
 
 
-def _publish(output: Folder, recipe: Recipe, classes: Any, nets: Any, lines: Any) -> None:
+def published(output: Folder, recipe: Recipe, classes: Any, nets: Any, lines: Any) -> None:
     states = {name: net.state_dict() for name, net in nets.items()}
     files, about = save_model(output, recipe, classes, states, lines)
     publish(output, Manifest(kind="model", config={}, about=about, files=files))

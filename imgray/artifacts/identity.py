@@ -12,7 +12,7 @@ Identity = dict[str, Any]
 Migrate = Callable[[Identity], Identity]
 """Brings settings that an earlier run has stored to the form that today's are stored in."""
 
-KEYWORDS = {"weights": frozenset({"auto", "none"})}
+KEYWORDS = {"weights": frozenset({"auto", "none"}), "kid_weights": frozenset({"auto"})}
 """What may stand in the place of a URI, by setting."""
 
 

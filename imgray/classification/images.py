@@ -21,7 +21,7 @@ from imgray.data.datasets import Dataset, Record
 from imgray.data.fields import Label, Labels, Picture, Values
 from imgray.drawing import plots
 from imgray.features.backbones import BackboneConfig, standardised
-from imgray.training.classes import check_labelled, check_same
+from imgray.training.classes import check_labelled, check_same, confusion
 from imgray.training.rates import sgd
 from imgray.training.recipe import Settings, one_of
 from imgray.training.task import Arrays, At, Batch, Learner, Prediction, Task
@@ -202,9 +202,3 @@ def _middle(image: Image.Image, longest: int) -> Image.Image:
         return image
     left, top = (max(0, length - longest + 1) // 2 for length in image.size)
     return image.crop((left, top, image.width - left, image.height - top))
-
-
-def confusion(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
-    """Counts (C, C), rows the true class, columns the predicted one, of labels (n,), int64."""
-    counts = torch.bincount(labels * classes + predicted, minlength=classes**2)
-    return counts.reshape(classes, classes)

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from imgray.classification.fcfn import Fcfn
 from imgray.classification.fusion import Fusion
-from imgray.classification.images import confusion
 from imgray.classification.pixelwise import PixelSettings, PixelTask, cut, trunk_of
 from imgray.data import fields, pixels
 from imgray.data.datasets import Dataset, Record
 from imgray.drawing import plots
 from imgray.errors import UserError
 from imgray.features.backbones import standardised
+from imgray.training.classes import confusion
 from imgray.training.rates import sgd
 from imgray.training.task import Arrays, At, Batch, Learner, Prediction
 

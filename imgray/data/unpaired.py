@@ -17,7 +17,8 @@ class Unpaired(Dataset):
     """The pictures of a labelled data set by their two classes, the domains x and y.
 
     A record holds a picture of each under these names, and in `ids` whose they are. There are as
-    many as the larger domain has pictures; the other begins again.
+    many as the larger domain has pictures; the other begins again, and `new` tells of each domain
+    whether it has not yet.
 
     Args:
         whole: the data set.
@@ -65,7 +66,8 @@ class Unpaired(Dataset):
         return PurePosixPath(self.whole.names[row]).stem
 
     def __getitem__(self, index: int) -> Record:
-        return self._record([index % len(rows) for rows in self.rows])
+        new = {name: index < len(rows) for name, rows in zip(DOMAINS, self.rows, strict=True)}
+        return self._record([index % len(rows) for rows in self.rows]) | {"new": new}
 
     def drawn(self, index: int, chance: np.random.Generator) -> Record:
         """Of x each in turn, of y any, as CycleGAN's code has it."""

@@ -21,6 +21,7 @@ PLACES = ("step", "epoch", "part")
 """What says where a line of the curves belongs; all else are values."""
 NAMED = 40
 """Classes that a figure names at most."""
+ABREAST = 4
 FUSION = "fusion.png"
 
 
@@ -37,7 +38,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def curves(lines: Sequence[Mapping[str, Any]]) -> bytes:
-    """Training and validation values over epochs, a panel for each, as PNG.
+    """Training and validation values over epochs, a panel for each, four abreast, as PNG.
 
     Values of single classes, such as `iou/road`, are left out.
     """
@@ -47,10 +48,13 @@ def curves(lines: Sequence[Mapping[str, Any]]) -> bytes:
         for n in dict.fromkeys(k for line in lines for k in line)
         if n not in PLACES and "/" not in n
     ]
-    figure = _figure((5 * max(1, len(names)), 3.6), "constrained")
-    for axes, name in zip(
-        np.atleast_1d(figure.subplots(1, max(1, len(names)))), names, strict=False
-    ):
+    columns = min(ABREAST, max(1, len(names)))
+    rows = max(1, -(-len(names) // columns))
+    figure = _figure((4.6 * columns, 3.4 * rows), "constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid[len(names) :]:
+        axes.set_axis_off()
+    for axes, name in zip(grid, names, strict=False):
         for part, colour in parts.items():
             points = [(x["epoch"], x[name]) for x in lines if x["part"] == part and name in x]
             if points:

@@ -26,7 +26,8 @@ from imgray.training.carried import check_same, fields_of
 from imgray.training.examples import Examples
 from imgray.training.loop import Loader, add_up, in_threads, precision
 from imgray.training.models import Model, load_model, load_task
-from imgray.training.task import Task
+from imgray.training.recipe import Recipe, with_changes
+from imgray.training.task import Task, settled_recipe
 from imgray.training.workers import merged
 
 
@@ -34,7 +35,8 @@ def evaluate_model(config: EvaluateModelConfig) -> Scores:
     """Sum over the part in parallel tasks, and sum up."""
     folder = Folder(config.model)
     source = source_of(config)
-    examples = _open(folder, source, config.part)
+    recipe = _recipe(folder, config.set)
+    examples = _open(folder, recipe, source, config.part)
     if config.figure and type(examples.task).plot is Task.plot:
         examples.task.plot({}, Path(config.figure))
     examples.val.check()
@@ -43,7 +45,9 @@ def evaluate_model(config: EvaluateModelConfig) -> Scores:
         world = min(pool.workers, examples.validations(0, 1))
         task = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, max_retries=TASK_RETRIES)(_sums)
         waiting = [
-            task.remote(folder.absolute, source, config.part, config.cpus_per_worker, rank, world)
+            task.remote(
+                config.cpus_per_worker, rank, world, folder.absolute, recipe, source, config.part
+            )
             for rank in range(world)
         ]
         parts: list[dict[str, Tensor]] = []
@@ -58,10 +62,19 @@ def evaluate_model(config: EvaluateModelConfig) -> Scores:
     return Scores(examples.task.summarize(sums))
 
 
-def _open(model: Folder, source: Source, part: str | None) -> Examples:
+def _recipe(model: Folder, changes: Sequence[str]) -> Recipe:
+    """That of the model with changes. Raises `UserError`."""
+    recipe, _ = load_task(model, read_manifest(model, "model"))
+    if not changes:
+        return recipe
+    values = recipe.model_dump(mode="json", by_alias=True)
+    return settled_recipe(with_changes(values, changes, f"{model.uri}: the recipe"))
+
+
+def _open(model: Folder, recipe: Recipe, source: Source, part: str | None) -> Examples:
     """The part, of which a table holds what the model takes, and the truth. Raises `UserError`."""
     manifest = read_manifest(model, "model")
-    recipe, task = load_task(model, manifest)
+    _, task = load_task(model, manifest, recipe)
     check_same(manifest, source.features)
     fields = fields_of(manifest, task, source.features)
     val = recipe.data.part(source, part, fields) if part else recipe.data.validation(source, fields)
@@ -99,14 +112,20 @@ class Embedded(Dataset):
 
 
 def _sums(
-    model: str, source: Source, part: str | None, cpus: int, rank: int, world: int
+    cpus: int,
+    rank: int,
+    world: int,
+    model: str,
+    recipe: Recipe,
+    source: Source,
+    part: str | None,
 ) -> dict[str, Tensor]:
     """Sums over a worker's share of the examples."""
     torch.set_num_threads(cpus)
     device = given_device()
-    loaded = load_model(model, source.features)
+    loaded = load_model(model, source.features, recipe)
     loaded.to(device)
-    examples = _open(Folder(model), source, part)
+    examples = _open(Folder(model), recipe, source, part)
     if loaded.extractors:
         examples = replace(examples, val=Embedded(examples.val, loaded))
     load = Loader(examples.validation, rank, world)

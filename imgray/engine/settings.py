@@ -461,6 +461,11 @@ class EvaluateModelConfig(FeaturesConfig):
 
     model: str = Field(description="folder or s3://bucket/prefix of the model artifact")
     data: str = Field(description="folder or s3://bucket/prefix of the data set, or a table")
+    set: list[str] = Field(
+        default=[],
+        description="settings of the model's recipe to change, such as settings.kid=null",
+        json_schema_extra={"metavar": "KEY=VALUE"},
+    )
     part: str | None = Field(
         default=None, description="part of the data set (default: what the recipe validates on)"
     )

@@ -20,7 +20,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.identity import Identity
 from imgray.artifacts.manifest import WORK, Manifest, read_manifest
-from imgray.config import parse_yaml, read_yaml, validate
+from imgray.config import read_yaml
 from imgray.data.sources import Source
 from imgray.engine.cluster import cluster, given_device, named_cluster
 from imgray.engine.examples import (
@@ -42,7 +42,7 @@ from imgray.training.carried import carry
 from imgray.training.checkpoints import Keeper
 from imgray.training.loop import Place, Run, States, in_threads, load_start
 from imgray.training.models import fingerprint_of, save_model
-from imgray.training.recipe import Recipe
+from imgray.training.recipe import Recipe, with_changes
 from imgray.training.sheet import SAMPLES
 from imgray.training.task import Task, check_names, settled_recipe, with_dims
 
@@ -82,18 +82,7 @@ def read_recipe(path: str, changes: list[str]) -> Recipe:
         changes: settings and their values, which are YAML.
     """
     values = read_yaml(catalog.find(path), "--recipe")
-    for change in changes:
-        key, equals, text = change.partition("=")
-        if not (key and equals):
-            raise UserError(f"--set {change}: expected KEY=VALUE")
-        place = values
-        *parents, last = key.split(".")
-        for parent in parents:
-            place = place.setdefault(parent, {})
-            if not isinstance(place, dict):
-                raise UserError(f"--set {change}: {parent} holds no settings")
-        place[last] = parse_yaml(text, f"--set {change}")
-    return validate(Recipe, values, f"--recipe {path}")
+    return with_changes(values, changes, f"--recipe {path}")
 
 
 def check_recipe(recipe: Recipe, task: Task) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from pydantic import Field, model_validator
 
 from imgray.synthesis.discriminator import PatchDiscriminator
@@ -12,6 +14,8 @@ from imgray.training.recipe import Settings
 
 class TranslationSettings(Settings):
     """What a recipe may say about translation; the defaults are CycleGAN's as published."""
+
+    uris = frozenset({"kid_weights", "segmenter"})
 
     stages: int = Field(default=1, ge=1, le=8, description="generators in a row, each way")
     reading: Reading = Field(default="cascaded", description="of how several are chained")
@@ -39,6 +43,17 @@ class TranslationSettings(Settings):
         default=False,
         description="whether pictures of one name in both domains are pairs, to score",
     )
+    kid: str | None = Field(
+        default="mobilenet_v2", description="network of KID and FID, in evaluation; null: neither"
+    )
+    kid_weights: str = Field(default="auto", description="of it: auto, or URI of safetensors")
+    maps: str | None = Field(
+        default=None, description="domain whose pictures are class maps in colours, to score by"
+    )
+    palette: dict[str, str] = Field(default={}, description="its colours, as #rrggbb, by class")
+    segmenter: str | None = Field(
+        default=None, description="URI of a model of these classes, for the other domain"
+    )
     average: float = Field(default=0.0, ge=0, lt=1, description="decay of averaged generators")
 
     rate: float = Field(default=2e-4, gt=0)
@@ -59,6 +74,17 @@ class TranslationSettings(Settings):
             raise ValueError("judged: the alternating reading judges all pictures as it is")
         if self.crop > self.load:
             raise ValueError(f"crop {self.crop} is more than load {self.load}")
+        return self
+
+    @model_validator(mode="after")
+    def _scored(self) -> TranslationSettings:
+        if self.maps and not (self.paired and len(self.palette) > 1):
+            raise ValueError("maps: needs paired, and a palette of two classes at least")
+        if self.segmenter and not self.maps:
+            raise ValueError("segmenter: needs maps, the domain whose pictures are class maps")
+        for name, colour in self.palette.items():
+            if not re.fullmatch("#[0-9a-fA-F]{6}", colour):
+                raise ValueError(f"palette.{name}: no colour {colour!r}; expected #rrggbb")
         return self
 
     @property

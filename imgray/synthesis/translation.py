@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -21,6 +22,7 @@ from imgray.errors import UserError
 from imgray.synthesis import strips
 from imgray.synthesis.generator import LEAST, STRIDE, to_pixels, to_range
 from imgray.synthesis.pool import Pool
+from imgray.synthesis.scoring import ROWS, Scoring, scores
 from imgray.synthesis.settings import TranslationSettings
 from imgray.synthesis.wiring import Route, other
 from imgray.training.task import Arrays, At, Batch, Learner, Prediction, Task
@@ -41,6 +43,7 @@ class Translation(Task):
     settings: TranslationSettings
     outputs: Mapping[str, Output] = {"picture": Picture()}
     truth = {"label": Label()}
+    rows = frozenset(f"{kind}_{domain}" for kind in ROWS for domain in DOMAINS)
 
     @property
     def inputs(self) -> Mapping[str, Input]:
@@ -55,6 +58,9 @@ class Translation(Task):
         return Unpaired(part, scored and self.settings.paired)
 
     def check_classes(self, part: Dataset) -> None:
+        if self.settings.maps not in (None, *part.classes):
+            have = ", ".join(part.classes)
+            raise UserError(f"settings.maps: no domain {self.settings.maps!r}; there are {have}")
         if tuple(part.classes) != self.classes:
             raise UserError(
                 f"part {part.part!r} has the domains {', '.join(part.classes)}; the model was "
@@ -69,12 +75,15 @@ class Translation(Task):
         return {"image": image, "to": np.array(self.classes.index(to))}
 
     def example(self, record: Record, chance: np.random.Generator | None) -> Arrays:
+        """A picture of each domain; without chance also whether it is one that had not been yet."""
         found = {}
         for name in DOMAINS:
             try:
                 found[name] = self._cut(record[name], chance)
             except pixels.Rejected as error:
                 raise UserError(f"{record['ids'][name]}: {error}; mend or remove it") from None
+            if chance is None:
+                found[f"new_{name}"] = np.array(record["new"][name])
         return found
 
     def sample(self, record: Record, number: int) -> Record:
@@ -95,16 +104,22 @@ class Translation(Task):
         return whole[top : top + crop, left : left + crop][:, ::step]
 
     def learner(self, initial: bool = True) -> TranslationLearner:
-        return TranslationLearner(self.settings)
+        maps = self.settings.maps
+        mapped = maps and DOMAINS[self.classes.index(maps)]
+        return TranslationLearner(self.settings, mapped)
 
     def summarize(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """Means over the pictures of what `TranslationLearner.evaluate` says, by domain's name."""
-        count = float(sums["count"])
-        names = dict(zip(DOMAINS, self.classes, strict=True))
-        found = (
-            (name.rpartition("_"), float(one)) for name, one in sums.items() if name != "count"
-        )
-        return {f"{kind}_{names[domain]}": one / count for (kind, _, domain), one in found}
+        """What `TranslationLearner.evaluate` and `benchmark` sum up, by the domains' names."""
+        found: dict[str, float] = {}
+        for domain, name in zip(DOMAINS, self.classes, strict=True):
+            own = {k.removesuffix(f"_{domain}"): v for k, v in sums.items() if k.endswith(domain)}
+            found |= {f"{key}_{name}": one for key, one in self._summed(own).items()}
+        return found
+
+    def _summed(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Of a domain."""
+        means = {key: sums[key] for key in ("cycle", "apart", "ssim") if key in sums}
+        return {k: float(v / sums["count"]) for k, v in means.items()} | scores(self.settings, sums)
 
 
 class TranslationLearner(Learner):
@@ -117,8 +132,8 @@ class TranslationLearner(Learner):
     both as means. A discriminator goes down once a step, on fakes of its pool.
     """
 
-    def __init__(self, settings: TranslationSettings) -> None:
-        self.settings, self.wiring = settings, settings.wiring
+    def __init__(self, settings: TranslationSettings, mapped: str | None = None) -> None:
+        self.settings, self.wiring, self.mapped = settings, settings.wiring, mapped
         self.made = nn.ModuleDict({n: settings.generator() for n in self.wiring.generators})
         judges = {f"D{domain}": settings.discriminator() for domain in DOMAINS}
         self.modules: dict[str, nn.Module] = {**self.made, **judges}
@@ -189,24 +204,44 @@ class TranslationLearner(Learner):
             self.pools[domain].items = items[: self.settings.pool].clone()
 
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
-        """Sums over the pictures of a batch.
+        """Sums over the pictures of a batch, each once, by the domain that they are of.
 
-        By the domain of a picture `cycle`, how far it is, of 0 to 255, from what the long cycle
-        makes of it. Where there are pairs, by the domain that is translated into, `apart`, how far
-        the translation is from the true picture, and their structural similarity `ssim` (Wang et
-        al. 2004), in colour.
+        `cycle` is how far a picture is, of 0 to 255, from what the long cycle makes of it. Where
+        there are pairs, by the domain that is translated into, `apart` is how far the translation
+        is from the true picture, and `ssim` their structural similarity (Wang et al. 2004), in
+        colour.
         """
-        routes = Routes(self._painters, {name: to_range(batch[name]) for name in DOMAINS})
-        there = self.wiring.translations
-        sums = {"count": torch.tensor(float(len(routes[("x",)])))}
+        routes = self._seen(batch)
+        sums = {}
         for cycle in self.wiring.cycles:
-            if cycle.name == "long":
-                sums[f"cycle_{cycle.target[0]}"] = _apart(routes[cycle.route], routes[cycle.target])
-        for domain, route in there.items() if self.settings.paired else ():
+            domain = cycle.target[0]
+            if cycle.name == "long" and domain in routes.pictures:
+                sums[f"count_{domain}"] = torch.tensor(float(len(routes[cycle.target])))
+                sums[f"cycle_{domain}"] = _apart(routes[cycle.route], routes[cycle.target])
+        for domain, route in self.wiring.translations.items() if self.settings.paired else ():
             made, into = routes[route], other(domain)
             sums[f"apart_{into}"] = _apart(made, routes[(into,)])
             sums[f"ssim_{into}"] = _similar(made, routes[(into,)])
         return sums
+
+    def benchmark(self, batch: Batch) -> dict[str, Tensor]:
+        """As `evaluate`, and the sums of `Scoring`."""
+        routes = self._seen(batch)
+        ways = {other(domain): route for domain, route in self.wiring.translations.items()}
+        made = {d: to_pixels(routes[w]) for d, w in ways.items() if w[0] in routes.pictures}
+        real = {domain: to_pixels(routes[(domain,)]) for domain in routes.pictures}
+        return self.evaluate(batch) | self._scoring.sums(made, real)
+
+    @cached_property
+    def _scoring(self) -> Scoring:
+        return Scoring(self.settings, self.mapped)
+
+    def _seen(self, batch: Batch) -> Routes:
+        """From the pictures of a batch that had not been yet."""
+        new = {name: batch[name][batch[f"new_{name}"]] for name in DOMAINS}
+        return Routes(
+            self._painters, {name: to_range(one) for name, one in new.items() if len(one)}
+        )
 
     @property
     def _painters(self) -> nn.ModuleDict:
@@ -247,7 +282,7 @@ class Routes:
     """
 
     def __init__(self, nets: nn.ModuleDict, pictures: Mapping[str, Tensor]) -> None:
-        self.nets = nets
+        self.nets, self.pictures = nets, pictures
         self.found: dict[Route, Tensor] = {(name,): one for name, one in pictures.items()}
 
     def __getitem__(self, route: Route) -> Tensor:

@@ -1,10 +1,12 @@
-"""Whether a data set's classes and labels are what a task of classification can use."""
+"""Classes: whether a data set's are what a task can use, and how often each is taken for which."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from imgray.data.datasets import Dataset
 from imgray.errors import UserError
@@ -28,3 +30,9 @@ def check_same(part: Dataset, classes: Sequence[str]) -> None:
             f"{', '.join(classes)}: labels must mean the same in both"
         )
     part.labels()
+
+
+def confusion(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
+    """Counts (C, C), rows the true class, columns the predicted one, of labels (n,), int64."""
+    counts = torch.bincount(labels * classes + predicted, minlength=classes**2)
+    return counts.reshape(classes, classes)

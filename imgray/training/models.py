@@ -216,15 +216,18 @@ def _last(lines: Sequence[Line]) -> dict[str, float]:
     return {k: v for k, v in evaluated[-1].items() if k not in plots.PLACES}
 
 
-def load_model(uri: str, given: Collection[str] = ()) -> Model:
+def load_model(uri: str, given: Collection[str] = (), recipe: Recipe | None = None) -> Model:
     """Load a model artifact, every file verified. Raises `UserError`.
 
-    `given` are inputs that come as vectors, so that the extractors which the model carries for them
-    are not loaded.
+    Args:
+        uri: of the artifact.
+        given: inputs that come as vectors, so that the extractors which the model carries for them
+            are not loaded.
+        recipe: in the place of its own.
     """
     folder = Folder(uri)
     manifest = read_manifest(folder, "model")
-    recipe, task = load_task(folder, manifest)
+    recipe, task = load_task(folder, manifest, recipe)
     learner = task.learner(initial=False)
     load_nets(learner.modules, load_states(folder, manifest), f"{uri}/{WEIGHTS}")
     for net in learner.modules.values():
@@ -265,11 +268,13 @@ def load_backbone(
     return Backbone(net, config.model_copy(update={"layers": layers}))
 
 
-def load_task(folder: Folder, manifest: Manifest) -> tuple[Recipe, Task]:
-    """The recipe and the task of a model artifact, without its tensors. Raises `UserError`."""
+def load_task(
+    folder: Folder, manifest: Manifest, recipe: Recipe | None = None
+) -> tuple[Recipe, Task]:
+    """The recipe, or another, and the task of a model artifact without its tensors. `UserError`."""
     with opening(folder):
         settings = json.loads(read_file(folder, manifest.file(CONFIG)))
-        recipe = validate(Recipe, settings["recipe"], f"{folder.uri}/{CONFIG}")
+        recipe = recipe or validate(Recipe, settings["recipe"], f"{folder.uri}/{CONFIG}")
         return recipe, task_of(recipe, settings["classes"])
 
 

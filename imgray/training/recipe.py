@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from imgray.config import Precision
+from imgray.config import Precision, parse_yaml, validate
 from imgray.data.datasets import Dataset, Truth
 from imgray.data.fields import Input
 from imgray.data.sources import Source, Stored
+from imgray.errors import UserError
 
 
 class Settings(BaseModel):
@@ -199,3 +200,22 @@ class Recipe(Settings):
             return self.steps
         assert self.epochs is not None
         return max(1, round(self.epochs * examples / self.batch_size))
+
+
+def with_changes(values: dict[str, Any], changes: Sequence[str], where: str) -> Recipe:
+    """A recipe from its values, as YAML has them, and `KEY=VALUE` changes. Raises `UserError`.
+
+    `where` says what the values are of, for a message.
+    """
+    for change in changes:
+        key, equals, text = change.partition("=")
+        if not (key and equals):
+            raise UserError(f"--set {change}: expected KEY=VALUE")
+        place = values
+        *parents, last = key.split(".")
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise UserError(f"--set {change}: {parent} holds no settings")
+        place[last] = parse_yaml(text, f"--set {change}")
+    return validate(Recipe, values, where)

@@ -1,0 +1,98 @@
+"""Classes of pixels: of pictures that are class maps in colours, and as a trained model sees them.
+
+A translation is scored as in CycleGAN's paper: what it makes of a class map is segmented by a model
+trained on real pictures (FCN score), and what it makes of a picture is read as a class map.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageColor
+from torch import Tensor
+
+from imgray.data.fields import ClassMap, sole_picture
+from imgray.errors import UserError
+from imgray.training.models import load_model
+
+
+class Palette:
+    """The colours of classes.
+
+    Args:
+        colours: by class, such as `#ff0000`, in the order of their numbers.
+    """
+
+    def __init__(self, colours: Mapping[str, str]) -> None:
+        self.colours = torch.tensor([ImageColor.getrgb(one)[:3] for one in colours.values()])
+
+    def classes(self, pictures: Tensor) -> Tensor:
+        """The nearest class of each pixel, int64 (N, H, W), of pictures, uint8 (N, H, W, 3)."""
+        colours = self.colours.to(pictures.device).float()
+        flat = pictures.reshape(-1, 3).float()
+        return torch.cdist(flat, colours).argmin(dim=1).reshape(pictures.shape[:3])
+
+
+class Segmenter:
+    """A trained model that gives every pixel one of some classes.
+
+    Args:
+        uri: of the model artifact.
+        classes: their names, in the order of their numbers.
+
+    Raises:
+        UserError: no such model, or one of other classes.
+    """
+
+    def __init__(self, uri: str, classes: Sequence[str]) -> None:
+        self.model = load_model(uri)
+        task = self.model.task
+        maps = task.outputs.get(task.painted or "")
+        own = sole_picture(self.model.inputs)
+        if own is None or not isinstance(maps, ClassMap):
+            raise UserError(
+                f"segmenter {uri}: {type(task).__name__} gives no class map of a picture"
+            )
+        self.input = own
+        if tuple(maps.labels) != tuple(classes):
+            raise UserError(
+                f"segmenter {uri}: its classes are {', '.join(maps.labels)}; expected are "
+                f"{', '.join(classes)}"
+            )
+
+    def classes(self, pictures: Tensor) -> Tensor:
+        """The class of each pixel, int64 (N, H, W), of pictures, uint8 (N, H, W, 3)."""
+        device = str(pictures.device)
+        self.model.to(device)
+        items = [self.model.prepare({self.input: _encoded(one)}) for one in pictures.cpu().numpy()]
+        maps = [
+            found.picture
+            for found in self.model.predict(items, device)
+            if found.picture is not None
+        ]
+        return torch.from_numpy(np.stack(maps)).long().to(device)
+
+
+def agreement(counts: Tensor) -> dict[str, float]:
+    """Scores of a confusion matrix (C, C), rows the truth.
+
+    Per-pixel accuracy; per-class accuracy, the mean over classes that are there; mean IoU over
+    classes that are there or predicted.
+    """
+    both, truth = counts.diagonal(), counts.sum(dim=1)
+    either = truth + counts.sum(dim=0) - both
+    return {
+        "pixel_accuracy": float(both.sum() / counts.sum()),
+        "class_accuracy": float((both / truth)[truth > 0].mean()),
+        "miou": float((both / either)[either > 0].mean()),
+    }
+
+
+def _encoded(picture: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG", compress_level=0)
+    return buffer.getvalue()
