@@ -9,9 +9,9 @@ import torch
 
 from imgray.classification.cfn import LAYOUTS
 from imgray.classification.fusion import Fusion
-from imgray.classification.trunk import TRUNKS
 from imgray.engine.train import read_recipe
 from imgray.errors import UserError
+from imgray.features.trunk import TRUNKS
 from imgray.training.catalog import FOLDER, find, listing
 from imgray.training.recipe import Recipe
 from imgray.training.task import Task, task_of, with_dims
