@@ -188,6 +188,12 @@ def test_caffes_pixels_are_less_their_mean_and_no_more() -> None:
         assert [255 * value for value in settings.mean] == pytest.approx([123, 117, 104], abs=0.5)
 
 
+def test_the_supervised_upper_bound_differs_in_its_losses_alone() -> None:
+    bound, plain = (_read(name) for name in ("pix2pix-64", "cyclegan-64"))
+    own = {"cycle": 0, "supervised": 100, "paired": True}
+    assert bound == plain.model_copy(update={"settings": plain.settings | own})
+
+
 def test_edges_are_fine_tuned_from_coarse_ones() -> None:
     recipe = _read("rds-bsds", "start=out/rds-cea")
     assert recipe.start == "out/rds-cea"
