@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from imgray.classification.fcfn import Fcfn
 from imgray.classification.fusion import Fusion, LocalFusion
 from imgray.classification.rds import Rds
-from imgray.classification.trunk import TRUNKS, SideScores, Trunk, vgg16_layers
+from imgray.classification.sides import SideScores
 from imgray.errors import UserError
+from imgray.features.trunk import TRUNKS, Trunk, vgg16_layers
 from imgray.training.rates import parameter_groups, sgd
 
 

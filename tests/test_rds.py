@@ -20,8 +20,8 @@ from imgray.classification.relaxed import (
     dilate,
     relaxed_targets,
 )
-from imgray.classification.trunk import Trunk
 from imgray.errors import UserError
+from imgray.features.trunk import Trunk
 from imgray.training.rates import parameter_groups
 
 H, W, K = 6, 7, 5

@@ -9,9 +9,9 @@ import torch
 
 from imgray.classification.cfn import LAYOUTS
 from imgray.classification.fusion import Fusion
-from imgray.classification.trunk import TRUNKS
 from imgray.engine.train import read_recipe
 from imgray.errors import UserError
+from imgray.features.trunk import TRUNKS
 from imgray.training.catalog import FOLDER, find, listing
 from imgray.training.recipe import Recipe
 from imgray.training.task import Task, task_of, with_dims
@@ -186,6 +186,12 @@ def test_caffes_pixels_are_less_their_mean_and_no_more() -> None:
         settings: Any = _task(name).settings
         assert [255 * value for value in settings.std] == pytest.approx([1] * 3, abs=1e-3)
         assert [255 * value for value in settings.mean] == pytest.approx([123, 117, 104], abs=0.5)
+
+
+def test_the_supervised_upper_bound_differs_in_its_losses_alone() -> None:
+    bound, plain = (_read(name) for name in ("pix2pix-64", "cyclegan-64"))
+    own = {"cycle": 0, "supervised": 100, "paired": True}
+    assert bound == plain.model_copy(update={"settings": plain.settings | own})
 
 
 def test_edges_are_fine_tuned_from_coarse_ones() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from domains import COUNTS, picture, write_domains
 from PIL import Image
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
@@ -34,7 +35,6 @@ from imgray.training.task import At
 pytestmark = pytest.mark.usefixtures("undrawn")
 TASK = "imgray.synthesis.translation:Translation"
 SMALL = {"width": 4, "blocks": 1, "judge_width": 4, "judge_layers": 1, "load": 20, "crop": 16}
-COUNTS = {"trainA": 7, "trainB": 5, "valA": 3, "valB": 3}
 AT = At(0, 9, 0.0)
 
 
@@ -52,23 +52,9 @@ def _range(pictures: Tensor) -> Tensor:
     return pictures.permute(0, 3, 1, 2) / 127.5 - 1
 
 
-def _picture(seed: int, width: int = 24, height: int = 20, suffix: str = "PNG") -> bytes:
-    shape = (height // 4, width // 4, 3)
-    values = np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR).save(buffer, suffix)
-    return buffer.getvalue()
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two domains of unequal size in CycleGAN's layout, with test parts of pairs."""
-    folder = tmp_path_factory.mktemp("domains")
-    for place, (part, count) in enumerate(COUNTS.items()):
-        (folder / part).mkdir()
-        for n in range(count):
-            (folder / part / f"{n}.png").write_bytes(_picture(10 * place + n))
-    return folder
+    return write_domains(tmp_path_factory.mktemp("domains"))
 
 
 def _recipe(**changes: Any) -> Recipe:
@@ -191,6 +177,24 @@ def test_losses_are_their_definitions(name: str) -> None:
     )
 
 
+def test_supervision_is_the_distance_to_the_true_partner() -> None:
+    """In the place of cycles, which then cost no pass of a generator."""
+    torch.manual_seed(0)
+    learner = TranslationLearner(_settings(paired=True, cycle=0, supervised=100))
+    nets, batch = learner.modules, _batch()
+    x, y = (_range(batch[name]) for name in "xy")
+    passes: list[None] = []
+    nets["G1"].register_forward_hook(lambda *_: passes.append(None))
+    found = learner.step(batch, AT)
+    assert found.keys() == {"adversarial", "supervised", "Dx", "Dy"}
+    assert len(passes) == 1
+    torch.manual_seed(0)
+    nets = TranslationLearner(_settings()).modules
+    with torch.no_grad():
+        wanted = (nets["G1"](x) - y).abs().mean() + (nets["F1"](y) - x).abs().mean()
+    torch.testing.assert_close(found["supervised"], 100 * wanted)
+
+
 def test_each_optimizer_goes_down_once_a_step_its_own_loss() -> None:
     """The discriminators' gradients are those of fakes that are constants."""
     torch.manual_seed(0)
@@ -232,7 +236,13 @@ def test_a_pool_keeps_no_graph() -> None:
     assert not pool.items.requires_grad
 
 
-@pytest.mark.parametrize("changes", [{"pool": 3, "average": 0.9}, {"stages": 2, "inner": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pool": 3, "average": 0.9},
+        {"stages": 2, "inner": True},
+    ],
+)
 def test_a_run_that_stops_goes_on_to_equal_tensors(
     changes: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:
@@ -280,7 +290,7 @@ def test_a_picture_is_translated_at_its_size_either_way(data: Path) -> None:
     learner = task.learner()
     pictures = []
     for to in (None, "A", "B"):
-        values = {"image": _picture(5, 31, 18)} | ({"to": to} if to else {})
+        values = {"image": picture(5, 31, 18)} | ({"to": to} if to else {})
         arrays = {name: torch.as_tensor(a)[None] for name, a in task.prepare(values).items()}
         with torch.no_grad():
             [found] = learner.predict(arrays)
@@ -290,7 +300,7 @@ def test_a_picture_is_translated_at_its_size_either_way(data: Path) -> None:
     assert np.array_equal(pictures[0], pictures[2])
     assert not np.array_equal(pictures[0], pictures[1])
     with pytest.raises(Rejected, match="no domain 'C'; there are A, B"):
-        task.prepare({"image": _picture(5), "to": "C"})
+        task.prepare({"image": picture(5), "to": "C"})
 
 
 def test_domains_of_unequal_size_are_drawn_from_whole(data: Path) -> None:
@@ -320,6 +330,22 @@ def test_pairs_go_by_name_and_are_whole(data: Path, tmp_path: Path) -> None:
         open_examples(_recipe(paired=True), str(tmp_path / "pairs"))
 
 
+@pytest.mark.parametrize("supervised", [0.0, 1.0])
+def test_true_pairs_are_drawn_and_cut_alike_where_they_are_learnt_from(
+    supervised: float, data: Path, tmp_path: Path
+) -> None:
+    """Partners here are one picture, so that a pair cut alike is equal."""
+    for part in ("trainA", "trainB", "valA", "valB"):
+        shutil.copytree(data / "trainA", tmp_path / part)
+    examples = open_examples(_recipe(paired=True, supervised=supervised), str(tmp_path))
+    batches = [examples.training(step, 0, 1) for step in range(12)]
+    alike = [
+        np.array_equal(x, y) for one in batches for x, y in zip(one["x"], one["y"], strict=True)
+    ]
+    assert all(alike) if supervised else sum(alike) < 3
+    assert len({one.tobytes() for batch in batches for one in batch["x"]}) > 20
+
+
 def test_a_damaged_picture_is_named_whichever_domain_it_is_of(data: Path, tmp_path: Path) -> None:
     shutil.copytree(data, tmp_path / "damaged")
     (tmp_path / "damaged/trainB/1.png").write_bytes(b"no picture")
@@ -344,7 +370,7 @@ def test_a_part_before_two_domains(data: Path, tmp_path: Path) -> None:
 def test_the_first_domain_is_gone_through(larger: str, data: Path, tmp_path: Path) -> None:
     shutil.copytree(data, tmp_path / "more")
     for n in range(20, 29):
-        (tmp_path / f"more/train{larger}/{n}.png").write_bytes(_picture(n))
+        (tmp_path / f"more/train{larger}/{n}.png").write_bytes(picture(n))
     train = open_examples(_recipe(), str(tmp_path / "more")).train
     drawn = [train.drawn(n, np.random.default_rng(n))["ids"]["x"] for n in range(len(train))]
     assert set(drawn) == {f"trainA/{p.name}" for p in (tmp_path / "more/trainA").iterdir()}
@@ -369,7 +395,7 @@ def test_other_than_two_domains_are_refused(
 ) -> None:
     for name in [*folders, "val/a", "val/b"]:
         (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "1.png").write_bytes(_picture(1))
+        (tmp_path / name / "1.png").write_bytes(picture(1))
     with pytest.raises(UserError, match=message):
         open_examples(_recipe(), str(tmp_path))
 
@@ -380,6 +406,8 @@ def test_settings_are_checked() -> None:
         ({"crop": 18}, "crop 18 is not divided by 4"),
         ({"judge_layers": 3}, "crop 16 is too small for judge_layers 3: at least 24"),
         ({"inner": True}, "inner and judged need stages above 1"),
+        ({"supervised": 1}, "supervised learns from true pairs: set paired to true"),
+        ({"cycle": 0, "identity": 1}, "identity is weighted as a share of cycle, which is 0"),
         ({"stages": 2, "judged": True, "reading": "alternating"}, "judges all pictures as it is"),
     ):
         with pytest.raises(UserError, match=fault):
@@ -398,7 +426,7 @@ def test_strips_give_what_the_whole_gives(
         for module in net.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.normal_(module.weight, std=0.1)
-    batch = {"image": torch.tensor(np.asarray(pixels.decode(_picture(3, 52, 38))))[None]}
+    batch = {"image": torch.tensor(np.asarray(pixels.decode(picture(3, 52, 38))))[None]}
     batch["to"] = torch.tensor([0])
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):  # which both leave aside
         [whole] = learner.predict(batch)

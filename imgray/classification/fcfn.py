@@ -9,7 +9,8 @@ reading.
 from torch import Tensor, nn
 
 from imgray.classification.fusion import Fusion, fusion_of
-from imgray.classification.trunk import SideScores, Trunk
+from imgray.classification.sides import SideScores
+from imgray.features.trunk import Trunk
 
 
 class Fcfn(nn.Module):

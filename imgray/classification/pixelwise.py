@@ -9,11 +9,11 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from imgray.classification.trunk import TRUNKS, Trunk
 from imgray.data import pixels
 from imgray.data.fields import Picture, Values
 from imgray.drawing import plots
 from imgray.features import weights
+from imgray.features.trunk import TRUNKS, Trunk
 from imgray.training.recipe import Settings, one_of
 from imgray.training.task import Arrays, Task
 

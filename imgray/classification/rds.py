@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from imgray.classification.fusion import LocalFusion
 from imgray.classification.relaxed import NEGATIVE, POSITIVE
-from imgray.classification.trunk import SideScores, Trunk
+from imgray.classification.sides import SideScores
+from imgray.features.trunk import Trunk
 
 ALPHA, BETA = 9.0, 1.0
 """Weights of edge pixels and of others in the loss: about nine pixels in ten are no edge."""

@@ -70,7 +70,9 @@ class Unpaired(Dataset):
         return self._record([index % len(rows) for rows in self.rows]) | {"new": new}
 
     def drawn(self, index: int, chance: np.random.Generator) -> Record:
-        """Of x each in turn, of y any, as CycleGAN's code has it."""
+        """Of x each in turn, of y any, as CycleGAN's code has it; of pairs each in turn."""
+        if self.paired:
+            return self[index]
         x, y = self.rows
         return self._record([index % len(x), int(chance.integers(len(y)))])
 

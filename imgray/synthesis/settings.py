@@ -41,7 +41,10 @@ class TranslationSettings(Settings):
     pool: int = Field(default=50, ge=0, le=10_000, description="earlier fakes, by discriminator")
     paired: bool = Field(
         default=False,
-        description="whether pictures of one name in both domains are pairs, to score",
+        description="whether pictures of one name in both domains are pairs, to score or learn by",
+    )
+    supervised: float = Field(
+        default=0.0, ge=0, description="weight of a translation being its true partner, of pairs"
     )
     kid: str | None = Field(
         default="mobilenet_v2", description="network of KID and FID, in evaluation; null: neither"
@@ -72,6 +75,10 @@ class TranslationSettings(Settings):
             raise ValueError("inner and judged need stages above 1")
         if self.judged and self.reading != "cascaded":
             raise ValueError("judged: the alternating reading judges all pictures as it is")
+        if self.supervised and not self.paired:
+            raise ValueError("supervised learns from true pairs: set paired to true")
+        if self.identity and not self.cycle:
+            raise ValueError("identity is weighted as a share of cycle, which is 0")
         if self.crop > self.load:
             raise ValueError(f"crop {self.crop} is more than load {self.load}")
         return self

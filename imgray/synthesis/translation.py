@@ -20,6 +20,7 @@ from imgray.data.fields import Input, Label, Output, Picture, Text, Values
 from imgray.data.unpaired import DOMAINS, Unpaired
 from imgray.errors import UserError
 from imgray.synthesis import strips
+from imgray.synthesis.cut import Cut
 from imgray.synthesis.generator import LEAST, STRIDE, to_pixels, to_range
 from imgray.synthesis.pool import Pool
 from imgray.synthesis.scoring import ROWS, Scoring, scores
@@ -55,7 +56,8 @@ class Translation(Task):
         return {"image": Picture(), **self.truth}
 
     def arranged(self, part: Dataset, scored: bool) -> Dataset:
-        return Unpaired(part, scored and self.settings.paired)
+        settings = self.settings
+        return Unpaired(part, settings.paired and (scored or settings.supervised > 0))
 
     def check_classes(self, part: Dataset) -> None:
         if self.settings.maps not in (None, *part.classes):
@@ -75,11 +77,16 @@ class Translation(Task):
         return {"image": image, "to": np.array(self.classes.index(to))}
 
     def example(self, record: Record, chance: np.random.Generator | None) -> Arrays:
-        """A picture of each domain; without chance also whether it is one that had not been yet."""
-        found = {}
+        """Both pictures, each cut for itself; of true pairs, where they are learnt from, alike.
+
+        Without chance also whether each is one that had not been yet.
+        """
+        found: Arrays = {}
         for name in DOMAINS:
+            if not (found and self.settings.supervised):
+                cut = self._cut(chance)
             try:
-                found[name] = self._cut(record[name], chance)
+                found[name] = cut.of(record[name])
             except pixels.Rejected as error:
                 raise UserError(f"{record['ids'][name]}: {error}; mend or remove it") from None
             if chance is None:
@@ -92,16 +99,14 @@ class Translation(Task):
         id, image = record["ids"][DOMAINS[own]], record[DOMAINS[own]]
         return {"id": id, "image": image, "to": self.classes[1 - own]}
 
-    def _cut(self, data: bytes, chance: np.random.Generator | None) -> NDArray[np.uint8]:
-        """A crop of a picture squashed to a square, perhaps mirrored; or the whole of it."""
-        crop = self.settings.crop
-        side = crop if chance is None else self.settings.load
-        whole = pixels.resize(pixels.decode(data, side), side)
+    def _cut(self, chance: np.random.Generator | None) -> Cut:
+        """A crop, perhaps mirrored; or the whole."""
+        settings = self.settings
         if chance is None:
-            return whole
-        top, left = (int(chance.integers(side - crop + 1)) for _ in range(2))
-        step = -1 if self.settings.mirror and chance.random() < 0.5 else 1
-        return whole[top : top + crop, left : left + crop][:, ::step]
+            return Cut(settings.crop, settings.crop)
+        top, left = (int(chance.integers(settings.load - settings.crop + 1)) for _ in range(2))
+        mirrored = settings.mirror and chance.random() < 0.5
+        return Cut(settings.load, settings.crop, top, left, mirrored)
 
     def learner(self, initial: bool = True) -> TranslationLearner:
         maps = self.settings.maps
@@ -130,6 +135,10 @@ class TranslationLearner(Learner):
         L_D = ((D(p) − 1)² + D(fake)²) / 2,    L_G = Σ (D(fake) − 1)² + λ Σ |route − target|,
 
     both as means. A discriminator goes down once a step, on fakes of its pool.
+
+    With `supervised` the translation of a picture is also to be its true partner, as in pix2pix
+    (Isola et al., CVPR 2017, equations 3 and 4), whose discriminator sees the input beside it; here
+    it does not, so that all but this term is equal, and both ways are learnt at once.
     """
 
     def __init__(self, settings: TranslationSettings, mapped: str | None = None) -> None:
@@ -170,15 +179,22 @@ class TranslationLearner(Learner):
         weights = {"long": settings.cycle, "inner": settings.inner_cycle}
         found: dict[str, Tensor] = {}
         for term in self.wiring.adversarial:
-            judge = self.modules[f"D{term.domain}"]
-            loss = squares(judge(routes[term.route]), 1.0)
+            loss = squares(self.modules[f"D{term.domain}"](routes[term.route]), 1.0)
             found[term.name] = found.get(term.name, 0) + loss
-        for cycle in self.wiring.cycles:
+        for cycle in (c for c in self.wiring.cycles if weights[c.name]):
             loss = weights[cycle.name] * (routes[cycle.route] - routes[cycle.target]).abs().mean()
             found[cycle.name] = found.get(cycle.name, 0) + loss
         if settings.identity:
             found["identity"] = settings.identity * settings.cycle * self._moved(routes)
+        if settings.supervised:
+            found["supervised"] = settings.supervised * self._missed(routes)
         return found
+
+    def _missed(self, routes: Routes) -> Tensor:
+        """How far translations are from the true pictures."""
+        there = self.wiring.translations.items()
+        pairs = [(routes[route], routes[(other(domain),)]) for domain, route in there]
+        return torch.stack([(made - true).abs().mean() for made, true in pairs]).sum()
 
     def _moved(self, routes: Routes) -> Tensor:
         """How far pictures that are of a domain already are from their translations into it."""

@@ -56,6 +56,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "CycleGAN, as large as Long": ("settings.width=23",),
     "Long, alternating": (*LONG, ALTERNATING),
     "Nest, alternating": (*NEST, ALTERNATING),
+    "supervised": ("settings.supervised=100", "settings.cycle=0"),
 }
 
 
