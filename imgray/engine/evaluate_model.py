@@ -26,7 +26,7 @@ from imgray.training.carried import check_same, fields_of
 from imgray.training.examples import Examples
 from imgray.training.loop import Loader, add_up, in_threads, precision
 from imgray.training.models import Model, load_model, load_task
-from imgray.training.task import Task
+from imgray.training.task import Plots, Task
 from imgray.training.workers import merged
 
 
@@ -35,8 +35,7 @@ def evaluate_model(config: EvaluateModelConfig) -> Scores:
     folder = Folder(config.model)
     source = source_of(config)
     examples = _open(folder, source, config.part)
-    if config.figure and type(examples.task).plot is Task.plot:
-        examples.task.plot({}, Path(config.figure))
+    plots = _plots(examples.task) if config.figure else None
     examples.val.check()
     with cluster():
         pool = plan_pool(config.workers, config.cpus_per_worker, config.gpus_per_worker)
@@ -53,9 +52,16 @@ def evaluate_model(config: EvaluateModelConfig) -> Scores:
             parts.append(ray.get(done[0]))
             progress.add(min(-(-len(examples.val) // world), progress.total - progress.done))
     sums = merged(parts, examples.task.rows)
-    if config.figure:
-        examples.task.plot(sums, Path(config.figure))
+    if plots and config.figure:
+        plots.plot(sums, Path(config.figure))
     return Scores(examples.task.summarize(sums))
+
+
+def _plots(task: Task) -> Plots:
+    """The task, which must plot. Raises `UserError`."""
+    if not isinstance(task, Plots):
+        raise UserError(f"--figure: evaluation of {type(task).__name__} draws none")
+    return task
 
 
 def _open(model: Folder, source: Source, part: str | None) -> Examples:
