@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import importlib
 import json
 import os
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from imgray import __version__
-from imgray.errors import LINE, TooManyRejected, UserError, brief, cause_of
+from imgray.errors import LINE, TooManyRejected, UserError, brief, cause_of, suggestion
 
 if typing.TYPE_CHECKING:
     from pydantic import BaseModel
@@ -127,8 +126,7 @@ def _overview(commands: Mapping[str, Command], group: str) -> str:
 
 def _unknown(group: str, words: Sequence[str], names: list[str]) -> str:
     two, one = " ".join(words[:2]), words[0]
-    close = difflib.get_close_matches(two, names, 1) or difflib.get_close_matches(one, names, 1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    hint = suggestion(two, names) or suggestion(one, names)
     asked = two if group else one
     return f"error: no command {asked!r}: {hint}imgray --help lists them"
 

@@ -1,5 +1,8 @@
 """The errors that a user meets: each names the thing, the place and the way out."""
 
+import difflib
+from collections.abc import Collection
+
 
 class UserError(Exception):
     """Input, settings or surroundings that the user can mend; shown as one line, exit code 2."""
@@ -17,6 +20,12 @@ def brief(text: str, most: int = 100) -> str:
     """A text of others in a line of ours: no longer than `most`, and what no one sees escaped."""
     cut = text if len(text) <= most else f"{text[:most]}…"
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)
+
+
+def suggestion(asked: str, names: Collection[str]) -> str:
+    """`did you mean NAME? `, of the names that are close to what was asked for; else nothing."""
+    close = difflib.get_close_matches(asked, names, cutoff=0.75)
+    return f"did you mean {' or '.join(map(repr, close))}? " if close else ""
 
 
 def cause_of(error: BaseException) -> UserError | None:

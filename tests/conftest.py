@@ -1,5 +1,6 @@
 """What the tests share: one Ray cluster, real photographs, a small network, an S3 endpoint."""
 
+import json
 import os
 import shutil
 import socket
@@ -7,14 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import nodes as nodes_module
+from beside import Beside, Ended
 from nodes import Nodes
-from running import Job, Start, command, free_port, run
+from running import NOTEBOOKS, Job, Start, command, free_port, program, run
 
+TESTS = Path(__file__).parent
 S3_PORT = free_port()
 S3_KEY, S3_SECRET = "imgray-tests", "imgray-tests-secret"
 
@@ -55,12 +59,14 @@ from imgray.drawing import plots  # noqa: E402
 torch.set_num_threads(1)
 
 
-STAYING = ("ray_cluster", "_nodes", "shared_head", "running")
+Programs = tuple[Path, dict[str, "Future[Ended]"]]
+
+STAYING = ("ray_cluster", "_beside", "_nodes", "shared_head", "running")
 """Fixtures that run beside all tests after the first that uses them."""
 
 
-def _uses(item: pytest.Item, fixture: str) -> bool:
-    return fixture in getattr(item, "fixturenames", ())
+def _fixtures(item: pytest.Item) -> list[str]:
+    return getattr(item, "fixturenames", [])
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -73,39 +79,68 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Divided | No
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put modules that start what stays running last, those that share it together.
 
-    The demo is begun with the first test, of the process that will ask for it.
+    What runs beside them is begun with the first test of the process that will ask for it.
     """
 
     def place(item: pytest.Item) -> int:
-        return max((n for n, name in enumerate(STAYING, 1) if _uses(item, name)), default=0)
+        return max((n for n, name in enumerate(STAYING, 1) if name in _fixtures(item)), default=0)
 
     places: dict[Path, int] = {}
     for item in items:
         places[item.path] = max(places.get(item.path, 0), place(item))
     items.sort(key=lambda item: places[item.path])
-    if any(_uses(item, "demo") for item in items):
+    if any("_beside" in _fixtures(item) for item in items):
         alone = "PYTEST_XDIST_WORKER" not in os.environ
         for item in items:
             if alone or around_ray(item.path.name):
-                cast(pytest.Function, item).fixturenames.insert(0, "_demo")
+                cast(pytest.Function, item).fixturenames.insert(0, "_beside")
 
 
 @pytest.fixture(scope="session")
-def _demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Job]]:
-    """The demo, which runs beside the tests until one asks for it."""
-    folder = tmp_path_factory.mktemp("demo")
-    job = command("demo", "--models", "--json", folder=folder)
-    yield folder, job
-    job.kill()
+def _beside(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Programs]:
+    """A folder, and what runs beside the tests that are to come, each on a Ray of its own.
+
+    By the fixture that tells what it gave: the demo, the pages' commands, and the notebooks.
+    """
+    folder, beside = tmp_path_factory.mktemp("demo"), Beside()
+    programs = {
+        "demo": lambda: command("demo", "--models", "--json", folder=folder),
+        "printed": lambda: program(TESTS / "pages.py", folder=folder),
+        "notebooks": lambda: program(TESTS / "executed.py", *NOTEBOOKS),
+    }
+    used = {name for item in request.session.items for name in _fixtures(item)}
+    yield folder, {name: beside.begin(start) for name, start in programs.items() if name in used}
+    beside.end()
 
 
 @pytest.fixture(scope="session")
-def demo(_demo: tuple[Path, Job]) -> tuple[Path, str, str]:
-    """The folder in which the demo has run, on a Ray of its own, and what it printed."""
-    folder, job = _demo
-    code, output, error = job.finish()
+def demo(_beside: Programs) -> tuple[Path, str, str]:
+    """The folder in which the demo has run, and what it printed."""
+    folder, programs = _beside
+    return folder, *_good(programs["demo"])
+
+
+@pytest.fixture(scope="session")
+def printed(_beside: Programs) -> dict[str, str]:
+    """What each command of the pages prints, one after the other in the demo's folder."""
+    found: dict[str, str] = json.loads(_good(_beside[1]["printed"])[0])
+    return found
+
+
+@pytest.fixture(scope="session")
+def notebooks(_beside: Programs) -> dict[str, Any]:
+    """The notebooks by path, executed, as JSON has them."""
+    found: dict[str, Any] = json.loads(_good(_beside[1]["notebooks"])[0])
+    return found
+
+
+def _good(ended: "Future[Ended]") -> tuple[str, str]:
+    """What a program printed, and what stands on standard error."""
+    code, output, error = ended.result()
     assert code == 0, error
-    return folder, output, error
+    return output, error
 
 
 @pytest.fixture(scope="session")

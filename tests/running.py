@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def free_port() -> int:
@@ -86,10 +87,15 @@ def await_step(job: Job, output: Path, step: int) -> None:
     time.sleep(0.4)
 
 
+def own_workers() -> list[psutil.Process]:
+    """The processes of the tests' own Ray, but not of those that other programs have started."""
+    raylets = (one for one in psutil.Process().children() if one.name() == "raylet")
+    return [worker for raylet in raylets for worker in raylet.children(recursive=True)]
+
+
 def train_worker() -> psutil.Process:
     """One of the workers of a training on the tests' own Ray."""
-    tree = psutil.Process().children(recursive=True)
-    living = (one for one in tree if one.status() != psutil.STATUS_ZOMBIE)
+    living = (one for one in own_workers() if one.status() != psutil.STATUS_ZOMBIE)
     return next(one for one in living if "TrainWorker" in " ".join(one.cmdline()))
 
 
@@ -110,11 +116,14 @@ def killed_twice(
 def command(*words: str, folder: Path) -> Job:
     """Start `imgray WORDS` in a folder, as its users do."""
     script = Path(sys.executable).with_name("imgray")
-    program = [str(script)] if script.exists() else [sys.executable, "-m", "imgray"]
+    return program(*([script] if script.exists() else ["-m", "imgray"]), *words, folder=folder)
+
+
+def program(*words: str | Path, folder: Path | None = None) -> Job:
+    """Start `python WORDS`, in a folder, with a Ray of its own if any."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return Job(
-        subprocess.Popen([*program, *words], cwd=folder, text=True, start_new_session=True, **pipes)
-    )
+    command = [sys.executable, *words]
+    return Job(subprocess.Popen(command, cwd=folder, text=True, start_new_session=True, **pipes))
 
 
 def run(name: str, output: Path | str, *flags: str, address: str | None = None) -> Job:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from trained import count_parameters
 
 from imgray.classification.cfn import LAYOUTS, FusionNet
 from imgray.classification.fusion import LocalFusion, SharedFusion, SumFusion, fusion_of
@@ -20,10 +21,6 @@ def _random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _count(net: nn.Module) -> int:
-    return sum(p.numel() for p in net.parameters())
-
-
 @pytest.mark.parametrize(
     ("layout", "classes", "plain", "extra"),
     [
@@ -34,8 +31,8 @@ def _count(net: nn.Module) -> int:
     ],
 )
 def test_parameters_count_as_published(layout: str, classes: int, plain: int, extra: int) -> None:
-    assert _count(FusionNet(layout, classes, fusion=None)) == plain
-    assert _count(FusionNet(layout, classes)) == plain + extra
+    assert count_parameters(FusionNet(layout, classes, fusion=None)) == plain
+    assert count_parameters(FusionNet(layout, classes)) == plain + extra
 
 
 def test_local_fusion_is_a_loop_over_branches_and_channels() -> None:
@@ -63,7 +60,11 @@ def test_a_learnt_fusion_starts_as_the_mean(kind: str, branches: int) -> None:
 def test_simpler_fusions_are_special_cases_of_the_local_one() -> None:
     branches, local = _random(6, 3, 8), LocalFusion(3, 8)
     shared = SharedFusion(3)
-    assert (_count(local), _count(shared), _count(SumFusion())) == (3 * 8 + 8, 3 + 1, 0)
+    assert (count_parameters(local), count_parameters(shared), count_parameters(SumFusion())) == (
+        3 * 8 + 8,
+        3 + 1,
+        0,
+    )
     shared.weight.data, shared.bias.data = _random(3, 1, seed=1), _random(1, seed=2)
     local.weight.data = shared.weight.data.expand(3, 8)
     local.bias.data = shared.bias.data.expand(8)
@@ -148,7 +149,7 @@ def test_normalised_nets_have_biases_at_their_ends_only(layout: str, width: floa
     biased = [name for name, layer in layers if layer.bias is not None]
     assert biased == ["stages.0.0", "classifier"]
     assert net.fused[0].bias is None
-    assert _count(net.fused[1]) == 2
+    assert count_parameters(net.fused[1]) == 2
 
 
 @pytest.mark.parametrize("width", [1.0, 0.25])

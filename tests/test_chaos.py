@@ -21,7 +21,7 @@ import pytest
 from conftest import TinyNet
 from nodes import Nodes
 from poison import write_poison
-from running import Start, run
+from running import Start, own_workers, run
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_file, read_manifest
@@ -192,7 +192,7 @@ def test_a_killed_index_build_goes_on(start: Start, tmp_path: Path, many: Refere
 def _worker() -> psutil.Process:
     """The youngest worker on the tests' own Ray."""
     found = []
-    for process in psutil.Process().children(recursive=True):
+    for process in own_workers():
         with contextlib.suppress(psutil.NoSuchProcess):
             if process.name().startswith("ray::MapWorker"):
                 found.append(process)

@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 from synthetic import clustered, names, settings
+from threadpoolctl import threadpool_limits
 
 from imgray.errors import UserError
 from imgray.features.columns import Vectors
+from imgray.retrieval import backend
 from imgray.retrieval.codebook import Codebooks, fit
 from imgray.retrieval.deepindex import DeepIndex, Hits, Images, Shard, ShardBuilder, merge
 
@@ -305,6 +307,21 @@ def test_shards_rank_as_one_index(
             for part in parts
         ]
         _same([merge(answers, top) for answers in zip(*alone, strict=True)], whole)
+
+
+@pytest.mark.parametrize("levels", [(1,), PYRAMID])
+def test_one_thread_finds_what_many_find(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, levels: tuple[int, ...]
+) -> None:
+    world = _world(tmp_path, levels=levels)
+    index, queries = world.index(shards=3), _queries(world)
+    one = index.search(queries, 20)
+    monkeypatch.setattr(backend, "FEW", 0)
+    with threadpool_limits(2):
+        many = index.search(queries, 20)
+    for hits, others in zip(one, many, strict=True):
+        assert (hits.ids, hits.touched) == (others.ids, others.touched)
+        np.testing.assert_array_equal(hits.scores, others.scores)
 
 
 def test_a_short_ranking_is_the_start_of_a_long_one(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from trained import count_parameters
 from two import WORLD, both
 from vectors import IMAGE, TEXT, recipe_of, run_of, write_pairs
 
@@ -393,7 +394,10 @@ def test_lengths_must_be_known() -> None:
     ("settings", "fault"),
     [
         ({"dims": {"image": 4}}, "dims: image, text are needed, not text"),
-        ({"dims": {"image": 4, "text": 0}}, "dims are above 0"),
+        (
+            {"dims": {"image": 4, "text": 0}},
+            r"dims\.text: Input should be greater",
+        ),
         ({"layout": "clip"}, "layout"),
         ({"steps": -1}, "steps are from 0"),
         ({"steps": []}, "steps"),
@@ -436,7 +440,7 @@ def test_published_networks() -> None:
     settings = validate(MatchingSettings, {"dims": {"image": 2048, "text": 6000}}, "settings")
     with torch.device("meta"):
         net = settings.net()
-    counts = {side: sum(p.numel() for p in net.heads(side)[0].parameters()) for side in SIDES}
+    counts = {side: count_parameters(net.heads(side)[0]) for side in SIDES}
     block = 262_656 + 4 * 1_025 + 3
     around = 2049 * 512 + 1024 + 513 * 512 + 1024
     assert counts == {s: 2 * n + (n + 1) * 2048 + around + block for s, n in settings.dims.items()}

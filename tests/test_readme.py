@@ -1,7 +1,5 @@
 """The commands and examples of README.md and docs/ run as printed, after one run of the demo."""
 
-import contextlib
-import io
 import json
 import re
 import shlex
@@ -9,64 +7,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from pages import CURL, MAKE, README, RUN, SERVE, SERVED, TEXTS, WORDS, blocks, commands, run
 from PIL import Image
+from running import ROOT
 from service import start
 
-from imgray.__main__ import COMMANDS
-from imgray.cli import run_command
-
 pytestmark = pytest.mark.timeout(1500)
-ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
-LATER = ("matching", "synthesis", "tables")
-"""Their commands go on from those of training."""
-DOCS = sorted(ROOT.glob("docs/*.md"), key=lambda page: (page.stem in LATER, page.name))
-PAGES = [README, *DOCS]
-OTHERS = [ROOT / "CONTRIBUTING.md", ROOT / "cluster/README.md"]
-TEXTS = {page: page.read_text() for page in PAGES + OTHERS}
-WORDS = ("extract", "index", "search", "evaluate", "train", "predict", "serve", "demo")
-
-
-def blocks(language: str) -> list[str]:
-    """The code in one language on all pages, page by page."""
-    pattern = re.compile(rf"^```{language}\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-    return [code for page in PAGES for code in pattern.findall(TEXTS[page])]
-
-
-def commands(*starts: str) -> list[str]:
-    """The command lines on all pages that start so: continued ones joined, comments cut."""
-    lines = "".join(blocks("sh")).replace("\\\n", " ").splitlines()
-    cut = [" ".join(re.split(r"(?:^|\s)#", line)[0].split()) for line in lines]
-    return [line for line in cut if line.startswith(starts)]
-
-
-MAKE, CURL = commands("make "), commands("curl ")
-(SERVE,) = commands("imgray serve ")
-SERVED = shlex.split(SERVE)[2:]
-RUN = [line for line in commands("imgray ", "python ") if line != SERVE]
-
-
-def run(command: str, folder: Path) -> tuple[str, str]:
-    """Run `imgray` or `python -c` in a folder, on the Ray that this process has joined.
-
-    They must end with 0. Returns what they print, and what stands on standard error.
-    """
-    program, *words = shlex.split(command)
-    output, error, code = io.StringIO(), io.StringIO(), None
-    with (
-        contextlib.chdir(folder),
-        contextlib.redirect_stdout(output),
-        contextlib.redirect_stderr(error),
-    ):
-        if program == "python":
-            exec(words[1], {"__name__": "__main__"})
-        else:
-            try:
-                code = run_command(COMMANDS, words)
-            except SystemExit as end:
-                code = end.code
-    assert not code, f"{command}\n{error.getvalue()}"
-    return output.getvalue(), error.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +22,6 @@ def workplace(demo: tuple[Path, str, str]) -> Path:
     assert "ray" not in error.lower(), "Ray speaks on the terminal"
     (folder / "demo.json").write_text(output)
     return folder
-
-
-@pytest.fixture(scope="module")
-def printed(workplace: Path, ray_cluster: None) -> dict[str, str]:
-    """What each command prints; they run one after the other, as they stand on the pages."""
-    return {line: run(line, workplace)[0] for line in RUN}
 
 
 def said(printed: dict[str, str], start: str) -> str:

@@ -1,19 +1,21 @@
 """The recipes that come along: each is valid, builds its networks, and says what was published."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
+from trained import count_parameters
 
 from imgray.classification.cfn import LAYOUTS
 from imgray.classification.fusion import Fusion
+from imgray.config import validate
 from imgray.engine.train import read_recipe
 from imgray.errors import UserError
 from imgray.features.trunk import TRUNKS
 from imgray.training.catalog import FOLDER, find, listing
-from imgray.training.recipe import Recipe
+from imgray.training.recipe import Recipe, Settings
 from imgray.training.task import Task, task_of, with_dims
 
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -136,7 +138,7 @@ def test_a_recipe_is_found_by_name_or_path(tmp_path: Path) -> None:
     assert find("cfn-digits") == FOLDER / "cfn-digits.yaml"
     assert find("./cfn-digits") == Path("cfn-digits")
     assert find("cfn-digits.yaml") == Path("cfn-digits.yaml")
-    with pytest.raises(UserError, match=r"did you mean cfn-digits.*imgray train --list"):
+    with pytest.raises(UserError, match=r"did you mean 'cfn-digits'.*imgray train --list"):
         find("cfn-digit")
     with pytest.raises(UserError, match="no such recipe; `imgray train --list`"):
         find("zebra")
@@ -162,7 +164,7 @@ def test_published_rates(name: str) -> None:
 def test_published_parameters(name: str) -> None:
     classes, count = PARAMETERS[name]
     net, _ = _net(_task(name, classes))
-    assert sum(parameter.numel() for parameter in net.parameters()) == count
+    assert count_parameters(net) == count
 
 
 @pytest.mark.parametrize("name", ["rds-bsds", "hed-bsds", "rds-cea"])
@@ -221,6 +223,35 @@ def test_a_change_that_is_not_yaml_is_refused_in_one_line(change: str) -> None:
 def test_numbers_that_cannot_be_meant_are_refused(change: str, fault: str) -> None:
     with pytest.raises(UserError, match=fault):
         task_of(read_recipe("cfn-digits", [change]), ["a", "b"])
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """A type, and all of which it is made."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _kinds(part)
+
+
+def _counted() -> Iterator[tuple[type[Settings], str]]:
+    """All settings of all tasks that hold whole numbers, or widths."""
+    waiting: list[Any] = [type(_task(name).settings) for name in NAMES]
+    found = {Recipe: {"batch_size"}}
+    while waiting:
+        if (kind := waiting.pop()) in found:
+            continue
+        parts = {n: list(_kinds(field.annotation)) for n, field in kind.model_fields.items()}
+        found[kind] = {name for name, kinds in parts.items() if int in kinds or name == "width"}
+        nested = (one for kinds in parts.values() for one in kinds if isinstance(one, type))
+        waiting += [one for one in nested if issubclass(one, Settings)]
+    yield from ((kind, name) for kind, names in found.items() for name in sorted(names))
+
+
+@pytest.mark.parametrize(("kind", "name"), _counted())
+def test_no_number_asks_for_more_than_any_memory(kind: type[Settings], name: str) -> None:
+    for value in (10**9, [10**9], {"image": 10**9, "text": 10**9}):
+        with pytest.raises(UserError, match=f"recipe: {name}") as error:
+            validate(kind, {name: value}, "recipe")
+        assert "\n" not in str(error.value)
 
 
 def test_a_wrong_format_is_one_fault() -> None:

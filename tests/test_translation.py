@@ -13,6 +13,7 @@ from domains import COUNTS, picture, write_domains
 from PIL import Image
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
+from trained import count_parameters
 
 from imgray.artifacts.folder import Folder
 from imgray.config import validate
@@ -67,15 +68,11 @@ def _run(recipe: Recipe, data: Path, folder: Path) -> Run:
     return Run(recipe, open_examples(recipe, str(data)), Folder(str(folder)))
 
 
-def _count(net: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in net.parameters())
-
-
 def test_the_published_nets_have_the_published_parameters() -> None:
     with torch.device("meta"):
-        assert _count(Generator()) == 11_378_179
-        assert _count(Generator(blocks=6)) == 7_837_699
-        assert _count(PatchDiscriminator()) == 2_764_737
+        assert count_parameters(Generator()) == 11_378_179
+        assert count_parameters(Generator(blocks=6)) == 7_837_699
+        assert count_parameters(PatchDiscriminator()) == 2_764_737
 
 
 @pytest.mark.parametrize(("layers", "field"), [(1, 16), (2, 34), (3, 70)])

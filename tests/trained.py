@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 from poison import encoded, halves
+from torch import nn
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import WORK, Manifest, publish, scratch
@@ -116,6 +117,10 @@ def published(output: Folder, recipe: Recipe, classes: Any, nets: Any, lines: An
     states = {name: net.state_dict() for name, net in nets.items()}
     files, about = save_model(output, recipe, classes, states, lines)
     publish(output, Manifest(kind="model", config={}, about=about, files=files))
+
+
+def count_parameters(net: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())
 
 
 def check_equal(output: Path, whole: Path) -> None:

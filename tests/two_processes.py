@@ -15,7 +15,7 @@ TESTS = Path(__file__).parent
 AROUND_RAY = "around Ray"
 FIXTURES = {
     "ray_cluster", "address", "nodes", "shared_head", "running", "served", "artifacts", "demo",
-    "start",
+    "printed", "notebooks", "start",
 }  # fmt: skip
 MODULES = {"ray", "running", "service"}
 

@@ -49,9 +49,13 @@ class EdgeSettings(PixelSettings):
     order: Literal["given", "reversed"] = Field(
         default="given", description="of strictness from side to side; reversed is an ablation"
     )
-    annotators: int = Field(default=3, ge=1, description="how many must agree on an edge")
-    dilation: int = Field(default=1, ge=0, description="radius in pixels by which edges grow")
-    void: int | None = Field(default=None, description="label of masks without boundaries (CEA)")
+    annotators: int = Field(default=3, ge=1, le=1000, description="how many must agree on an edge")
+    dilation: int = Field(
+        default=1, ge=0, le=64, description="radius in pixels by which edges grow"
+    )
+    void: int | None = Field(
+        default=None, ge=0, le=255, description="label of masks without boundaries (CEA)"
+    )
     reduction: Literal["sum", "mean"] = Field(
         default="mean", description="of the loss over pixels; published: sum, with a rate of 1e-9"
     )

@@ -45,7 +45,9 @@ class ClassificationSettings(Settings):
     resize: int | None = Field(
         default=None, le=2048, description="short side before cropping to size"
     )
-    pad: int = Field(default=0, ge=0, description="black border that training crops reach into")
+    pad: int = Field(
+        default=0, ge=0, le=1024, description="black border that training crops reach into"
+    )
     mirror: bool = False
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)

@@ -31,7 +31,9 @@ class PixelSettings(Settings):
     )
     width: float = Field(default=1.0, gt=0, le=4, description="of a vgg16 without weights")
     crop: int = Field(default=320, ge=32, le=2048, description="side of a training crop, pixels")
-    longest: int = Field(default=1024, ge=32, description="longer images are scaled down to this")
+    longest: int = Field(
+        default=1024, ge=32, le=2**16, description="longer images are scaled down to this"
+    )
     mirror: bool = True
     mean: tuple[float, float, float] = MEAN
     std: tuple[float, float, float] = STD

@@ -27,7 +27,7 @@ from imgray.training.examples import Examples
 from imgray.training.loop import Loader, add_up, in_threads, precision
 from imgray.training.models import Model, load_model, load_task
 from imgray.training.recipe import Recipe, with_changes
-from imgray.training.task import Task, settled_recipe
+from imgray.training.task import Plots, Task, settled_recipe
 from imgray.training.workers import merged
 
 
@@ -37,8 +37,7 @@ def evaluate_model(config: EvaluateModelConfig) -> Scores:
     source = source_of(config)
     recipe = _recipe(folder, config.set)
     examples = _open(folder, recipe, source, config.part)
-    if config.figure and type(examples.task).plot is Task.plot:
-        examples.task.plot({}, Path(config.figure))
+    plots = _plots(examples.task) if config.figure else None
     examples.val.check()
     with cluster():
         pool = plan_pool(config.workers, config.cpus_per_worker, config.gpus_per_worker)
@@ -57,8 +56,8 @@ def evaluate_model(config: EvaluateModelConfig) -> Scores:
             parts.append(ray.get(done[0]))
             progress.add(min(-(-len(examples.val) // world), progress.total - progress.done))
     sums = merged(parts, examples.task.rows)
-    if config.figure:
-        examples.task.plot(sums, Path(config.figure))
+    if plots and config.figure:
+        plots.plot(sums, Path(config.figure))
     return Scores(examples.task.summarize(sums))
 
 
@@ -69,6 +68,13 @@ def _recipe(model: Folder, changes: Sequence[str]) -> Recipe:
         return recipe
     values = recipe.model_dump(mode="json", by_alias=True)
     return settled_recipe(with_changes(values, changes, f"{model.uri}: the recipe"))
+
+
+def _plots(task: Task) -> Plots:
+    """The task, which must plot. Raises `UserError`."""
+    if not isinstance(task, Plots):
+        raise UserError(f"--figure: evaluation of {type(task).__name__} draws none")
+    return task
 
 
 def _open(model: Folder, recipe: Recipe, source: Source, part: str | None) -> Examples:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from pydantic import Field, model_validator
@@ -21,6 +21,7 @@ from imgray.training.rates import parameter_groups
 from imgray.training.recipe import Settings
 
 Layout = Literal["rrf", "cycle", "linear", "cca", "ridge"]
+Length = Annotated[int, Field(ge=1, le=2**18)]
 
 
 class MatchingSettings(Settings):
@@ -32,7 +33,7 @@ class MatchingSettings(Settings):
     """
 
     layout: Layout = "rrf"
-    dims: dict[str, int] = Field(
+    dims: dict[str, Length] = Field(
         default={}, description="lengths of `image` and `text`; by default those that are joined"
     )
     words: WordSettings | None = Field(
@@ -55,7 +56,9 @@ class MatchingSettings(Settings):
 
     first: Literal["none", "cca", "ridge"] = "none"
     first_rate: float = Field(default=1.0, ge=0, description="multiplies the rate of first maps")
-    first_dim: int | None = Field(default=None, ge=1, description="of cca; by default dim")
+    first_dim: int | None = Field(
+        default=None, ge=1, le=2**16, description="of cca; by default dim"
+    )
     around: bool = Field(default=False, description="whether a head is added to first maps")
     dropout_inputs: float = Field(default=0.0, ge=0, lt=1)
     shrink: tuple[float, float] = Field(
@@ -66,9 +69,11 @@ class MatchingSettings(Settings):
     loss: Literal["bi-rank", "contrast"] = "bi-rank"
     alphas: tuple[float, float, float, float] = BiRank.alphas
     margin: float = Field(default=BiRank.margin, ge=0)
-    negatives: int = Field(default=BiRank.negatives, ge=1)
+    negatives: int = Field(default=BiRank.negatives, ge=1, le=2**16)
     temperature: float = Field(default=Contrast.temperature, gt=0)
-    memory: int = Field(default=0, ge=0, description="earlier pairs among which negatives are too")
+    memory: int = Field(
+        default=0, ge=0, le=2**20, description="earlier pairs among which negatives are too"
+    )
 
     optimizer: Literal["sgd", "adam"] = "sgd"
     rate: float = Field(default=0.1, gt=0)
@@ -84,8 +89,8 @@ class MatchingSettings(Settings):
             raise ValueError("words: texts are read; leave dims.text or --features text=URI away")
         if wrong := self.lengths.keys() ^ set(SIDES) if self.dims else set():
             raise ValueError(f"dims: {', '.join(SIDES)} are needed, not {', '.join(sorted(wrong))}")
-        if min([*self.dims.values(), 1]) < 1 or min(self.shrink) < 0:
-            raise ValueError("dims are above 0, and shrink is not negative")
+        if min(self.shrink) < 0:
+            raise ValueError("shrink is not negative")
         if not self.members or any(s is not None and not 0 <= s <= 99 for s in self.members):
             raise ValueError("steps are from 0 to 99, or null, at least one")
         if min(*self.weights, *self.alphas) < 0:

@@ -35,7 +35,9 @@ class WordSettings(Settings):
     """
 
     size: int = Field(default=10_000, ge=1, le=2**18, description="words at most, commonest first")
-    least: int = Field(default=4, ge=1, description="texts in which a word stands at least")
+    least: int = Field(
+        default=4, ge=1, le=2**20, description="texts in which a word stands at least"
+    )
     longest: int = Field(default=64, ge=1, le=2**12, description="words; what follows is not read")
     dim: int = Field(default=300, ge=1, le=2**13, description="of the vectors of words")
     hidden: int = Field(default=1024, ge=1, le=2**14, description="of the state, of each direction")

@@ -1,9 +1,16 @@
-"""FAISS, loaded when it is first used: what needs no index works where it is not installed."""
+"""FAISS, loaded when it is first used: what needs no index works where it is not installed.
+
+And how many threads it takes, with the BLAS below it and below numpy.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
+import threading
+from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from imgray.errors import UserError
@@ -27,3 +34,37 @@ class _Faiss:
 
 
 faiss: Any = _Faiss()
+
+FEW = 16
+"""Queries that are answered sooner by one thread than by all."""
+
+
+@contextlib.contextmanager
+def threads_for(queries: int) -> Iterator[None]:
+    """Within the block FAISS takes one thread for few queries, and all for many; numpy takes one.
+
+    A query is work for a millisecond. Threads that share it wait for each other in loops, which
+    takes ten times as long, and far longer where the machine has other work. What numpy multiplies
+    is a single image's, however many are asked.
+
+    FAISS's number of threads belongs to the thread that sets it. That of numpy's BLAS belongs to
+    the process, and is put back after the block: so the main thread alone changes it, or several
+    searches at once could put back what the others have set.
+    """
+    before = faiss.omp_get_max_threads()
+    if queries <= FEW:
+        faiss.omp_set_num_threads(1)
+    try:
+        main = threading.current_thread() is threading.main_thread()
+        with _blas().limit(limits=1) if main else contextlib.nullcontext():
+            yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+@cache
+def _blas() -> Any:
+    """The BLAS of numpy, with threads of its own; FAISS's takes those that FAISS takes."""
+    from threadpoolctl import ThreadpoolController  # looks through all libraries
+
+    return ThreadpoolController().select(threading_layer="pthreads")

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from imgray.errors import UserError
-from imgray.retrieval.backend import faiss
+from imgray.retrieval.backend import faiss, threads_for
 from imgray.retrieval.codebook import Codebooks, CodebookSettings, Floats
 
 Ints = NDArray[np.int64]
@@ -301,7 +301,20 @@ class DeepIndex:
             weights: by feature name its weight in the comparison, 1 where not named.
             prefix: only images whose id starts so are results; their scores are what they were.
             among: likewise, only images at these positions.
+
+        A few images are answered by a thread for each shard, and many by all threads.
         """
+        with threads_for(len(next(iter(vectors.values())))):
+            return self._search(vectors, top, weights, prefix, among)
+
+    def _search(
+        self,
+        vectors: Mapping[str, Floats],
+        top: int,
+        weights: Mapping[str, float] | None,
+        prefix: str,
+        among: Ints | None,
+    ) -> list[Hits]:
         shares = self._shares(weights or {})
         chosen = [shard.chosen(prefix, among) for shard in self.shards]
         encoded = self.codebooks.encode(vectors)

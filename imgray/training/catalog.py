@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
-from imgray.errors import UserError
+from imgray.errors import UserError, suggestion
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 
@@ -20,8 +19,7 @@ def find(recipe: str) -> Path:
     names = _names()
     if recipe in names:
         return FOLDER / f"{recipe}.yaml"
-    close = difflib.get_close_matches(recipe, names, cutoff=0.75)
-    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    hint = suggestion(recipe, names)
     raise UserError(
         f"--recipe {recipe}: no such recipe; {hint}`imgray train --list` names them all, "
         "a file has a / or .yaml in its name"

@@ -152,7 +152,7 @@ class Recipe(Settings):
     task: str = Field(description="the task's class, as package.module:Class")
     settings: dict[str, Any] = Field(default={}, description="of the task")
     data: DataSettings
-    batch_size: int = Field(ge=1, description="examples per step, over all workers")
+    batch_size: int = Field(ge=1, le=2**20, description="examples per step, over all workers")
     steps: int | None = Field(default=None, ge=1, le=10**12)
     epochs: float | None = Field(default=None, gt=0, le=10**6)
     schedule: Schedule = Schedule()

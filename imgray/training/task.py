@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -136,6 +136,14 @@ class Learner(ABC):
         own.step()
 
 
+@runtime_checkable
+class Plots(Protocol):
+    """A task that draws, too, what it sums up."""
+
+    def plot(self, sums: Mapping[str, Tensor], path: Path) -> None:
+        """Plot what `Task.summarize` sums up into a PNG."""
+
+
 class Task(ABC):
     """A theme's way to train one kind of model.
 
@@ -219,10 +227,6 @@ class Task(ABC):
     @abstractmethod
     def summarize(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """Metrics from the sums, and the rows, of `Learner.evaluate` over all examples."""
-
-    def plot(self, sums: Mapping[str, Tensor], path: Path) -> None:
-        """Plot what `summarize` sums up into a PNG. Raises `UserError` where nothing is drawn."""
-        raise UserError(f"--figure: evaluation of {type(self).__name__} draws none")
 
     def extractor(self) -> BackboneConfig:
         """How the learner's network `net` gives features: its class, preprocessing and `layers`.

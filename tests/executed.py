@@ -1,0 +1,23 @@
+"""A program that executes notebooks from top to bottom, all at once, and prints them in JSON."""
+
+import json
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+
+import nbformat
+from nbclient import NotebookClient
+
+
+def execute(path: str) -> nbformat.NotebookNode:
+    notebook = nbformat.read(path, as_version=4)
+    with tempfile.TemporaryDirectory() as folder:
+        place = {"metadata": {"path": folder}}
+        NotebookClient(notebook, timeout=240, resources=place).execute()
+    return notebook
+
+
+if __name__ == "__main__":
+    paths = sys.argv[1:]
+    with ThreadPoolExecutor(len(paths)) as pool:
+        print(json.dumps(dict(zip(paths, pool.map(execute, paths), strict=True))))
