@@ -57,6 +57,7 @@ from imgray.data import samples  # noqa: E402
 from imgray.drawing import plots  # noqa: E402
 
 torch.set_num_threads(1)
+pytest_plugins = ["jointly"]
 
 
 Programs = tuple[Path, dict[str, "Future[Ended]"]]
