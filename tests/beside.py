@@ -1,16 +1,26 @@
 """Programs that run beside the tests, one after another, until a test asks for what they gave."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
-from running import Job
+import pages
+import pytest
+import service
+from running import NOTEBOOKS, Job, command, program
+from two_processes import fixtures_of
+
+TESTS = Path(__file__).parent
 
 Ended = tuple[int, str, str]
 """Exit code, standard output and standard error."""
+Programs = tuple[Path, dict[str, "Future[Any]"]]
 
 
 class Beside:
-    """A queue of jobs, each begun when the one before has ended."""
+    """A queue of programs, each begun when the one before has ended, or answers."""
 
     def __init__(self) -> None:
         self.pool = ThreadPoolExecutor(1)
@@ -18,14 +28,81 @@ class Beside:
 
     def begin(self, start: Callable[[], Job]) -> "Future[Ended]":
         """Begin a job in its turn."""
-        return self.pool.submit(self._run, start)
+        return self.pool.submit(lambda: self._kept(start()).finish())
 
-    def _run(self, start: Callable[[], Job]) -> Ended:
-        self.jobs.append(start())
-        return self.jobs[-1].finish()
+    def serve(self, flags: list[str]) -> "Future[service.Service]":
+        """Begin a service in its turn."""
+        return self.pool.submit(self._serve, flags)
+
+    def _serve(self, flags: list[str]) -> service.Service:
+        begun = service.begin(*flags)
+        self._kept(Job(begun.process))
+        return service.answering(begun)
+
+    def _kept(self, job: Job) -> Job:
+        self.jobs.append(job)
+        return job
 
     def end(self) -> None:
         """Kill what still runs."""
         self.pool.shutdown(wait=False, cancel_futures=True)
         for job in self.jobs:
             job.kill()
+
+
+@pytest.fixture(scope="session")
+def _beside(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Programs]:
+    """A folder, and what runs beside the tests that are to come, each on a Ray of its own.
+
+    By the fixture that tells what it gave: the demo, the pages' commands, the notebooks, and the
+    pages' service.
+    """
+    folder, beside = tmp_path_factory.mktemp("demo"), Beside()
+    used = {name for item in request.session.items for name in fixtures_of(item)}
+    jobs = {
+        "demo": lambda: command("demo", "--models", "--json", folder=folder),
+        "printed": lambda: program(TESTS / "pages.py", folder=folder),
+        "notebooks": lambda: program(TESTS / "executed.py", *NOTEBOOKS),
+    }
+    programs = {name: beside.begin(start) for name, start in jobs.items() if name in used}
+    if "page_service" in used:
+        programs["page_service"] = beside.serve(pages.served(folder))
+    yield folder, programs
+    beside.end()
+
+
+@pytest.fixture(scope="session")
+def demo(_beside: Programs) -> tuple[Path, str, str]:
+    """The folder in which the demo has run, and what it printed."""
+    folder, programs = _beside
+    return folder, *_good(programs["demo"])
+
+
+@pytest.fixture(scope="session")
+def printed(_beside: Programs) -> dict[str, str]:
+    """What each command of the pages prints, one after the other in the demo's folder."""
+    found: dict[str, str] = json.loads(_good(_beside[1]["printed"])[0])
+    return found
+
+
+@pytest.fixture(scope="session")
+def notebooks(_beside: Programs) -> dict[str, Any]:
+    """The notebooks by path, executed, as JSON has them."""
+    found: dict[str, Any] = json.loads(_good(_beside[1]["notebooks"])[0])
+    return found
+
+
+@pytest.fixture(scope="session")
+def page_service(_beside: Programs) -> service.Service:
+    """The service that the pages start, of what the demo has made."""
+    found: service.Service = _beside[1]["page_service"].result()
+    return found
+
+
+def _good(ended: "Future[Ended]") -> tuple[str, str]:
+    """What a program printed, and what stands on standard error."""
+    code, output, error = ended.result()
+    assert code == 0, error
+    return output, error

@@ -1,6 +1,5 @@
 """What the tests share: one Ray cluster, real photographs, a small network, an S3 endpoint."""
 
-import json
 import os
 import shutil
 import socket
@@ -8,17 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import nodes as nodes_module
-from beside import Beside, Ended
 from nodes import Nodes
-from running import NOTEBOOKS, Job, Start, command, free_port, program, run
+from running import Job, Start, free_port, run
 
-TESTS = Path(__file__).parent
 S3_PORT = free_port()
 S3_KEY, S3_SECRET = "imgray-tests", "imgray-tests-secret"
 
@@ -50,24 +46,20 @@ import timm  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
-from two_processes import Divided, around_ray  # noqa: E402
+from two_processes import Divided, around_ray, fixtures_of  # noqa: E402
 
 from imgray.artifacts.folder import Folder  # noqa: E402
 from imgray.data import samples  # noqa: E402
 from imgray.drawing import plots  # noqa: E402
 
 torch.set_num_threads(1)
-pytest_plugins = ["jointly"]
+pytest_plugins = ["beside", "jointly"]
 
-
-Programs = tuple[Path, dict[str, "Future[Ended]"]]
 
 STAYING = ("ray_cluster", "_beside", "_nodes", "shared_head", "running")
 """Fixtures that run beside all tests after the first that uses them."""
-
-
-def _fixtures(item: pytest.Item) -> list[str]:
-    return getattr(item, "fixturenames", [])
+EARLY = {"_beside": 0, "_service": STAYING.index("shared_head") + 1}
+"""Fixtures that are begun before they are needed: by the place from which on they run."""
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -80,68 +72,26 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Divided | No
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put modules that start what stays running last, those that share it together.
 
-    What runs beside them is begun with the first test of the process that will ask for it.
+    What is begun early is begun in the process that will ask for it.
     """
 
     def place(item: pytest.Item) -> int:
-        return max((n for n, name in enumerate(STAYING, 1) if name in _fixtures(item)), default=0)
+        return max((n for n, name in enumerate(STAYING, 1) if name in fixtures_of(item)), default=0)
 
     places: dict[Path, int] = {}
     for item in items:
         places[item.path] = max(places.get(item.path, 0), place(item))
     items.sort(key=lambda item: places[item.path])
-    if any("_beside" in _fixtures(item) for item in items):
-        alone = "PYTEST_XDIST_WORKER" not in os.environ
-        for item in items:
-            if alone or around_ray(item.path.name):
-                cast(pytest.Function, item).fixturenames.insert(0, "_beside")
+    for name, begin in EARLY.items():
+        if any(name in fixtures_of(item) for item in items):
+            for item in items:
+                if places[item.path] >= begin and (around_ray(item.path.name) or _alone()):
+                    cast(pytest.Function, item).fixturenames.insert(0, name)
 
 
-@pytest.fixture(scope="session")
-def _beside(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Programs]:
-    """A folder, and what runs beside the tests that are to come, each on a Ray of its own.
-
-    By the fixture that tells what it gave: the demo, the pages' commands, and the notebooks.
-    """
-    folder, beside = tmp_path_factory.mktemp("demo"), Beside()
-    programs = {
-        "demo": lambda: command("demo", "--models", "--json", folder=folder),
-        "printed": lambda: program(TESTS / "pages.py", folder=folder),
-        "notebooks": lambda: program(TESTS / "executed.py", *NOTEBOOKS),
-    }
-    used = {name for item in request.session.items for name in _fixtures(item)}
-    yield folder, {name: beside.begin(start) for name, start in programs.items() if name in used}
-    beside.end()
-
-
-@pytest.fixture(scope="session")
-def demo(_beside: Programs) -> tuple[Path, str, str]:
-    """The folder in which the demo has run, and what it printed."""
-    folder, programs = _beside
-    return folder, *_good(programs["demo"])
-
-
-@pytest.fixture(scope="session")
-def printed(_beside: Programs) -> dict[str, str]:
-    """What each command of the pages prints, one after the other in the demo's folder."""
-    found: dict[str, str] = json.loads(_good(_beside[1]["printed"])[0])
-    return found
-
-
-@pytest.fixture(scope="session")
-def notebooks(_beside: Programs) -> dict[str, Any]:
-    """The notebooks by path, executed, as JSON has them."""
-    found: dict[str, Any] = json.loads(_good(_beside[1]["notebooks"])[0])
-    return found
-
-
-def _good(ended: "Future[Ended]") -> tuple[str, str]:
-    """What a program printed, and what stands on standard error."""
-    code, output, error = ended.result()
-    assert code == 0, error
-    return output, error
+def _alone() -> bool:
+    """Whether one process runs all tests."""
+    return "PYTEST_XDIST_WORKER" not in os.environ
 
 
 @pytest.fixture(scope="session")
@@ -346,12 +296,20 @@ def artifacts(
 
 
 @pytest.fixture(scope="session")
-def running(artifacts: service.Artifacts) -> Iterator[service.Service]:
-    """A running service, open to all, with an admin key; it must stop when its work is done."""
+def _service(artifacts: service.Artifacts) -> Iterator[service.Service]:
+    """The service that runs, begun before it is needed."""
     models = [f"{name}={uri}" for name, uri in artifacts.models.items()]
     flags = ["--index", artifacts.indexes[0], "--model", *models]
     flags += ["--captions", str(artifacts.captions), "--columns", "id=image", "text=caption"]
-    found = service.start(*flags, IMGRAY_ADMIN_KEYS=service.ADMIN)
+    found = service.begin(*flags, IMGRAY_ADMIN_KEYS=service.ADMIN)
+    yield found
+    found.process.kill()
+
+
+@pytest.fixture(scope="session")
+def running(_service: service.Service, artifacts: service.Artifacts) -> Iterator[service.Service]:
+    """A running service, open to all, with an admin key; it must stop when its work is done."""
+    found = service.answering(_service)
     yield found
     found.stop_at_work(min(artifacts.images.rglob("*.jpg")).read_bytes())
 

@@ -68,6 +68,11 @@ def run(command: str, folder: Path) -> tuple[str, str]:
     return output.getvalue(), error.getvalue()
 
 
+def served(folder: Path) -> list[str]:
+    """The flags of the service, of what lies in a folder."""
+    return [flag.replace("out/", f"{folder}/out/") for flag in SERVED]
+
+
 if __name__ == "__main__":
     with cluster():
         found = {line: run(line, Path.cwd())[0] for line in RUN}

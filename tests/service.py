@@ -124,6 +124,11 @@ class Service:
 
 def start(*flags: str, **environment: str) -> Service:
     """Start on a free port, and wait until it answers."""
+    return answering(begin(*flags, **environment))
+
+
+def begin(*flags: str, **environment: str) -> Service:
+    """Start on a free port."""
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, "jobs/serve.py", "--port", str(port), *flags],
@@ -135,12 +140,16 @@ def start(*flags: str, **environment: str) -> Service:
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    service = Service(process, f"http://127.0.0.1:{port}")
+    return Service(process, f"http://127.0.0.1:{port}")
+
+
+def answering(service: Service) -> Service:
+    """A service that was begun, once it answers."""
     end = time.monotonic() + 240
     while not ready(service):
-        if process.poll() is not None or time.monotonic() > end:
-            process.kill()
-            pytest.fail(f"the service did not start: {process.communicate()[1]}")
+        if service.process.poll() is not None or time.monotonic() > end:
+            service.process.kill()
+            pytest.fail(f"the service did not start: {service.process.communicate()[1]}")
         time.sleep(0.5)
     return service
 

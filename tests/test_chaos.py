@@ -237,7 +237,7 @@ def test_an_image_that_kills_every_worker_ends_the_job(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("workers", [pytest.param(2, marks=pytest.mark.sweep), 3])
 def test_a_lost_node_loses_no_image(
     start: Start, tmp_path: Path, few: Reference, nodes: Nodes, workers: int
 ) -> None:

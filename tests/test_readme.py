@@ -10,7 +10,7 @@ import pytest
 from pages import CURL, MAKE, README, RUN, SERVE, SERVED, TEXTS, WORDS, blocks, commands, run
 from PIL import Image
 from running import ROOT
-from service import start
+from service import Service
 
 pytestmark = pytest.mark.timeout(1500)
 
@@ -150,20 +150,19 @@ def test_examples_run_as_printed(workplace: Path, example: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_service_answers_as_printed(workplace: Path) -> None:
+def test_the_service_answers_as_printed(workplace: Path, page_service: Service) -> None:
     (workplace / "README.md").write_text("no picture")
     views = workplace / "out/photographs/collection/images"
     Image.open(views / "coffee-1.jpg").save(workplace / "out/coffee.png")
-    service = start(*(flag.replace("out/", f"{workplace}/out/") for flag in SERVED))
     answers = []
     try:
         for line in CURL:
-            command = shlex.split(line.replace("http://127.0.0.1:8000", service.url))
+            command = shlex.split(line.replace("http://127.0.0.1:8000", page_service.url))
             done = subprocess.run(command, cwd=workplace, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
             answers.append(json.loads(done.stdout or "null"))
     finally:
-        code, error = service.stop()
+        code, error = page_service.stop()
     assert code == 0, error
     by_bytes, by_id, batch, embedded, _, named, mapped, digit, materials, _, index, models = answers
     assert by_bytes["results"][0]["id"] == by_id["results"][0]["id"] == "coffee-2.jpg"

@@ -9,13 +9,14 @@ import ast
 from functools import cache
 from pathlib import Path
 
+import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 TESTS = Path(__file__).parent
 AROUND_RAY = "around Ray"
 FIXTURES = {
     "ray_cluster", "address", "nodes", "shared_head", "running", "served", "artifacts", "demo",
-    "printed", "notebooks", "start",
+    "printed", "notebooks", "page_service", "start",
 }  # fmt: skip
 MODULES = {"ray", "running", "service"}
 
@@ -29,6 +30,11 @@ def around_ray(module: str) -> bool:
     imported = {n.module for n in nodes if isinstance(n, ast.ImportFrom)}
     imported |= {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
     return bool(FIXTURES & names or MODULES & imported)
+
+
+def fixtures_of(item: pytest.Item) -> list[str]:
+    """The fixtures of a test, by name."""
+    return getattr(item, "fixturenames", [])
 
 
 class Divided(LoadScopeScheduling):
