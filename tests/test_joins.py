@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from synthetic import names, write_features
-from test_tables import write
+from tabular import write
 
 from imgray.data import joins
 from imgray.data.fields import Text, Vector

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import S3
-from test_tables import write
+from tabular import write
 
 from imgray.artifacts.folder import Folder, Skipped
 from imgray.data.collections import open_collection

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_tables import write
+from tabular import write
 from tinytask import tiny_recipe, write_points
 from trained import RECIPES
 from trained import write as write_files
