@@ -152,6 +152,7 @@ def test_a_damaged_table_is_one_line(tmp_path: Path, name: str, damage: Any) -> 
 
 
 BROKEN = pa.Array.from_buffers(pa.string(), 2, pa.array([b"\xff\xfe", b"ok"]).buffers())
+"""Texts of which the first is not UTF-8."""
 
 
 @pytest.mark.parametrize("one", [Text(), Picture(), Vector(2), Label()])

@@ -143,9 +143,6 @@ def test_many_threads_read_one_table(tmp_path: Path) -> None:
     assert not wrong
 
 
-"""Texts of which the first is not UTF-8."""
-
-
 def test_texts_of_another_encoding_are_read(tmp_path: Path) -> None:
     texts = [f"text {n}" for n in range(100)]
     options = {"use_dictionary": False, "column_encoding": {"x": "DELTA_BYTE_ARRAY"}}
