@@ -8,8 +8,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -102,17 +101,11 @@ def on_cluster(prepare: Prepare, nodes: Nodes) -> Prepare:
 
 
 @pytest.fixture(scope="module")
-def whole(_prepare: Prepare, address: str) -> Iterator[Future[Training]]:
-    """An undisturbed run of two workers on the tests' own Ray, done beside the first other."""
+def whole(_prepare: Prepare, address: str) -> Training:
+    """An undisturbed run of two workers on the tests' own Ray."""
     training = _prepare("whole", address, "--workers", "2")
-    job = training.start(run)
-
-    def finished() -> Training:
-        _finish(job)
-        return training
-
-    with ThreadPoolExecutor(1) as pool:
-        yield pool.submit(finished)
+    _finish(training.start(run))
+    return training
 
 
 def _finish(job: Job) -> str:
@@ -127,15 +120,14 @@ def _said(error: str) -> list[str]:
     return [line for line in error.splitlines() if re.match("train: .*worker", line)]
 
 
-def _check(training: Training, whole: Future[Training]) -> None:
+def _check(training: Training, whole: Training) -> None:
     """Every step once, and the numbers of the undisturbed run."""
-    undisturbed = whole.result()
-    made, wanted = (load_model(one.output.uri) for one in (training, undisturbed))
+    made, wanted = (load_model(one.output.uri) for one in (training, whole))
     expected = wanted.learner.modules["net"].state_dict()
     for name, tensor in made.learner.modules["net"].state_dict().items():
         torch.testing.assert_close(tensor, expected[name], atol=TOLERANCE, rtol=0)
     assert int(expected["steps"]) == STEPS
-    for line, other in zip(_curves(training), _curves(undisturbed), strict=True):
+    for line, other in zip(_curves(training), _curves(whole), strict=True):
         assert line == pytest.approx(other, abs=TOLERANCE)
     metrics, other = (
         read_manifest(one.output, "model").about["metrics"] for one in (training, whole)
@@ -160,7 +152,7 @@ def _check_recovery(training: Training, at: float) -> None:
     assert first.step > EVERY
 
 
-def _check_replaced(job: Job, training: Training, whole: Future[Training], at: float) -> None:
+def _check_replaced(job: Job, training: Training, whole: Training, at: float) -> None:
     """A job that lost a worker at a time tells of it and of two new ones, and ends as if not."""
     assert not training.output.exists(NAME)
     assert _said(_finish(job)) == REPLACED
@@ -169,7 +161,7 @@ def _check_replaced(job: Job, training: Training, whole: Future[Training], at: f
 
 
 def test_a_killed_worker_is_replaced(
-    on_cluster: Prepare, nodes: Nodes, whole: Future[Training], start: Start
+    on_cluster: Prepare, nodes: Nodes, whole: Training, start: Start
 ) -> None:
     """First one that loads batches, whom nobody misses; then worker 0, which saves checkpoints."""
     training = on_cluster("worker", "--workers", "2")
@@ -184,7 +176,7 @@ def test_a_killed_worker_is_replaced(
 
 @pytest.mark.sweep
 def test_a_lost_node_costs_some_steps(
-    on_cluster: Prepare, nodes: Nodes, whole: Future[Training], start: Start
+    on_cluster: Prepare, nodes: Nodes, whole: Training, start: Start
 ) -> None:
     """The other two nodes have as many CPUs as there are workers, and none to spare."""
     training = on_cluster("node", "--workers", "2")
@@ -197,7 +189,7 @@ def test_a_lost_node_costs_some_steps(
 
 @pytest.mark.sweep
 def test_machines_that_do_not_come_back_end_the_wait(
-    on_cluster: Prepare, nodes: Nodes, whole: Future[Training], start: Start
+    on_cluster: Prepare, nodes: Nodes, whole: Training, start: Start
 ) -> None:
     nodes.order("nodes", 2)
     training = on_cluster("patience", "--workers", "2", "--patience", "90")
@@ -217,7 +209,7 @@ def test_machines_that_do_not_come_back_end_the_wait(
 
 @pytest.mark.sweep
 def test_the_command_of_a_killed_driver_goes_on(
-    on_cluster: Prepare, whole: Future[Training], start: Start
+    on_cluster: Prepare, whole: Training, start: Start
 ) -> None:
     training = on_cluster("driver", "--workers", "2")
     job = training.start(start)
@@ -258,7 +250,7 @@ def test_an_elastic_run_shrinks_and_grows(on_cluster: Prepare, nodes: Nodes, sta
 @pytest.mark.sweep
 @pytest.mark.parametrize("presses", [1, 2])
 def test_ctrl_c_ends_at_once_and_the_command_goes_on(
-    prepare: Prepare, whole: Future[Training], start: Start, presses: int
+    prepare: Prepare, whole: Training, start: Start, presses: int
 ) -> None:
     """A terminal sends SIGINT to the job and to the processes of Ray that share its group."""
     training = prepare(f"interrupted-{presses}", None, "--workers", "2")

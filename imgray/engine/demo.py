@@ -32,6 +32,7 @@ from imgray.engine.search import SearchEngine
 from imgray.engine.settings import DemoConfig, ExtractConfig, IndexConfig
 from imgray.features.columns import Vectors
 from imgray.retrieval import metrics
+from imgray.retrieval.backend import threads_for
 from imgray.retrieval.codebook import unit
 from imgray.retrieval.deepindex import Hits
 
@@ -174,7 +175,8 @@ def _exact(ids: list[str], vectors: Vectors, names: list[str], groups: Mapping[s
     """Exact cosine over the whole images' vectors, as float16 the size that they are stored in."""
     matrix = unit(np.concatenate([vectors[name][:, 0] for name in names], axis=1))
     started = time.perf_counter()
-    orders: list[NDArray[Any]] = [np.argsort(-(matrix @ query), kind="stable") for query in matrix]
+    with threads_for(1):
+        orders: list[NDArray[Any]] = [np.argsort(-(matrix @ q), kind="stable") for q in matrix]
     elapsed = 1000 * (time.perf_counter() - started) / len(ids)
     rankings = {id: [ids[i] for i in order] for id, order in zip(ids, orders, strict=True)}
     name = "both" if len(names) > 1 else list(INDEXES)[FEATURES.index(names[0])].split(", ")[1]
