@@ -3,13 +3,23 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from indexed import (
+    DIMS,
+    FEATURES,
+    IMAGES,
+    SHARDS,
+    config_of,
+    files_of,
+    manifest_of,
+    split_of,
+    times_of,
+)
 from numpy.typing import NDArray
 from stopped import stopped_at
 from synthetic import clustered, names, write_features
@@ -17,7 +27,7 @@ from synthetic import clustered, names, write_features
 import imgray.engine.index as engine
 import imgray.engine.rows as rows_module
 from imgray.artifacts.folder import Folder
-from imgray.artifacts.manifest import Manifest, read_manifest
+from imgray.artifacts.manifest import read_manifest
 from imgray.cli import run_job
 from imgray.engine.fan_out import search_shards
 from imgray.engine.index import IndexResult, build_index
@@ -26,11 +36,6 @@ from imgray.engine.shards import open_shards
 from imgray.errors import UserError
 from imgray.features.columns import Vectors
 from imgray.retrieval.deepindex import Hits
-
-DIMS = {"one.mid": 32, "two.high": 48, "two.mid": 16}
-IMAGES = 330
-FEATURES = ["one.mid", "two"]
-SHARDS = (1, 4, 7)
 
 
 @pytest.fixture(scope="module")
@@ -45,21 +50,6 @@ def features(vectors: Vectors, tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def _config(features: str, output: Path | str, **changes: Any) -> IndexConfig:
-    values: dict[str, Any] = {
-        "features": features, "output": str(output), "feature": FEATURES, "codewords": [7, 5],
-        "probes": [20, 6, 2], "queries": 20, "sample": 2800,
-    }  # fmt: skip
-    return IndexConfig(**values | changes)
-
-
-def _split(config: IndexConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that a build holds out, and rows that it trains on."""
-    folder = Folder(config.features)
-    source = engine.Source(folder, read_manifest(folder, "features"), config.feature, [])
-    return engine._split(source, config)
-
-
 @pytest.fixture(scope="module")
 def indexes(
     ray_cluster: None, features: str, tmp_path_factory: pytest.TempPathFactory
@@ -67,30 +57,16 @@ def indexes(
     """The same images in 1, 4 and 7 shards."""
     found = {n: tmp_path_factory.mktemp("index") / f"{n} shards" for n in SHARDS}
     for shards, output in found.items():
-        result = build_index(_config(features, output, shards=shards))
+        result = build_index(config_of(features, output, shards=shards))
         assert (result.images, result.shards, result.output) == (IMAGES, shards, str(output))
     return found
-
-
-def _manifest(output: Path) -> Manifest:
-    return read_manifest(Folder(str(output)), "index")
-
-
-def _files(folder: Path) -> dict[str, bytes]:
-    return {
-        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
-    }
-
-
-def _times(folder: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
 @pytest.mark.parametrize("shards", SHARDS)
 def test_the_manifest_lists_every_file_with_its_digest(
     indexes: dict[int, Path], features: str, shards: int
 ) -> None:
-    manifest, files = _manifest(indexes[shards]), _files(indexes[shards])
+    manifest, files = manifest_of(indexes[shards]), files_of(indexes[shards])
     assert {entry.name for entry in manifest.files} == files.keys() - {"manifest.json"}
     assert len(manifest.files) == len(files) - 1 == 2 * shards + 5
     for entry in manifest.files:
@@ -108,7 +84,7 @@ def test_the_manifest_lists_every_file_with_its_digest(
 
 @pytest.mark.parametrize("shards", SHARDS)
 def test_shards_hold_all_images_in_order(indexes: dict[int, Path], shards: int) -> None:
-    manifest = _manifest(indexes[shards])
+    manifest = manifest_of(indexes[shards])
     ids, rows = [], []
     for entry in manifest.named("shard-", ".parquet"):
         table = pq.read_table(indexes[shards] / entry.name)
@@ -121,7 +97,7 @@ def test_shards_hold_all_images_in_order(indexes: dict[int, Path], shards: int) 
 
 
 def _search(output: Path, vectors: Vectors, top: int = 50) -> list[Hits]:
-    return open_shards(Folder(str(output)), _manifest(output)).search(vectors, top)
+    return open_shards(Folder(str(output)), manifest_of(output)).search(vectors, top)
 
 
 def _same(one: list[Hits], other: list[Hits]) -> None:
@@ -138,11 +114,11 @@ def test_rankings_do_not_depend_on_the_shards(indexes: dict[int, Path]) -> None:
     assert all(len(hits.ids) == 50 for hits in whole)
     for output in indexes.values():
         _same(_search(output, queries), whole)
-        _same(search_shards(Folder(str(output)), _manifest(output), queries, 50), whole)
+        _same(search_shards(Folder(str(output)), manifest_of(output), queries, 50), whole)
 
 
 def test_the_number_of_shards_changes_no_codebook_and_no_report(indexes: dict[int, Path]) -> None:
-    files = {n: _files(output) for n, output in indexes.items()}
+    files = {n: files_of(output) for n, output in indexes.items()}
     for name in ("codebooks.safetensors", "frequency.safetensors"):
         assert files[1][name] == files[4][name] == files[7][name]
     reports = [json.loads(found["report.json"]) for found in files.values()]
@@ -168,7 +144,7 @@ def test_the_report_measures_recall_against_exact_search(
     indexes: dict[int, Path], vectors: Vectors, features: str, shards: int
 ) -> None:
     report = json.loads((indexes[shards] / "report.json").read_bytes())
-    held_out, sample = _split(_config(features, "nowhere"))
+    held_out, sample = split_of(config_of(features, "nowhere"))
     assert len(held_out) == report["queries"] == 20
     assert len(set(held_out.tolist()) | set(sample.tolist())) == 220
     answers = _search(indexes[shards], {n: v[held_out] for n, v in vectors.items()}, 101)
@@ -178,14 +154,14 @@ def test_the_report_measures_recall_against_exact_search(
     assert report["recall"]["recall@10"] > 0.5
     touched = np.mean([hits.touched for hits in answers]) / (IMAGES * 14)
     assert report["postings_touched"] == pytest.approx(touched)
-    sizes = [len(d) for n, d in _files(indexes[shards]).items() if n.startswith("shard-")]
+    sizes = [len(d) for n, d in files_of(indexes[shards]).items() if n.startswith("shard-")]
     assert report["bytes_per_image"] == pytest.approx(sum(sizes) / IMAGES)
     assert report["milliseconds_per_query"] > 0
     assert set(report["seconds"]) == {"fit", "shards"}
 
 
 def test_the_document_frequency_counts_images(indexes: dict[int, Path], vectors: Vectors) -> None:
-    index = open_shards(Folder(str(indexes[4])), _manifest(indexes[4]))
+    index = open_shards(Folder(str(indexes[4])), manifest_of(indexes[4]))
     lists = index.codebooks.lists_of(index.codebooks.encode(vectors))
     counted = [sum(n in set(row) for row in lists.tolist()) for n in range(35)]
     assert index.frequency.tolist() == counted
@@ -194,9 +170,9 @@ def test_the_document_frequency_counts_images(indexes: dict[int, Path], vectors:
 def test_the_same_seed_gives_the_same_files(
     indexes: dict[int, Path], features: str, tmp_path: Path
 ) -> None:
-    build_index(_config(features, tmp_path / "again", shards=4))
-    build_index(_config(features, tmp_path / "other", shards=4, seed=1))
-    one, again, other = (_files(p) for p in (indexes[4], tmp_path / "again", tmp_path / "other"))
+    build_index(config_of(features, tmp_path / "again", shards=4))
+    build_index(config_of(features, tmp_path / "other", shards=4, seed=1))
+    one, again, other = (files_of(p) for p in (indexes[4], tmp_path / "again", tmp_path / "other"))
     fixed = one.keys() - {"report.json", "manifest.json"}
     assert {n: one[n] for n in fixed} == {n: again[n] for n in fixed}
     assert one["codebooks.safetensors"] != other["codebooks.safetensors"]
@@ -205,11 +181,11 @@ def test_the_same_seed_gives_the_same_files(
 def test_a_finished_index_is_not_built_again(
     indexes: dict[int, Path], features: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = _times(indexes[4])
-    first = build_index(_config(features, indexes[4], shards=4))
-    assert build_index(_config(features, indexes[4], shards=4, cpus_per_task=2)) == first
+    before = times_of(indexes[4])
+    first = build_index(config_of(features, indexes[4], shards=4))
+    assert build_index(config_of(features, indexes[4], shards=4, cpus_per_task=2)) == first
     assert "already built, nothing to do" in capsys.readouterr().err
-    assert _times(indexes[4]) == before
+    assert times_of(indexes[4]) == before
 
 
 @pytest.mark.parametrize(
@@ -228,25 +204,11 @@ def test_other_settings_are_refused(
     if changes.get("feature"):
         named = "codewords: [7, 5] there, [8] now, " + named
         changes["codewords"] = [8]
-    before = _times(indexes[4])
+    before = times_of(indexes[4])
     with pytest.raises(UserError, match="choose another --output, or say --overwrite") as error:
-        build_index(_config(features, indexes[4], **changes))
+        build_index(config_of(features, indexes[4], **changes))
     assert f"({named})" in str(error.value)
-    assert _times(indexes[4]) == before
-
-
-def test_other_features_at_the_same_place_are_refused(ray_cluster: None, tmp_path: Path) -> None:
-    source, output = str(tmp_path / "features"), tmp_path / "index"
-    write_features(source, clustered(1, 40, 1, DIMS))
-    settings = {"codewords": [3], "probes": [2]}
-    build_index(_config(source, output, **settings))
-    write_features(source, clustered(2, 40, 1, DIMS))
-    with pytest.raises(UserError, match="features_digest"):
-        build_index(_config(source, output, **settings))
-    result = build_index(_config(source, output, overwrite=True, **settings))
-    digest = read_manifest(Folder(source), "features").digest
-    assert _manifest(output).made_from == {source: digest}
-    assert result.images == 40
+    assert times_of(indexes[4]) == before
 
 
 @pytest.fixture
@@ -254,7 +216,7 @@ def interrupted(ray_cluster: None, features: str, tmp_path: Path) -> Path:
     """A build that ended after its shards, with some of its notes and files lost."""
     output = tmp_path / "index"
     with stopped_at(engine, "measure"):
-        build_index(_config(features, output, shards=4))
+        build_index(config_of(features, output, shards=4))
     for shard in (1, 3):
         (output / f"_work/shard-{shard:05d}.json").unlink()
     (output / "shard-00001.faiss").unlink()
@@ -269,13 +231,13 @@ def test_an_interrupted_build_goes_on(
         read_manifest(Folder(str(interrupted)), "index")
     kept = ["codebooks.safetensors", "shard-00000.faiss", "shard-00002.parquet"]
     before = [(interrupted / name).stat().st_mtime_ns for name in kept]
-    build_index(_config(features, interrupted, shards=4))
+    build_index(config_of(features, interrupted, shards=4))
     assert [(interrupted / name).stat().st_mtime_ns for name in kept] == before
-    whole, found = _files(indexes[4]), _files(interrupted)
+    whole, found = files_of(indexes[4]), files_of(interrupted)
     assert found.keys() == whole.keys()
     for name in found.keys() - {"report.json", "manifest.json"}:
         assert found[name] == whole[name], name
-    for entry in _manifest(interrupted).files:
+    for entry in manifest_of(interrupted).files:
         assert entry.sha256 == hashlib.sha256(found[entry.name]).hexdigest()
     queries = clustered(9, 5, 14, DIMS)
     _same(_search(interrupted, queries), _search(indexes[4], queries))
@@ -285,7 +247,7 @@ def test_an_interrupted_build_of_other_settings_is_refused(
     interrupted: Path, features: str
 ) -> None:
     with pytest.raises(UserError, match="shards: 4 there, 2 now"):
-        build_index(_config(features, interrupted, shards=2))
+        build_index(config_of(features, interrupted, shards=2))
 
 
 @pytest.mark.parametrize("name", ["shard-00000.faiss", "_work/codebooks.safetensors"])
@@ -294,49 +256,19 @@ def test_a_file_lost_after_its_receipt_is_never_published(
 ) -> None:
     (interrupted / name).write_bytes(b"half")
     with pytest.raises(UserError, match=name):
-        build_index(_config(features, interrupted, shards=4))
+        build_index(config_of(features, interrupted, shards=4))
     assert not (interrupted / "manifest.json").exists()
-    build_index(_config(features, interrupted, shards=4, overwrite=True))
-    assert _manifest(interrupted).counts["images"] == IMAGES
+    build_index(config_of(features, interrupted, shards=4, overwrite=True))
+    assert manifest_of(interrupted).counts["images"] == IMAGES
 
 
 def test_lost_codebooks_are_made_from_those_in_the_work(
     interrupted: Path, features: str, indexes: dict[int, Path]
 ) -> None:
     (interrupted / "codebooks.safetensors").write_bytes(b"half")
-    build_index(_config(features, interrupted, shards=4))
+    build_index(config_of(features, interrupted, shards=4))
     queries = clustered(9, 5, 14, DIMS)
     _same(_search(interrupted, queries), _search(indexes[4], queries))
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"feature": ["three"]}, "--feature three: the shards have one.mid, two.high, two.mid"),
-        ({"feature": ["two", "two.high"]}, "--feature two.high: named twice"),
-        ({"signature_feature": ["x"]}, "--feature x: the shards have one.mid, two.high, two.mid"),
-        ({"codewords": [1, 2, 3]}, "--codewords: give one number, or 2, one per feature"),
-        ({"codewords": [0]}, "--codewords: 0 is not a positive number"),
-        ({"probes": [4, 2]}, "--probes: give one number, or 3, one per level of the pyramid"),
-        ({"probes": [4, -1, 1]}, "--probes: -1 is not a positive number"),
-        ({"codewords": [3000, 2]}, "--codewords 3000: the sample has only 2800 regions; ask for"),
-        ({"codewords": [5000, 5000]}, "--codewords make 25,000,000 lists; at most"),
-    ],
-)
-def test_wrong_settings_are_refused(
-    ray_cluster: None, features: str, tmp_path: Path, changes: dict[str, Any], reason: str,
-    capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    flags = ["--features", features, "--output", str(tmp_path / "index"), "--sample", "2800"]
-    for name, values in ({"feature": FEATURES} | changes).items():
-        flags += ["--" + name.replace("_", "-"), *map(str, values)]
-    assert run_job(IndexConfig, build_index, flags) == 2
-    out, err = capfd.readouterr()
-    [line] = err.splitlines()
-    assert line.startswith("error: ")
-    assert reason in line
-    assert out == ""
-    assert not _files(tmp_path / "index")  # the corrected command begins anew
 
 
 @pytest.mark.parametrize(
@@ -369,84 +301,6 @@ def test_what_many_lists_take_is_said(capsys: pytest.CaptureFixture[str]) -> Non
     assert "--codewords make 16,777,216 lists: 2.7 GB in every build task, 0.4 GB in ev" in line
 
 
-def _other_kind(folder: Path) -> str:
-    write_features(str(folder), clustered(0, 20, 1, DIMS), kind="model")
-    return "a model artifact, but features is needed"
-
-
-def _other_format(folder: Path) -> str:
-    write_features(str(folder), clustered(0, 20, 1, DIMS), format=2)
-    return "format 2, made by imgray"
-
-
-def _no_manifest(folder: Path) -> str:
-    (folder / "manifest.json").unlink()
-    return "no features artifact here"
-
-
-def _changed_manifest(folder: Path) -> str:
-    path = folder / "manifest.json"
-    path.write_bytes(path.read_bytes().replace(b'"done": 20', b'"done": 21'))
-    return "manifest.json: damaged"
-
-
-def _changed_part(folder: Path) -> str:
-    path = folder / "part-00000.parquet"
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 4
-    path.write_bytes(data)
-    return "part-00000.parquet: its content differs from the manifest"
-
-
-def _short_part(folder: Path) -> str:
-    path = folder / "part-00000.parquet"
-    path.write_bytes(path.read_bytes()[:-1])
-    return "part-00000.parquet: its content differs from the manifest"
-
-
-def _lost_part(folder: Path) -> str:
-    (folder / "part-00000.parquet").unlink()
-    return "part-00000.parquet"
-
-
-def _changed_weights(folder: Path) -> str:
-    (folder / "extractors/two.safetensors").write_bytes(b"the weights of twq")
-    return "extractors/two.safetensors: its content differs from the manifest"
-
-
-def _no_images(folder: Path) -> str:
-    write_features(str(folder), {n: np.zeros((0, 1, d), np.float32) for n, d in DIMS.items()})
-    return "no images"
-
-
-@pytest.mark.parametrize(
-    "harm",
-    [
-        _other_kind, _other_format, _no_manifest, _changed_manifest, _changed_part, _short_part,
-        _lost_part, _changed_weights, _no_images,
-    ],
-)  # fmt: skip
-def test_features_that_are_not_as_published_are_refused(
-    ray_cluster: None,
-    tmp_path: Path,
-    harm: Callable[[Path], str],
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    source, output = tmp_path / "features", tmp_path / "index"
-    write_features(str(source), clustered(0, 20, 1, DIMS))
-    reason = harm(source)
-    flags = ["--features", str(source), "--output", str(output), "--feature", *FEATURES]
-    assert run_job(IndexConfig, build_index, flags) == 2
-    out, err = capfd.readouterr()
-    errors = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert reason in errors[0]
-    assert "Traceback" not in err
-    assert out == ""
-    assert not (output / "manifest.json").exists()
-    assert harm is _changed_weights or not _files(output)
-
-
 def test_the_job_prints_one_json_object(
     indexes: dict[int, Path], features: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -468,14 +322,14 @@ def test_more_shards_than_blocks_are_cut_to_the_blocks(
     source, output = str(tmp_path / "features"), tmp_path / "index"
     vectors = clustered(4, images, 14, DIMS)
     write_features(source, vectors)
-    result = build_index(_config(source, output, shards=50, codewords=[], probes=[]))
+    result = build_index(config_of(source, output, shards=50, codewords=[], probes=[]))
     assert result.shards == math.ceil(images / engine.BLOCK)
-    rows = [entry.rows for entry in _manifest(output).named("shard-", ".faiss")]
+    rows = [entry.rows for entry in manifest_of(output).named("shard-", ".faiss")]
     assert sum(rows) == images
     assert all(row == engine.BLOCK for row in rows[:-1])
     for position, hits in enumerate(_search(output, vectors, 3)):
         assert hits.ids[0] == names(images)[position] or images == 2
-    held_out, _ = _split(_config(source, output))
+    held_out, _ = split_of(config_of(source, output))
     answers = _search(output, {n: v[held_out] for n, v in vectors.items()}, 101)
     for name, value in result.recall.items():
         assert value == pytest.approx(_recall(vectors, answers, held_out, int(name[7:])), abs=1e-4)
@@ -491,16 +345,16 @@ def test_a_global_index_is_an_ordinary_one(
     outputs = {n: tmp_path / str(n) for n in (1, 5)}
     settings = {"feature": feature, "codewords": [8], "probes": [6], "dim": 24}
     for shards, output in outputs.items():
-        result = build_index(_config(source, output, shards=shards, **settings))
+        result = build_index(config_of(source, output, shards=shards, **settings))
         assert result.shards == shards
     queries = {n: v[:30] for n, v in vectors.items()}
     one, other = (_search(output, queries, 101) for output in outputs.values())
     _same(one, other)
     assert [hits.ids[0] for hits in one] == names(30)
-    _same(search_shards(Folder(str(output)), _manifest(output), queries, 101), one)
+    _same(search_shards(Folder(str(output)), manifest_of(output), queries, 101), one)
     reports = [json.loads((output / "report.json").read_bytes()) for output in outputs.values()]
     assert reports[0]["recall"] == reports[1]["recall"]
-    held_out, _ = _split(_config(source, "nowhere"))
+    held_out, _ = split_of(config_of(source, "nowhere"))
     touched = [h.touched for h in _search(output, {n: v[held_out] for n, v in vectors.items()})]
     for report in reports:
         assert report["postings_touched"] == pytest.approx(np.mean(touched) / 150)
