@@ -633,6 +633,21 @@ def test_a_swap_takes_two_pictures_and_a_pose(page: Page, photo: Path) -> None:
     expect(page.locator(".pair figcaption")).to_have_text(["Reference", "Target", "Picture"])
 
 
+def test_one_of_some_texts_is_chosen(page: Page, photo: Path) -> None:
+    to = {"type": "text", "required": False, "longest": 99, "choices": ["day", "night"]}
+    inputs = {"image": {"type": "picture", "required": True}, "to": to}
+    model = declared(kind="translate", inputs=inputs, outputs={"caption": {"type": "text"}})
+    answer_with(page, [model], {"caption": "done"})
+    page.goto("/#tab=translate")
+    page.set_input_files("#file", photo)
+    expect(page.locator(".text")).to_have_text("done")
+    with page.expect_request("**/v1/models/m?picture=true") as asked:
+        page.get_by_label("To (optional)").select_option("night")
+    assert b'name="to"\r\n\r\nnight' in (asked.value.post_data_buffer or b"")
+    page.reload()
+    expect(page.get_by_label("To (optional)")).to_have_value("night")
+
+
 def test_a_kind_that_the_page_does_not_know_gets_a_tab(page: Page, photo: Path) -> None:
     one = {"photo": {"type": "picture", "required": True}}
     model = declared(kind="describe", inputs=one, outputs={"caption": {"type": "text"}})

@@ -5,7 +5,7 @@ A classifier, a segmenter and an edge detector, and a translator between black a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from imgray.data.mosaics import write_mosaics
@@ -15,7 +15,11 @@ from imgray.engine.progress import say
 from imgray.engine.settings import TrainConfig
 from imgray.engine.train import train
 
-WRITERS = {"digits": write_digits, "mosaics": write_mosaics, "tones": write_tones}
+WRITERS: Mapping[str, Callable[[Path], object]] = {
+    "digits": write_digits,
+    "mosaics": write_mosaics,
+    "tones": write_tones,
+}
 """What writes each data set."""
 Trained = Mapping[str, tuple[str, str]]
 MODELS: Trained = {
