@@ -15,8 +15,8 @@ export function answered({ inputs, outputs }, found, values) {
   const nodes = rest.map((name) => said(name, outputs[name].type, found[name], rest.length > 1));
   if (!painted) return nodes;
   const pictures = Object.entries(values).filter(([name]) => isPicture(inputs[name]));
-  const side = map || pictures.length !== 1;
-  nodes.unshift((side ? pair : compared)(painted, found[painted], pictures));
+  const alone = pictures.length && Object.values(inputs).filter(isPicture).length === 1;
+  nodes.unshift((alone && !map ? compared : pair)(painted, found[painted], pictures));
   if (map) nodes.splice(1, 0, legend(map, found[shares]));
   return nodes;
 }
