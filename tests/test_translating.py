@@ -141,10 +141,10 @@ def _noise(width: int, height: int, seed: int = 0) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("whole", "passes"), [(translation.WHOLE, [1, 3]), (2 * 24 * 20 * 3 * 4, [1, 1, 2])]
+    ("most", "passes"), [(translation.TOGETHER, [1, 3]), (2 * 24 * 20 * 3 * 4, [1, 1, 2])]
 )
 def test_pictures_of_one_shape_go_through_together_as_they_would_alone(
-    model: str, whole: int, passes: list[int], monkeypatch: pytest.MonkeyPatch
+    model: str, most: int, passes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Five of one shape, both ways, and one of another; two at once where memory says so."""
     opened = load_model(model)
@@ -158,7 +158,7 @@ def test_pictures_of_one_shape_go_through_together_as_they_would_alone(
     seen: list[int] = []
     first = opened.learner.modules["G1"]
     first.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
-    monkeypatch.setattr(translation, "WHOLE", whole)
+    monkeypatch.setattr(translation, "TOGETHER", most)
     together = [one.picture for one in opened.predict(items, "cpu")]
     assert sorted(seen) == passes
     for one, other in zip(alone, together, strict=True):

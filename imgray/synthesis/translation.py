@@ -30,6 +30,8 @@ from imgray.training.task import Arrays, At, Batch, Learner, Prediction, Task
 
 WHOLE = 2**26
 """Values of pictures times the width of generators, up to which they go through whole: 0.8 GB."""
+TOGETHER = 2**21
+"""As `WHOLE`, of pictures that go together on a CPU: of more its caches hold too little."""
 
 
 class Translation(Task):
@@ -276,15 +278,17 @@ class TranslationLearner(Learner):
     def _translated(self, pictures: Tensor, way: Route) -> Iterator[NDArray[np.uint8]]:
         """Pictures, uint8 (N, H, W, 3), that have gone a way, in float32 whatever was learnt in.
 
-        As many go together as have `WHOLE` values; one of more goes through by strips.
+        As many go together as have `WHOLE` values, or `TOGETHER`; one of more than `WHOLE` goes
+        through by strips.
         """
         height, width = pictures.shape[1:3]
         framed = np.stack([frame(picture) for picture in pictures.cpu().numpy()])
-        most = WHOLE // (framed[0].size * self.settings.width)
-        painted = self._by_strips if not most else self._whole
+        values = framed[0].size * self.settings.width
+        most = max(1, (TOGETHER if pictures.device.type == "cpu" else WHOLE) // values)
+        painted = self._whole if values <= WHOLE else self._by_strips
         with torch.autocast(pictures.device.type, enabled=False):
-            for start in range(0, len(framed), max(1, most)):
-                made = painted(framed[start : start + max(1, most)], way, pictures.device)
+            for start in range(0, len(framed), most):
+                made = painted(framed[start : start + most], way, pictures.device)
                 yield from made[:, :height, :width]
 
     def _whole(
