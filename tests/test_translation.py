@@ -32,6 +32,7 @@ from imgray.synthesis.wiring import wiring
 from imgray.training.loop import Run
 from imgray.training.recipe import Recipe
 from imgray.training.task import At
+from imgray.training.wanted import while_wanted
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 TASK = "imgray.synthesis.translation:Translation"
@@ -371,6 +372,18 @@ def test_the_first_domain_is_gone_through(larger: str, data: Path, tmp_path: Pat
     train = open_examples(_recipe(), str(tmp_path / "more")).train
     drawn = [train.drawn(n, np.random.default_rng(n))["ids"]["x"] for n in range(len(train))]
     assert set(drawn) == {f"trainA/{p.name}" for p in (tmp_path / "more/trainA").iterdir()}
+
+
+def test_strips_end_where_nobody_waits_for_them() -> None:
+    wanted = iter([True, True, False])
+    maps = strips.Pixels(np.zeros((16, 16, 3), np.uint8))
+    with (
+        torch.inference_mode(),
+        while_wanted(lambda: next(wanted)),
+        pytest.raises(UserError, match="nobody waits"),
+    ):
+        strips.run(_settings().generator(), maps)
+    assert next(wanted, None) is None, "it was asked until it said no"
 
 
 def test_no_room_for_strips_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from imgray.data.samples import write_digits, write_tones
 from imgray.engine.cluster import cluster, cores
 from imgray.engine.progress import say
 from imgray.engine.settings import TrainConfig
-from imgray.engine.train import train
+from imgray.engine.train import read_recipe, train
 
 WRITERS: Mapping[str, Callable[[Path], object]] = {
     "digits": write_digits,
@@ -45,7 +45,7 @@ def train_models(models: Trained, output: Path, overwrite: bool) -> dict[str, st
                     recipe=recipe,
                     data=str(output / data),
                     output=str(found[name]),
-                    workers=str(min(2, cores())),
+                    workers=str(min(2, cores(), read_recipe(recipe, []).batch_size)),
                     feeders=0,
                     overwrite=overwrite,
                 )
