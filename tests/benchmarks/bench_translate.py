@@ -5,7 +5,7 @@
 The client runs on the same machine. `bare` decodes, translates and encodes one picture after the
 other in this process; `bare, batches` translates 16 decoded ones a pass, which no service on the
 same cores can exceed. Then 64 clients send large pictures at once, to a service whose requests have
-a few seconds: what it cannot do in time it refuses, and nothing is late.
+a few seconds: 503 is what it foresees, 504 what it does not.
 
 Cost at ten times the pixels: ten times that of the model; what HTTP adds, but for the bytes, stays.
 """
