@@ -23,10 +23,11 @@ help:  ## list the targets
 demo: setup  ## extract, index, search and evaluate on a small collection; IMAGES=FOLDER for your own
 	$(VENV)/bin/imgray demo $(if $(IMAGES),--images "$(IMAGES)")
 
-SERVED = digits=out/models/digits materials=out/models/materials edges=out/models/edges
+SERVED = digits=out/models/digits materials=out/models/materials edges=out/models/edges \
+         tint=out/models/tint
 
 serve: setup  ## serve the demo's index and models, with a web page; MODELS="NAME=URI ..." adds more
-	test -e out/models/edges/manifest.json || $(VENV)/bin/imgray demo --models
+	test -e out/models/tint/manifest.json || $(VENV)/bin/imgray demo --models --translator
 	$(VENV)/bin/imgray serve --index out/photographs/index-2 --model $(SERVED) $(MODELS)
 
 test: setup  ## run the tests; pyproject.toml says which

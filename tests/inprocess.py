@@ -137,13 +137,13 @@ def client(
     """
     given = {"models": dict(models), "index": index, "batching": Batching(size=1), **settings}
     config = ServiceSettings(open=True, **given)
-    batching, pixels = config.batching, config.limits.pixels
-    predictors = {name: _Handle(Predictor, uri, batching, pixels) for name, uri in models.items()}
+    batching, limits = config.batching, config.limits
+    predictors = {name: _Handle(Predictor, uri, batching, limits) for name, uri in models.items()}
     registry = _Handle(Registry)
     groups = [_Handle(ShardGroup, registry, n, shard_groups) for n in range(shard_groups)]
     parts = {
         "registry": registry,
-        "encoder": _Handle(Encoder, registry, batching, pixels),
+        "encoder": _Handle(Encoder, registry, batching, limits.pixels),
         "texts": _Handle(JointEncoder, registry, batching),
     }
     kind: Any = Service.__mro__[1]  # without what Serve adds

@@ -67,6 +67,8 @@ def test_values_are_taken(declared: Input, given: Any, expected: Any) -> None:
         (Text(), "half \ud83d", "half of a surrogate pair"),
         (Vector(3), [1, 2], "2 numbers, where 3 numbers are expected"),
         (Vector(3), [[1], [2], [3]], "3 x 1 numbers, where 3"),
+        (Text(choices=("day", "night")), "dusk", "no 'dusk'; there are day, night"),
+        (Text(choices=("day", "night")), "x" * 9999, "no 'xxx.*; there are day, night"),
         (Vector(3), 1, "one numbers, where 3"),
         (Vector(3), [1, 2, float("nan")], "not finite"),
         (Vector(3), "[1, 2, Infinity]", "not finite"),

@@ -320,12 +320,11 @@ def test_classes_are_shown_with_their_scores(
     assert page.locator(".bars span").all_text_contents() == [one["name"] for one in expected]
 
 
-@pytest.mark.parametrize("kind", ["segment", "edges"])
-def test_before_and_after_stand_side_by_side(
-    kind: str, page: Page, photo: Path, ask: Callable[..., Any]
+def test_a_map_of_classes_stands_beside_its_picture(
+    page: Page, photo: Path, ask: Callable[..., Any]
 ) -> None:
-    expected = ask(kind, photo.read_bytes())
-    page.goto(f"/#tab={kind}")
+    expected = ask("segment", photo.read_bytes())
+    page.goto("/#tab=segment")
     page.set_input_files("#file", photo)
     figures = page.locator(".pair figure")
     expect(figures).to_have_count(2)
@@ -341,7 +340,50 @@ def test_before_and_after_stand_side_by_side(
         ratio = expected["width"] / expected["height"]
         assert box["width"] / box["height"] == pytest.approx(ratio, rel=0.02)
     legend = page.locator(".legend span").all_text_contents()
-    assert legend == [one["name"] for one in expected.get("classes", [])]
+    assert legend == [one["name"] for one in expected["classes"]]
+
+
+def test_a_line_between_before_and_after_is_moved_by_keys_and_by_hand(
+    page: Page, photo: Path, ask: Callable[..., Any]
+) -> None:
+    expected = ask("edges", photo.read_bytes())
+    page.goto("/#tab=edges")
+    page.set_input_files("#file", photo)
+    line = page.get_by_role("slider", name="Image and Edges")
+    expect(line).to_have_value("50")
+    for image in page.locator(".compared img").all():
+        expect(image).not_to_have_js_property("naturalWidth", 0)
+    expect(page.locator(".compared figcaption span")).to_have_text(["Image", "Edges"])
+    before, after = (one.bounding_box() for one in page.locator(".compared img").all())
+    assert before
+    assert before == after, "one lies upon the other"
+    ratio = expected["width"] / expected["height"]
+    assert before["width"] / before["height"] == pytest.approx(ratio, rel=0.02)
+    assert hidden(page) == pytest.approx(before["width"] / 2, abs=2)
+    line.focus()
+    page.keyboard.press("ArrowLeft")
+    expect(line).to_have_value("49")
+    page.keyboard.press("Home")
+    assert hidden(page) <= 2
+    middle = before["y"] + before["height"] / 2
+    page.mouse.click(before["x"] + 0.75 * before["width"], middle)
+    assert hidden(page) == pytest.approx(0.75 * before["width"], abs=0.02 * before["width"])
+
+
+def hidden(page: Page) -> float:
+    """Pixels of what is painted that the picture before it covers."""
+    found = page.locator(".after").evaluate(
+        """(image) => {
+            const {left, width, top, height} = image.getBoundingClientRect();
+            const y = top + height / 2;
+            const behind = (x) => getComputedStyle(image).clipPath !== "none"
+                && !document.elementsFromPoint(left + x, y).includes(image);
+            let x = 0;
+            while (x < width && behind(x + 0.5)) x += 1;
+            return x;
+        }"""
+    )
+    return float(found)
 
 
 def test_the_mask_is_as_opaque_as_asked(page: Page, photo: Path) -> None:
@@ -563,6 +605,47 @@ def test_every_type_of_output_is_shown(page: Page) -> None:
     expect(page.locator(".text")).to_have_text("<b>two</b> cats")
     expect(page.locator(".vector")).to_contain_text("16 numbers: 0.500, 0.500")
     expect(page.locator("pre")).to_contain_text('"x": 1')
+
+
+def test_a_swap_takes_two_pictures_and_a_pose(page: Page, photo: Path) -> None:
+    picture = {"type": "picture", "required": True}
+    pose = {"type": "key points", "required": True, "skeleton": ["neck", "left_hip"]}
+    parsing = {"type": "class map", "required": False, "labels": ["skin", "shirt"]}
+    inputs = {"reference": picture, "target": picture, "pose": pose, "parsing": parsing}
+    dot = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
+    painted = {"picture": {"width": 40, "height": 60, "data": dot}}
+    model = declared(kind="swap", inputs=inputs, outputs={"picture": {"type": "picture"}})
+    answer_with(page, [model], painted)
+    page.goto("/#tab=swap")
+    expect(page.locator("#slots .choice")).to_have_text(
+        ["Reference", "Target", "Parsing (optional)"]
+    )
+    page.set_input_files("#file", photo)
+    expect(page.locator(".hint")).to_have_text("Still to be given: Target, Pose.")
+    page.set_input_files("[data-input=target] [type=file]", photo)
+    with page.expect_request("**/v1/models/m?picture=true") as asked:
+        page.get_by_label("Pose").fill("[[20, 12, 1], [18, 40, 1]]")
+    sent = asked.value.post_data_buffer or b""
+    for name in ("reference", "target", "pose"):
+        assert f'name="{name}"'.encode() in sent
+    assert b"[[20, 12, 1], [18, 40, 1]]" in sent
+    assert b'name="parsing"' not in sent
+    expect(page.locator(".pair figcaption")).to_have_text(["Reference", "Target", "Picture"])
+
+
+def test_one_of_some_texts_is_chosen(page: Page, photo: Path) -> None:
+    to = {"type": "text", "required": False, "longest": 99, "choices": ["day", "night"]}
+    inputs = {"image": {"type": "picture", "required": True}, "to": to}
+    model = declared(kind="translate", inputs=inputs, outputs={"caption": {"type": "text"}})
+    answer_with(page, [model], {"caption": "done"})
+    page.goto("/#tab=translate")
+    page.set_input_files("#file", photo)
+    expect(page.locator(".text")).to_have_text("done")
+    with page.expect_request("**/v1/models/m?picture=true") as asked:
+        page.get_by_label("To (optional)").select_option("night")
+    assert b'name="to"\r\n\r\nnight' in (asked.value.post_data_buffer or b"")
+    page.reload()
+    expect(page.get_by_label("To (optional)")).to_have_value("night")
 
 
 def test_a_kind_that_the_page_does_not_know_gets_a_tab(page: Page, photo: Path) -> None:

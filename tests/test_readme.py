@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def test_make_serve_serves_the_demos_index() -> None:
     command = ["make", "--no-print-directory", "-n", "serve", "MODELS=a=b"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     *_, trains, serves = shown.stdout.splitlines()
-    assert trains.endswith("imgray demo --models"), shown.stderr
+    assert trains.endswith("imgray demo --models --translator"), shown.stderr
     *_, flags = serves.partition("imgray serve ")
     assert shlex.split(flags) == [*SERVED, "a=b"]
 
@@ -164,7 +165,8 @@ def test_the_service_answers_as_printed(workplace: Path, page_service: Service) 
     finally:
         code, error = page_service.stop()
     assert code == 0, error
-    by_bytes, by_id, batch, embedded, _, named, mapped, digit, materials, _, index, models = answers
+    by_bytes, by_id, batch, embedded, _, named, mapped, digit, *others = answers
+    materials, _, _, index, models = others
     assert by_bytes["results"][0]["id"] == by_id["results"][0]["id"] == "coffee-2.jpg"
     assert all(row["id"].startswith("c") for row in by_id["results"])
     assert list(batch["answers"][1]) == ["error"]
@@ -175,11 +177,12 @@ def test_the_service_answers_as_printed(workplace: Path, page_service: Service) 
     assert {one["name"] for one in mapped["outputs"]["mask"]["labels"]} == known
     assert sum(one["share"] for one in materials["classes"]) == pytest.approx(1, abs=1e-4)
     kinds = [(one["name"], one["kind"]) for one in models["models"]]
-    assert kinds == [("digits", "classify"), ("materials", "segment"), ("edges", "edges")]
-    assert (
-        Image.open(workplace / "out/edges.png").size
-        == Image.open(workplace / "out/coffee.png").size
-    )
+    assert kinds == [
+        ("digits", "classify"), ("materials", "segment"), ("edges", "edges"), ("tint", "translate")
+    ]  # fmt: skip
+    for name in ("edges.png", "tinted.jpg"):
+        painted = Image.open(workplace / "out" / name)
+        assert painted.size == Image.open(workplace / "out/coffee.png").size
     assert max(Image.open(workplace / "out/small.jpg").size) == 128
 
 

@@ -19,6 +19,9 @@ from imgray.engine.predict import predict
 from imgray.engine.settings import EvaluateModelConfig, PredictConfig, TrainConfig
 from imgray.engine.train import train
 from imgray.errors import UserError
+from imgray.serving.pace import Pace
+from imgray.synthesis import translation
+from imgray.training.models import load_model
 from imgray.training.sheet import SAMPLES
 
 SIZES = ((30, 20), (17, 41), (8, 8))
@@ -128,3 +131,90 @@ def test_longer_pictures_are_scaled_as_the_job_says(model: str, data: Path, tmp_
     assert predict(PredictConfig(workers=1, longest=32, **config)).done == 3
     painted = [Image.open(path) for path in (tmp_path / "small/pictures").iterdir()]
     assert {max(one.size) for one in painted} == {30, 32, 8}
+
+
+def _noise(width: int, height: int, seed: int = 0) -> bytes:
+    values = np.random.default_rng(seed).integers(0, 256, (height // 4, width // 4, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("most", "passes"), [(translation.TOGETHER, [1, 3]), (2 * 24 * 20 * 3 * 4, [1, 1, 2])]
+)
+def test_pictures_of_one_shape_go_through_together_as_they_would_alone(
+    model: str, most: int, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five of one shape, both ways, and one of another; two at once where memory says so."""
+    opened = load_model(model)
+    sizes = [(24, 20)] * 5 + [(20, 24)]
+    records = [
+        {"image": _noise(*size, seed=n), "to": "blue" if n % 3 == 1 else "red"}
+        for n, size in enumerate(sizes)
+    ]
+    items = [opened.prepare(record) for record in records]
+    alone = [opened.predict([item], "cpu")[0].picture for item in items]
+    seen: list[int] = []
+    first = opened.learner.modules["G1"]
+    first.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    monkeypatch.setattr(translation, "TOGETHER", most)
+    together = [one.picture for one in opened.predict(items, "cpu")]
+    assert sorted(seen) == passes
+    for one, other in zip(alone, together, strict=True):
+        assert one is not None
+        assert other is not None
+        assert one.shape == other.shape
+        assert np.abs(one.astype(int) - other).max() <= 1
+    assert not np.array_equal(together[0], together[2])
+
+
+def test_a_picture_comes_as_png_or_jpeg(model: str) -> None:
+    with inprocess.client({"colours": model}) as client:
+        for route in ("/v1/translate", "/v1/models/colours"):
+            opened = {}
+            for kind in ("image/png", "image/jpeg"):
+                files = {"image": ("x", _noise(60, 40))}
+                answer = client.post(route, files=files, headers={"Accept": kind})
+                assert (answer.status_code, answer.headers["content-type"]) == (200, kind)
+                picture = Image.open(io.BytesIO(answer.content))
+                assert picture.format == kind.rpartition("/")[2].upper()
+                opened[kind] = np.asarray(picture).astype(int)
+            png, jpeg = opened.values()
+            assert png.shape == jpeg.shape == (40, 60, 3)
+            assert 0 < np.abs(png - jpeg).mean() < 4
+        refused = client.post("/v1/translate", content=b"x", headers={"Accept": "image/gif"})
+        assert refused.status_code == 406
+        assert "image/png or image/jpeg" in refused.json()["error"]["message"]
+        types = client.get("/openapi.json").json()["paths"]["/v1/translate"]["post"]["responses"]
+        assert {"image/png", "image/jpeg"} < types["200"]["content"].keys()
+
+
+def test_what_cannot_be_done_in_time_is_refused_beforehand(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 0.1 s for 1,000 pixels, of a request of 10 s."""
+    with inprocess.client({"colours": model}, limits={"seconds": 10.0}) as client:
+        monkeypatch.setattr(Pace, "rate", 1e-4)
+        large = {"image": ("x", _noise(600, 400))}
+        for route in ("/v1/translate", "/v1/models/colours"):
+            answer = client.post(route, files=large)
+            assert answer.status_code == 422
+            error = answer.json()["error"]
+            assert error["field"] == "image"
+            said = "600 x 400 pixels would take some 24 s, of 10 s that a request has; ask with "
+            assert error["message"].startswith(said)
+            way = error["message"].removeprefix(said)
+            found = client.post(f"{route}?{way}", files=large)
+            assert found.status_code == 200, found.text
+        assert found.json()["outputs"]["picture"]["width"] == int(way.removeprefix("longest="))
+        small = client.post("/v1/translate", files={"image": ("x", _noise(300, 200))})
+        assert small.json()["width"] == 300
+        longer = client.post("/v1/translate?longest=60000", files={"image": ("x", _noise(40, 20))})
+        assert longer.json()["width"] == 40
+
+
+def test_a_replica_knows_its_pace_as_it_starts(model: str) -> None:
+    with inprocess.client({"colours": model}, limits={"seconds": 1e-6}) as client:
+        answer = client.post("/v1/translate", files={"image": ("x", _noise(300, 200))})
+        assert answer.status_code in (422, 504), answer.text

@@ -32,6 +32,7 @@ from imgray.synthesis.wiring import wiring
 from imgray.training.loop import Run
 from imgray.training.recipe import Recipe
 from imgray.training.task import At
+from imgray.training.wanted import while_wanted
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 TASK = "imgray.synthesis.translation:Translation"
@@ -296,8 +297,8 @@ def test_a_picture_is_translated_at_its_size_either_way(data: Path) -> None:
         pictures.append(found.picture)
     assert np.array_equal(pictures[0], pictures[2])
     assert not np.array_equal(pictures[0], pictures[1])
-    with pytest.raises(Rejected, match="no domain 'C'; there are A, B"):
-        task.prepare({"image": picture(5), "to": "C"})
+    with pytest.raises(Rejected, match="no 'C'; there are A, B"):
+        task.inputs["to"].value("C")
 
 
 def test_domains_of_unequal_size_are_drawn_from_whole(data: Path) -> None:
@@ -371,6 +372,18 @@ def test_the_first_domain_is_gone_through(larger: str, data: Path, tmp_path: Pat
     train = open_examples(_recipe(), str(tmp_path / "more")).train
     drawn = [train.drawn(n, np.random.default_rng(n))["ids"]["x"] for n in range(len(train))]
     assert set(drawn) == {f"trainA/{p.name}" for p in (tmp_path / "more/trainA").iterdir()}
+
+
+def test_strips_end_where_nobody_waits_for_them() -> None:
+    wanted = iter([True, True, False])
+    maps = strips.Pixels(np.zeros((16, 16, 3), np.uint8))
+    with (
+        torch.inference_mode(),
+        while_wanted(lambda: next(wanted)),
+        pytest.raises(UserError, match="nobody waits"),
+    ):
+        strips.run(_settings().generator(), maps)
+    assert next(wanted, None) is None, "it was asked until it said no"
 
 
 def test_no_room_for_strips_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from imgray.data.pixels import MAX_BYTES, Rejected
+from imgray.errors import brief
 
 Values = Mapping[str, Any]
 """The inputs of one record by name."""
@@ -140,10 +141,12 @@ class Text(Input, Output):
     """A text, not blank.
 
     longest: characters at most of a text that is taken.
+    choices: the texts that are taken, where not all are.
     """
 
     type = "text"
     longest: int = LONGEST_TEXT
+    choices: tuple[str, ...] = ()
 
     def value(self, given: Any) -> str:
         if not isinstance(given, str):
@@ -156,14 +159,18 @@ class Text(Input, Output):
             raise Rejected("an empty text")
         if any("\ud800" <= letter <= "\udfff" for letter in given):
             raise Rejected("a text with half of a surrogate pair, which is no Unicode")
+        if self.choices and given not in self.choices:
+            raise Rejected(f"no {brief(given)!r}; there are {', '.join(self.choices)}")
         return given
 
     @property
     def schema(self) -> dict[str, Any]:
-        return {"type": "string", "minLength": 1, "maxLength": self.longest}
+        chosen = {"enum": list(self.choices)} if self.choices else {}
+        return {"type": "string", "minLength": 1, "maxLength": self.longest, **chosen}
 
     def details(self) -> dict[str, Any]:
-        return {"longest": self.longest}
+        chosen = {"choices": list(self.choices)} if self.choices else {}
+        return {"longest": self.longest, **chosen}
 
     def columns(self, name: str) -> list[pa.Field]:
         return [pa.field(name, pa.string())]

@@ -82,10 +82,15 @@ def decode_within(data: bytes, longest: int) -> tuple[NDArray[np.uint8], tuple[i
     """
     image, size = decode_sized(data)
     if max(size) > longest:
-        scale = longest / max(size)
-        width, height = (max(1, round(scale * side)) for side in size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+        image = image.resize(scaled(size, longest), Image.Resampling.BICUBIC, reducing_gap=3.0)
     return np.asarray(image, dtype=np.uint8), size
+
+
+def scaled(size: tuple[int, int], longest: int) -> tuple[int, int]:
+    """Width and height of what has a longer side of `longest` pixels at most, in proportion."""
+    scale = min(1.0, longest / max(size))
+    width, height = (max(1, round(scale * side)) for side in size)
+    return width, height
 
 
 def check_header(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from imgray.data.collections import Files
 from imgray.data.samples import write_views
 from imgray.engine import sheets
 from imgray.engine.cluster import cluster
-from imgray.engine.demo_models import train_models
+from imgray.engine.demo_models import MODELS, TRANSLATOR, train_models
 from imgray.engine.evaluate_index import Truth
 from imgray.engine.extract import extract
 from imgray.engine.index import build_index
@@ -108,9 +108,8 @@ def demo(config: DemoConfig) -> DemoResult:
                     overwrite=config.overwrite,
                 )
             )
-        trained = {}
-        if config.models:
-            trained = train_models(Path(config.output), config.overwrite)
+        wanted = {**(MODELS if config.models else {}), **(TRANSLATOR if config.translator else {})}
+        trained = train_models(wanted, Path(config.output), config.overwrite) if wanted else {}
     return _report(root, Folder(images), groups).model_copy(update={"models": trained})
 
 

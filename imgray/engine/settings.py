@@ -493,6 +493,9 @@ class DemoConfig(JobConfig):
     models: bool = Field(
         default=False, description="also train a classifier, a segmenter and an edge detector"
     )
+    translator: bool = Field(
+        default=False, description="also train a translator of tones, in three minutes"
+    )
     overwrite: bool = Field(default=False, description="make everything again")
 
 

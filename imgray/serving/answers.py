@@ -179,7 +179,7 @@ def _painted(one: Output, model: Served, answer: Answer) -> dict[str, Any]:
         colours = list(_colours(model).items())
         labels = [colours[place] for place in answer.labels if place < len(colours)]
         found["labels"] = [{"name": name, "color": color} for name, color in labels]
-    return found | ({"data": _data_uri(answer.png)} if answer.png is not None else {})
+    return found | ({"data": _data_uri(answer.encoded)} if answer.encoded is not None else {})
 
 
 def _colours(model: Served) -> dict[str, str]:
@@ -238,7 +238,7 @@ class Painted(Predicted):
             fingerprint=model.fingerprint,
             width=width,
             height=height,
-            picture=_data_uri(answer.png) if answer.png is not None else None,
+            picture=_data_uri(answer.encoded) if answer.encoded is not None else None,
             **cls.fields_of(model, answer),
         )
 

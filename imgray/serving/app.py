@@ -81,7 +81,7 @@ def _predictor(args: ServiceSettings, name: str, uri: str) -> Application:
     place = Folder(uri)
     read_manifest(place, "model")
     deployment = _deployment(args, Predictor, f"model-{name}")
-    return deployment.bind(place.absolute, args.batching, args.limits.pixels)
+    return deployment.bind(place.absolute, args.batching, args.limits)
 
 
 def _deployment(args: ServiceSettings, kind: type[Any], name: str, ongoing: int = ONGOING) -> Any:

@@ -54,10 +54,12 @@ from imgray.serving.metrics import replica_name, timed
 from imgray.serving.models import Models, Served
 from imgray.serving.openapi import ASK, description, documented, in_query
 from imgray.serving.options import (
+    AskOptions,
     BatchOptions,
     ClassifyOptions,
     EmbedOptions,
     MatchOptions,
+    NamedOptions,
     PageOptions,
     PaintOptions,
     PictureOptions,
@@ -66,15 +68,15 @@ from imgray.serving.options import (
     SwapOptions,
     TranslateOptions,
 )
-from imgray.serving.predictor import Answer
 from imgray.serving.requests import (
+    JPEG,
     PICTURE,
     PNG,
     picture_of,
     read,
     read_record,
     validated,
-    wants_png,
+    wanted_picture,
 )
 from imgray.serving.search import Described, SearchAnswer, Searcher
 from imgray.serving.settings import ServiceSettings
@@ -123,13 +125,13 @@ answer_errors(app)
 app.openapi = _description  # type: ignore[method-assign]  # FastAPI's own way
 
 
-def paints(kind: str, asked: type[PaintOptions], answered: type[Painted]) -> Any:
-    """Declare the route of a kind of models that paint: its options, and its answer in JSON."""
+def paints(kind: str, asked: type[PaintOptions], answered: type[Painted], *types: str) -> Any:
+    """Declare the route of a kind of models that paint: its options, and its answers."""
     return app.post(
         f"/v1/{kind}",
         response_model=answered,
         responses=BODY,
-        openapi_extra=documented(asked, PNG),
+        openapi_extra=documented(asked, PNG, *types),
     )
 
 
@@ -312,24 +314,25 @@ class Service:
 
     @app.post(ASK, responses=errors(400, 406, 413))
     async def ask(self, request: Request, name: str) -> Response:
-        """What a model says of a record: all outputs as JSON, or the one that it paints as PNG."""
+        """What a model says of a record: all outputs as JSON, or what it paints as a picture."""
         async with self._heard(request):
-            model = self.models.named(name)
-            inputs, painted = model.inputs, model.task.painted is not None
-            png = wants_png(request, painted)
-            options, given = await read_record(request, inputs, self.limits.body_bytes)
-            for field, value in given.items():
-                if isinstance(value, str) and isinstance(inputs.get(field), Picture):
-                    given[field] = await self._indexed(value, field)
-            answer = await self.models.ask(model, given, png or options.picture)
-            return Response(answer.png, media_type=PNG) if png else told(model, answer)
+            return await self._answered(request, AskOptions, self.models.named(name))
+
+    @app.post("/v1/swap", responses=errors(400, 406, 413), openapi_extra=in_query(NamedOptions))
+    async def swap_clothes(self, request: Request) -> Response:
+        """A person in the clothes of another, as the model's own route answers a form."""
+        async with self._heard(request):
+            name = request.query_params.get("model")
+            return await self._answered(request, NamedOptions, self.models.of_kind("swap", name))
 
     @app.post("/v1/classify", responses=BODY, openapi_extra=documented(ClassifyOptions))
     async def classify(self, request: Request) -> ClassifyAnswer:
         """The most probable classes of a picture."""
         async with self._heard(request):
             options, pictures = await read(request, ClassifyOptions, self.limits.body_bytes)
-            model, answer = await self._asked("classify", options, pictures, painted=False)
+            model = self.models.of_kind("classify", options.model)
+            given = await self._given(model, options, pictures)
+            answer = await self.models.ask(model, given, None)
             return ClassifyAnswer.of(model, answer, options.top)
 
     @paints("segment", PaintOptions, SegmentAnswer)
@@ -337,35 +340,48 @@ class Service:
         """The class of every pixel: shares as JSON, the mask as PNG (`Accept: image/png`)."""
         return await self._painted(request, "segment", PaintOptions, SegmentAnswer)
 
-    @paints("edges", PaintOptions, EdgesAnswer)
+    @paints("edges", PaintOptions, EdgesAnswer, JPEG)
     async def edges(self, request: Request) -> Response | Painted:
         """The probability of an edge at every pixel: as PNG 0 to 255 (`Accept: image/png`)."""
         return await self._painted(request, "edges", PaintOptions, EdgesAnswer)
 
-    @paints("translate", TranslateOptions, Painted)
+    @paints("translate", TranslateOptions, Painted, JPEG)
     async def translate(self, request: Request) -> Response | Painted:
-        """The picture as one of another domain: as PNG (`Accept: image/png`), or its size."""
+        """The picture as one of another domain: as PNG or JPEG (`Accept`), or its size."""
         return await self._painted(request, "translate", TranslateOptions, Painted)
 
     async def _painted(
         self, request: Request, kind: str, asked: type[PaintOptions], answered: type[Painted]
     ) -> Response | Painted:
         async with self._heard(request):
-            png = wants_png(request, painted=True)
             options, pictures = await read(request, asked, self.limits.body_bytes)
-            model, answer = await self._asked(kind, options, pictures, png or options.picture)
-            if png:
-                return Response(answer.png, media_type=PNG)
+            model = self.models.of_kind(kind, options.model)
+            wanted = wanted_picture(request, model.task.outputs)
+            encoding = wanted or (PNG if options.picture else None)
+            given = await self._given(model, options, pictures)
+            answer = await self.models.ask(model, given, encoding, options.longest)
+            if wanted:
+                return Response(answer.encoded, media_type=wanted)
             return answered.of(model, answer)
 
-    async def _asked(
-        self, kind: str, options: PictureOptions, pictures: list[bytes], painted: bool
-    ) -> tuple[Served, Answer]:
-        """What a model of a kind says of a picture."""
-        model = self.models.of_kind(kind, options.model)
-        given = {picture_of(model.inputs): await self._picture(pictures, options.id)}
-        given |= options.inputs
-        return model, await self.models.ask(model, given, painted)
+    async def _given(
+        self, model: Served, options: PictureOptions, pictures: list[bytes]
+    ) -> dict[str, Any]:
+        """The inputs of a request about a picture."""
+        picture = await self._picture(pictures, options.id)
+        return {picture_of(model.inputs): picture, **options.inputs}
+
+    async def _answered(self, request: Request, asked: type[AskOptions], model: Served) -> Response:
+        """What a model says of the record that a request holds."""
+        inputs = model.inputs
+        wanted = wanted_picture(request, model.task.outputs)
+        options, given = await read_record(request, asked, inputs, self.limits.body_bytes)
+        for field, value in given.items():
+            if isinstance(value, str) and isinstance(inputs.get(field), Picture):
+                given[field] = await self._indexed(value, field)
+        encoding = wanted or (PNG if options.picture else None)
+        answer = await self.models.ask(model, given, encoding, options.longest)
+        return Response(answer.encoded, media_type=wanted) if wanted else told(model, answer)
 
     async def _picture(
         self, pictures: list[bytes], id: str | None, index: Described | None = None

@@ -16,7 +16,7 @@ from imgray.data.pixels import Rejected
 from imgray.retrieval.modalities import IMAGE, TEXT
 from imgray.serving.calls import call_with_pictures, refused
 from imgray.serving.guard import Refusal
-from imgray.serving.predictor import Answer
+from imgray.serving.predictor import Answer, longest_of
 from imgray.training.carried import inputs_of
 from imgray.training.models import fingerprint_of, load_task
 from imgray.training.task import Task
@@ -82,18 +82,23 @@ class Models:
         """The one of `match` that a request names, or the first. Raises `Refusal`."""
         return _first(self.match, "match", name)
 
-    async def ask(self, model: Served, given: Values, painted: bool) -> Answer:
+    async def ask(
+        self, model: Served, given: Values, encoding: str | None, longest: int | None = None
+    ) -> Answer:
         """What a model says of a record.
 
         Args:
             model: which one.
             given: the inputs by name, as they were sent.
-            painted: whether the picture that the model paints is wanted.
+            encoding: the media type of the picture that the model paints, if it is wanted.
+            longest: pixels to which longer pictures are scaled down.
 
         Raises:
             Refusal: an input is not as it is declared, or there is no answer.
         """
-        answer: Answer = await self._call("predict", model, given, painted)
+        if longest is not None and longest_of(model.task) is None:
+            raise Refusal(422, f"{model.name} brings all pictures to one size", "longest")
+        answer: Answer = await self._call("predict", model, given, encoding, longest)
         return answer
 
     async def embed(self, model: Served, given: Values) -> Mapping[str, NDArray[np.float32]]:

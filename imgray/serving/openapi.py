@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from imgray.data.fields import ClassMap, Input, Output, Picture, sole_picture
 from imgray.serving.models import Served
 from imgray.serving.options import AskOptions, Options
-from imgray.serving.requests import PICTURE, PNG
+from imgray.serving.requests import PICTURE, pictures_of
 
 ASK = "/v1/models/{name}"
 """The route that stands for one of every model."""
@@ -82,7 +82,7 @@ def _asked(any_model: Mapping[str, Any], model: Served, indexed: bool) -> dict[s
         "outputs": _object({name: _output(one) for name, one in task.outputs.items()}, always),
     }
     content = {"application/json": {"schema": _object(answer)}}
-    content |= {PNG: {"schema": BINARY}} if task.painted else {}
+    content |= {kind: {"schema": BINARY} for kind in pictures_of(task.outputs)}
     return {
         **any_model,
         **in_query(AskOptions),

@@ -96,6 +96,18 @@ class AskOptions(Options):
     """Options of a request for a model by its name."""
 
     picture: bool = Field(default=False, description="also the PNG, in the JSON as a data URI")
+    longest: int | None = Field(
+        default=None,
+        ge=8,
+        le=2**16,
+        description="scale longer pictures down to so many pixels, of a model that takes all sizes",
+    )
+
+
+class NamedOptions(AskOptions):
+    """Options of a request for a model of a kind, with all that it takes."""
+
+    model: str | None = Field(default=None, description="name of the model (default: the first)")
 
 
 class PaintOptions(PictureOptions, AskOptions):

@@ -4,35 +4,51 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Mapping
+import math
+import sys
+import time
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from ray import serve
 
-from imgray.data.fields import ClassMap, Picture, Values
-from imgray.data.pixels import Rejected, check_header, decode
+from imgray.data.fields import ClassMap, Input, Picture, Values, sole_picture
+from imgray.data.pixels import Rejected, check_header, decode, encode, scaled
 from imgray.features.backbones import visible_device
-from imgray.serving.metrics import metrics, timed
-from imgray.serving.settings import Batching
+from imgray.serving.metrics import timed
+from imgray.serving.pace import Pace
+from imgray.serving.passes import Passes
+from imgray.serving.requests import JPEG
+from imgray.serving.settings import Batching, Limits
 from imgray.training.models import Model, Prepared, load_model
 from imgray.training.task import Prediction, Task
+
+Found = TypeVar("Found")
+Embedded = dict[str, NDArray[np.float32]]
+Sizes = Mapping[str, tuple[int, int]]
+QUALITY = 95
+"""Of JPEG."""
+PROBE = 128
+"""Pixels of a side of the picture by which a replica measures its pace as it starts."""
+Item = tuple[Prepared, int]
+"""A record on its way, and the pixels of its pictures."""
 
 
 @dataclass(frozen=True)
 class Answer:
     """A row of the predictions table, and of a task that paints what it has painted.
 
-    size: width and height in pixels; labels: of a class map, those that occur; png: the picture.
+    size: width and height in pixels; labels: of a class map, those that occur; encoded: the
+    picture, as it was asked for.
     """
 
     row: dict[str, Any]
     size: tuple[int, int] | None = None
     labels: tuple[int, ...] = ()
-    png: bytes | None = None
+    encoded: bytes | None = None
 
 
 class Predictor:
@@ -41,86 +57,151 @@ class Predictor:
     Args:
         uri: of the model artifact.
         batching: of forward passes, for records that come out at one shape.
-        pixels: pictures of more, those of a record together, are refused.
+        limits: pictures of more pixels, those of a record together, are refused, and so is what
+            would take more seconds.
     """
 
-    def __init__(self, uri: str, batching: Batching, pixels: int) -> None:
+    def __init__(self, uri: str, batching: Batching, limits: Limits) -> None:
         self.device = visible_device()
-        self.model, self.pixels = load_model(uri), pixels
+        self.model, self.limits = load_model(uri), limits
         self.model.to(self.device)
-        batching.apply(self._run)
-        batching.apply(self._embed)
+        self.pace = Pace(limits.seconds)
+        self._measure()
+        self.run: Passes[Item, Prediction] = Passes(self._run, self._shared, batching)
+        self.embedded: Passes[Item, Embedded] = Passes(self._embed, self._shared, batching)
 
-    async def predict(self, values: Values, painted: bool) -> Answer | Rejected:
-        """What the model says of a record; of one that cannot be decoded: the reason.
+    def _measure(self) -> None:
+        """Learn how long pictures take that keep their sizes, where a picture is enough to ask."""
+        name = sole_picture(self.model.inputs)
+        if name is None or self.model.task.one_shape:
+            return
+        noise = np.random.default_rng(0).integers(0, 256, (PROBE, PROBE, 3), np.uint8)
+        item = self.model.prepare({name: encode(noise)})
+        self.model.predict([item], self.device)  # the first pass takes longer
+        self._run([(item, math.prod(seen_by(self.model.task, {name: (PROBE, PROBE)})[name]))])
+
+    async def predict(
+        self, values: Values, encoding: str | None, longest: int | None = None
+    ) -> Answer | Rejected:
+        """What the model says of a record; of one that is refused: the reason.
 
         Args:
             values: its inputs by name, checked.
-            painted: whether the picture that the model paints is wanted.
+            encoding: the media type in which the picture that the model paints is wanted, if it is.
+            longest: pixels to which longer pictures are scaled down, where that is less than the
+                model's own setting.
         """
-        prepared = await self._prepared(values)
-        if isinstance(prepared, Rejected):
-            return prepared
-        with timed("predict"):
-            prediction: Prediction = await self._run(prepared)
-        return await asyncio.to_thread(answer_of, self.model.task, prediction, painted)
+        found = await self._asked(self.run, values, longest)
+        if isinstance(found, Rejected):
+            return found
+        return await asyncio.to_thread(answer_of, self.model.task, found, encoding)
 
-    async def embed(self, values: Values) -> dict[str, NDArray[np.float32]] | Rejected:
+    async def embed(self, values: Values) -> Embedded | Rejected:
         """The joint embeddings (D,) of a record, by input, as `predict` takes and refuses it."""
-        prepared = await self._prepared(values)
-        if isinstance(prepared, Rejected):
-            return prepared
-        with timed("predict"):
-            found: dict[str, NDArray[np.float32]] = await self._embed(prepared)
-        return found
+        return await self._asked(self.embedded, values)
 
-    async def _prepared(self, values: Values) -> Prepared | Rejected:
+    async def _asked(
+        self, passes: Passes[Item, Found], values: Values, longest: int | None = None
+    ) -> Found | Rejected:
+        began = time.monotonic()
+        model = self.model.within(longest) if longest else self.model
         try:
-            with timed("decode"):
-                return await asyncio.to_thread(prepared_of, self.model, values, self.pixels)
+            sizes = await asyncio.to_thread(sizes_of, model.inputs, values, self.limits.pixels)
+            pixels = self._admitted(model, sizes)
+            with self.pace.counted(pixels):
+                with timed("decode"):
+                    prepared = await asyncio.to_thread(prepared_of, model, values)
+                with timed("predict"):
+                    left = self.limits.seconds - (time.monotonic() - began)
+                    return await passes((prepared, pixels), left)
         except Rejected as error:
             return error
+
+    def _admitted(self, model: Model, sizes: Sizes) -> int:
+        """The pixels of a record's pictures as the model sees them, if it can be done in time.
+
+        Raises:
+            Rejected: it cannot.
+            UserError: there is too much to do before it.
+        """
+        seen = seen_by(model.task, sizes)
+        pixels = sum(map(math.prod, seen.values()))
+        if seen and not model.task.one_shape:
+            largest = max(seen, key=lambda name: math.prod(seen[name]))
+            try:
+                self.pace.check(*seen[largest], pixels, longest_of(model.task) is not None)
+            except Rejected as error:
+                raise Rejected(f"{largest}: {error}") from None
+        return pixels
 
     def ready(self) -> bool:
         """Answered when this replica can answer."""
         return True
 
-    @serve.batch
-    async def _run(self, items: list[Prepared]) -> list[Prediction]:
-        metrics().batch_size.observe(len(items))
-        return await asyncio.to_thread(self.model.predict, items, self.device)
+    def _shared(self, item: Item) -> tuple[Hashable, int]:
+        return (None, sys.maxsize) if self.model.extractors else self.model.shared(item[0])
 
-    @serve.batch
-    async def _embed(self, items: list[Prepared]) -> list[dict[str, NDArray[np.float32]]]:
-        metrics().batch_size.observe(len(items))
-        return await asyncio.to_thread(self.model.embed, items, self.device)
+    def _run(self, items: Sequence[Item]) -> list[Prediction]:
+        began = time.perf_counter()
+        found = self.model.predict([prepared for prepared, _ in items], self.device)
+        if not self.model.task.one_shape:
+            pixels = sum(pixels for _, pixels in items)
+            self.pace.measured(time.perf_counter() - began, pixels, len(items))
+        return found
+
+    def _embed(self, items: Sequence[Item]) -> list[Embedded]:
+        return self.model.embed([prepared for prepared, _ in items], self.device)
 
 
-def prepared_of(model: Model, values: Values, pixels: int) -> Prepared:
-    """A record as the model takes it.
+def longest_of(task: Task) -> int | None:
+    """Pixels to which a task scales longer pictures down; None where it brings all to one size."""
+    return getattr(task.settings, "longest", None)
+
+
+def seen_by(task: Task, sizes: Sizes) -> Sizes:
+    """Width and height of pictures as a task scales them."""
+    longest = longest_of(task)
+    return {name: scaled(size, longest) if longest else size for name, size in sizes.items()}
+
+
+def sizes_of(inputs: Mapping[str, Input], values: Values, pixels: int) -> Sizes:
+    """Width and height of the pictures of a record by input, from their headers alone.
 
     Args:
-        model: which.
+        inputs: the declared ones.
         values: the inputs by name, checked.
-        pixels: of all its pictures at most.
+        pixels: of all pictures at most.
 
     Raises:
         Rejected: the reason, which begins with the name of the input at fault.
     """
-    pictures = {n: value for n, value in values.items() if isinstance(model.inputs[n], Picture)}
-    for name, data in pictures.items():
+    found = {}
+    for name, data in _pictures(inputs, values).items():
         try:
-            width, height = check_header(data, pixels)
+            found[name] = check_header(data, pixels)
         except Rejected as error:
             raise Rejected(f"{name}: {error}") from None
-        pixels -= width * height
+        pixels -= math.prod(found[name])
+    return found
+
+
+def prepared_of(model: Model, values: Values) -> Prepared:
+    """A record as the model takes it.
+
+    Raises:
+        Rejected: the reason, which begins with the name of the input at fault.
+    """
     try:
         return model.prepare(values)
     except Rejected as error:
         if any(str(error).startswith(f"{name}: ") for name in model.inputs):
             raise
-        name = _broken(pictures) or next(iter(values), "nothing given")
+        name = _broken(_pictures(model.inputs, values)) or next(iter(values), "nothing given")
         raise Rejected(f"{name}: {error}") from None
+
+
+def _pictures(inputs: Mapping[str, Input], values: Values) -> dict[str, bytes]:
+    return {n: value for n, value in values.items() if isinstance(inputs[n], Picture)}
 
 
 def _broken(pictures: Mapping[str, bytes]) -> str | None:
@@ -135,22 +216,24 @@ def _broken(pictures: Mapping[str, bytes]) -> str | None:
     return None
 
 
-def answer_of(task: Task, prediction: Prediction, painted: bool) -> Answer:
-    """An answer from a prediction, with the picture if it is wanted."""
+def answer_of(task: Task, prediction: Prediction, encoding: str | None) -> Answer:
+    """An answer from a prediction, with the picture of a media type if one is wanted."""
     picture = prediction.picture
     if picture is None:
         return Answer(prediction.row)
     is_map = task.painted is not None and isinstance(task.outputs[task.painted], ClassMap)
     labels = tuple(np.bincount(picture.ravel()).nonzero()[0].tolist()) if is_map else ()
-    png = _png(picture, task.palette if is_map else None) if painted else None
-    return Answer(prediction.row, (picture.shape[1], picture.shape[0]), labels, png)
+    encoded = _encoded(picture, task.palette if is_map else None, encoding) if encoding else None
+    return Answer(prediction.row, (picture.shape[1], picture.shape[0]), labels, encoded)
 
 
-def _png(picture: NDArray[np.uint8], palette: NDArray[np.uint8] | None) -> bytes:
-    """Classes keep their numbers, with the palette beside them."""
-    image = Image.fromarray(picture)
+def _encoded(picture: NDArray[np.uint8], palette: NDArray[np.uint8] | None, encoding: str) -> bytes:
+    """Classes keep their numbers, with the palette beside them; a JPEG has all of the colours."""
+    image, buffer = Image.fromarray(picture), io.BytesIO()
     if palette is not None:
         image.putpalette(palette.tobytes())
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    if encoding == JPEG:
+        image.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
+    else:
+        image.save(buffer, "PNG")
     return buffer.getvalue()

@@ -18,7 +18,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from imgray.data.fields import Input, sole_picture
+from imgray.data.fields import ClassMap, Input, Output, sole_picture
 from imgray.serving.guard import Refusal, whole
 from imgray.serving.options import AskOptions, Options
 
@@ -27,9 +27,10 @@ PICTURE = "image"
 """The name of a picture in the form of a request about pictures alone."""
 BODY = None
 """In place of a name: what is no part of a form or of a JSON object."""
-JSON, PNG = "application/json", "image/png"
+JSON, PNG, JPEG = "application/json", "image/png", "image/jpeg"
 
 Asked = TypeVar("Asked", bound=Options)
+Recorded = TypeVar("Recorded", bound=AskOptions)
 
 
 async def read(
@@ -53,14 +54,14 @@ async def read(
 
 
 async def read_record(
-    request: Request, inputs: Mapping[str, Input], longest: int
-) -> tuple[AskOptions, dict[str, Any]]:
+    request: Request, model: type[Recorded], inputs: Mapping[str, Input], longest: int
+) -> tuple[Recorded, dict[str, Any]]:
     """The options of a request for a model, and its inputs by name, as they were sent.
 
     Raises:
         Refusal: something comes twice, or a mere picture that is not enough.
     """
-    options = validated(AskOptions, _once(request.query_params.multi_items()))
+    options = validated(model, _once(request.query_params.multi_items()))
     sent = await _content(await whole(request, longest), MOST_FIELDS + len(inputs))
     return options, _once((picture_of(inputs) if n is BODY else n, value) for n, value in sent)
 
@@ -74,18 +75,26 @@ def picture_of(inputs: Mapping[str, Input]) -> str:
     return name
 
 
-def wants_png(request: Request, painted: bool) -> bool:
-    """Whether a client prefers a PNG to JSON, of a model that has painted one.
+def wanted_picture(request: Request, outputs: Mapping[str, Output]) -> str | None:
+    """The media type of the picture that a client prefers to JSON, of a model of these outputs.
 
     Raises:
-        Refusal: it takes neither.
+        Refusal: it takes none of them.
     """
     asked = ",".join(request.headers.getlist("accept")) or "*/*"
-    ranks = {kind: _rank(asked, kind) for kind in (JSON, PNG)[: 1 + painted]}
+    ranks = {kind: _rank(asked, kind) for kind in (JSON, *pictures_of(outputs))}
     best = max(ranks, key=lambda kind: ranks[kind])
     if not ranks[best][0]:
         raise Refusal(406, f"the answer is {' or '.join(ranks)}", "Accept")
-    return best == PNG
+    return None if best == JSON else best
+
+
+def pictures_of(outputs: Mapping[str, Output]) -> tuple[str, ...]:
+    """The media types that the picture of a model comes in; a class map would be lost in JPEG."""
+    painted = next((one for one in outputs.values() if one.painted), None)
+    if painted is None:
+        return ()
+    return (PNG,) if isinstance(painted, ClassMap) else (PNG, JPEG)
 
 
 def _rank(asked: str, kind: str) -> tuple[float, int]:

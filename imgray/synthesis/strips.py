@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from imgray.data.scratch import read, unnamed_file, write
 from imgray.synthesis.generator import Residual, to_pixels, to_range
+from imgray.training.wanted import check_wanted
 
 STRIP = 2**22
 """Values of a strip, about: 16 MB in float32."""
@@ -190,4 +191,5 @@ def _strips(height: int, values: int) -> Iterator[tuple[int, int]]:
     """Rows that go together, of so many values each."""
     rows = max(1, STRIP // values)
     for start in range(0, height, rows):
+        check_wanted()
         yield start, min(start + rows, height)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -29,7 +29,9 @@ from imgray.synthesis.wiring import Route, other
 from imgray.training.task import Arrays, At, Batch, Learner, Prediction, Task
 
 WHOLE = 2**26
-"""Values of a picture times the width of generators, up to which it goes through whole: 0.8 GB."""
+"""Values of pictures times the width of generators, up to which they go through whole: 0.8 GB."""
+TOGETHER = 2**21
+"""As `WHOLE`, of pictures that go together on a CPU: of more its caches hold too little."""
 
 
 class Translation(Task):
@@ -49,7 +51,7 @@ class Translation(Task):
     @property
     def inputs(self) -> Mapping[str, Input]:
         """`to` is the domain to translate into, the second where it is not said."""
-        return {"image": Picture(), "to": Text(optional=True)}
+        return {"image": Picture(), "to": Text(choices=self.classes, optional=True)}
 
     @property
     def fields(self) -> Mapping[str, Input]:
@@ -71,8 +73,6 @@ class Translation(Task):
 
     def prepare(self, values: Values) -> Arrays:
         to = values.get("to", self.classes[1])
-        if to not in self.classes:
-            raise pixels.Rejected(f"to: no domain {to!r}; there are {', '.join(self.classes)}")
         image = pixels.decode_within(values["image"], self.settings.longest)[0]
         return {"image": image, "to": np.array(self.classes.index(to))}
 
@@ -267,26 +267,44 @@ class TranslationLearner(Learner):
         return found
 
     def predict(self, batch: Batch) -> list[Prediction]:
-        ways = [self.wiring.translations[DOMAINS[1 - to]] for to in batch["to"].tolist()]
-        pairs = zip(batch["image"], ways, strict=True)
-        return [Prediction({}, self._translated(*pair)) for pair in pairs]
+        towards = batch["to"].tolist()
+        found: dict[int, NDArray[np.uint8]] = {}
+        for to in set(towards):
+            places = [place for place, one in enumerate(towards) if one == to]
+            way = self.wiring.translations[DOMAINS[1 - to]]
+            found |= zip(places, self._translated(batch["image"][places], way), strict=True)
+        return [Prediction({}, found[place]) for place in range(len(towards))]
 
-    def _translated(self, picture: Tensor, way: Route) -> NDArray[np.uint8]:
-        """A picture, uint8 (H, W, 3), that has gone a way, in float32 whatever was learnt in."""
-        height, width = picture.shape[:2]
-        with torch.autocast(picture.device.type, enabled=False):
-            return self._painted(picture, way)[:height, :width]
+    def _translated(self, pictures: Tensor, way: Route) -> Iterator[NDArray[np.uint8]]:
+        """Pictures, uint8 (N, H, W, 3), that have gone a way, in float32 whatever was learnt in.
 
-    def _painted(self, picture: Tensor, way: Route) -> NDArray[np.uint8]:
+        As many go together as have `WHOLE` values, or `TOGETHER`; one of more than `WHOLE` goes
+        through by strips.
+        """
+        height, width = pictures.shape[1:3]
+        framed = np.stack([frame(picture) for picture in pictures.cpu().numpy()])
+        values = framed[0].size * self.settings.width
+        most = max(1, (TOGETHER if pictures.device.type == "cpu" else WHOLE) // values)
+        painted = self._whole if values <= WHOLE else self._by_strips
+        with torch.autocast(pictures.device.type, enabled=False):
+            for start in range(0, len(framed), most):
+                made = painted(framed[start : start + most], way, pictures.device)
+                yield from made[:, :height, :width]
+
+    def _whole(
+        self, framed: NDArray[np.uint8], way: Route, device: torch.device
+    ) -> NDArray[np.uint8]:
+        made = to_range(torch.tensor(framed, device=device))
+        for name in way[1:]:
+            made = self._painters[name](made)
+        return to_pixels(made).cpu().numpy()
+
+    def _by_strips(
+        self, framed: NDArray[np.uint8], way: Route, device: torch.device
+    ) -> NDArray[np.uint8]:
         nets: Any = [self._painters[name] for name in way[1:]]
-        framed = frame(picture.cpu().numpy())
-        if framed.size * self.settings.width > WHOLE:
-            layers, device = chain.from_iterable(nets), str(picture.device)
-            return strips.picture_of(strips.run(layers, strips.Pixels(framed), device))
-        made = to_range(torch.tensor(framed, device=picture.device)[None])
-        for net in nets:
-            made = net(made)
-        return to_pixels(made)[0].cpu().numpy()
+        maps = strips.run(chain.from_iterable(nets), strips.Pixels(framed[0]), str(device))
+        return strips.picture_of(maps)[None]
 
 
 class Routes:

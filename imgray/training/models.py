@@ -9,9 +9,11 @@ of these extractors.
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -49,7 +51,7 @@ from imgray.training.loop import (
 )
 from imgray.training.recipe import Recipe
 from imgray.training.sheet import SAMPLES
-from imgray.training.task import Arrays, Batch, Learner, Prediction, Task, task_of
+from imgray.training.task import Arrays, Batch, Learner, Prediction, Task, set_longest, task_of
 
 Answer = TypeVar("Answer")
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -100,6 +102,16 @@ class Model:
         vectors = {name: made.any for name, made in self.extractors.items() if name in found}
         self.task.prepare(found | vectors)  # what else is wrong is found before there is a batch
         return found
+
+    def within(self, longest: int) -> Model:
+        """This model, with pictures scaled down to `longest` pixels where it would take longer.
+
+        Raises:
+            UserError: its pictures are brought to one size.
+        """
+        task = copy.copy(self.task)
+        set_longest(task, min(longest, getattr(task.settings, "longest", longest)))
+        return replace(self, task=task)
 
     def decoded(self, values: Values) -> dict[str, Any]:
         """A record of which the extractors have prepared what they take, and all else is as it was.
@@ -155,14 +167,18 @@ class Model:
 
     def _passes(self, items: Sequence[Arrays]) -> Iterator[list[int]]:
         """The places of the images that go together."""
-        shapes: dict[Any, list[int]] = {}
+        shapes: dict[tuple[Hashable, int], list[int]] = {}
         for place, item in enumerate(items):
-            key = tuple((name, array.shape) for name, array in sorted(item.items()))
-            shapes.setdefault(key, []).append(place)
-        for places in shapes.values():
-            values = sum(array.size for array in items[places[0]].values())
-            most = len(places) if self.task.one_shape else max(1, PASS_VALUES // values)
+            shapes.setdefault(self.shared(item), []).append(place)
+        for (_, most), places in shapes.items():
             yield from (places[start : start + most] for start in range(0, len(places), most))
+
+    def shared(self, item: Arrays) -> tuple[Hashable, int]:
+        """What records of `Task.prepare` that may share a pass have in common, and how many may."""
+        shapes = tuple((name, array.shape) for name, array in sorted(item.items()))
+        if self.task.one_shape:
+            return shapes, sys.maxsize
+        return shapes, max(1, PASS_VALUES // sum(array.size for array in item.values()))
 
     @torch.inference_mode()
     def _forward(

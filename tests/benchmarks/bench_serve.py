@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import common
+from load import HEAD, PORT, URL, Ask, hammer, high_throughput, line, post
 
 OPTIONS = argparse.ArgumentParser(description=__doc__)
 OPTIONS.add_argument("what", choices=("layers", "refusals", "burst", "kills", "soak"))
@@ -31,7 +30,7 @@ OPTIONS.add_argument("--seconds", type=float, default=10.0, help="of each measur
 OPTIONS.add_argument("--replicas", type=int, default=1, help="of every part")
 GIVEN = OPTIONS.parse_args()
 if GIVEN.high_throughput:  # read by Serve when it is imported
-    os.environ |= {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+    high_throughput()
 
 import aiohttp  # noqa: E402
 import numpy as np  # noqa: E402
@@ -46,10 +45,7 @@ from imgray.serving.app import build  # noqa: E402
 from imgray.serving.settings import Batching, Limits, ServiceSettings  # noqa: E402
 from imgray.training.models import load_model  # noqa: E402
 
-PORT = 8765
-URL = f"http://127.0.0.1:{PORT}"
 CONNECTIONS = (1, 8, 32)
-Ask = Callable[[], Awaitable[int]]
 
 
 def settings(**changes: Any) -> ServiceSettings:
@@ -77,38 +73,12 @@ def picture() -> bytes:
     return folder.read(engine.index.ids_of(np.array([0]))[0])
 
 
-async def hammer(ask: Ask, connections: int, seconds: float) -> tuple[list[float], Counter[int]]:
-    """Ask again and again over several connections: seconds of each answer, and the statuses."""
-    times: list[float] = []
-    statuses: Counter[int] = Counter()
-    end = time.perf_counter() + seconds
-
-    async def one() -> None:
-        while time.perf_counter() < end:
-            began = time.perf_counter()
-            statuses[await ask()] += 1
-            times.append(time.perf_counter() - began)
-
-    await asyncio.gather(*(one() for _ in range(connections)))
-    return times, statuses
-
-
-def line(name: str, connections: int, times: list[float], seconds: float) -> list[str]:
-    """A row of the table: percentiles in milliseconds, and requests per second."""
-    p50, p95, p99 = 1000 * np.percentile(times, [50, 95, 99])
-    rate = len(times) / seconds
-    return [name, str(connections), *(f"{value:.1f}" for value in (p50, p95, p99, rate))]
-
-
-HEAD = ["", "connections", "p50 ms", "p95 ms", "p99 ms", "requests/s"]
-
-
 def bare(image: bytes, seconds: float) -> list[list[str]]:
     """The same work in this process, one request after the other."""
     engine, model = SearchEngine(GIVEN.index), load_model(GIVEN.classify)
 
     def classify() -> None:
-        arrays = {n: torch.tensor(v)[None] for n, v in model.task.prepare(image).items()}
+        arrays = {n: torch.tensor(v)[None] for n, v in model.task.prepare({"image": image}).items()}
         with torch.inference_mode():
             model.learner.predict(arrays)
 
@@ -133,7 +103,7 @@ async def layers(image: bytes, session: aiohttp.ClientSession) -> None:
     model = serve.get_deployment_handle("model-classify", "imgray")
 
     async def by_handle() -> int:
-        await model.predict.remote(image, False)
+        await model.predict.remote({"image": image}, None)
         return 200
 
     async def health() -> int:
@@ -160,22 +130,6 @@ async def measured(name: str, ask: Ask, connections: int) -> list[str]:
     if set(statuses) != {200}:
         name += f" {dict(statuses)}"
     return line(name, connections, times, GIVEN.seconds)
-
-
-def post(
-    session: aiohttp.ClientSession, path: str, image: bytes, headers: dict[str, str] | None = None
-) -> Ask:
-    """A request over HTTP: its status, or 0 for no answer."""
-
-    async def ask() -> int:
-        try:
-            async with session.post(f"{URL}/v1/{path}", data=image, headers=headers) as answer:
-                await answer.read()
-                return answer.status
-        except (aiohttp.ClientError, TimeoutError):
-            return 0
-
-    return ask
 
 
 async def refusals(image: bytes, session: aiohttp.ClientSession) -> None:

@@ -56,10 +56,11 @@ export function fill(slot, image) {
   slot.querySelector(".remove").hidden = !image || slot.dataset.kept === "true";
 }
 
-/** The fields of the other inputs: a text, or JSON. */
+/** The fields of the other inputs: a text, one of some texts, or JSON. */
 export function fields(inputs) {
   const others = Object.entries(inputs).filter(([, input]) => !isPicture(input));
   return others.map(([name, input]) => {
+    if (input.choices) return el("label", {}, readable(name), optional(input.required), choice(name, input));
     const text = input.type === "text";
     const area = el("textarea", { name, rows: text ? 3 : 2, spellcheck: text });
     if (text) area.maxLength = input.longest;
@@ -67,6 +68,11 @@ export function fields(inputs) {
     const hint = text ? [] : [el("small", {}, ` ${expected(input)}, as JSON`)];
     return el("label", {}, readable(name), ...hint, optional(input.required), area);
   });
+}
+
+function choice(name, { choices }) {
+  const option = (value) => el("option", { value }, value);
+  return el("select", { name }, option(""), ...choices.map(option));
 }
 
 function optional(required) {

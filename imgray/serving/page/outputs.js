@@ -15,7 +15,8 @@ export function answered({ inputs, outputs }, found, values) {
   const nodes = rest.map((name) => said(name, outputs[name].type, found[name], rest.length > 1));
   if (!painted) return nodes;
   const pictures = Object.entries(values).filter(([name]) => isPicture(inputs[name]));
-  nodes.unshift(pair(painted, found[painted], pictures));
+  const alone = pictures.length && Object.values(inputs).filter(isPicture).length === 1;
+  nodes.unshift((alone && !map ? compared : pair)(painted, found[painted], pictures));
   if (map) nodes.splice(1, 0, legend(map, found[shares]));
   return nodes;
 }
@@ -41,10 +42,26 @@ function pair(name, painted, pictures) {
   return el("div", { className: "pair" }, ...before, figure(readable(name), painted, ...layers));
 }
 
+/** A picture and, right of a line that a slider moves, what is painted of it. */
+function compared(name, painted, [[one, image]]) {
+  const titles = [one, name].map(readable);
+  const before = photo(image, 1024, titles[0]);
+  const after = el("img", { className: "after", alt: titles[1], src: painted.data });
+  const line = el("input", { type: "range", min: 0, max: 100, value: 50, ariaLabel: titles.join(" and ") });
+  const made = figure("", painted, before, after, line);
+  const move = () => made.style.setProperty("--at", line.value / 100);
+  line.addEventListener("input", move);
+  move();
+  made.className = "compared";
+  made.querySelector("figcaption").replaceChildren(...titles.map((title) => el("span", {}, title)));
+  return made;
+}
+
 function figure(title, { width, height }, ...layers) {
   const box = el("div", { className: "layers" }, ...layers);
-  box.style.setProperty("--ratio", width / height);
-  return el("figure", {}, box, el("figcaption", {}, title));
+  const made = el("figure", {}, box, el("figcaption", {}, title));
+  made.style.setProperty("--ratio", width / height);
+  return made;
 }
 
 /** The classes that occur in a map with their colours and, where they are known, their shares. */
