@@ -12,6 +12,7 @@ that was done.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import multiprocessing
 import time
@@ -22,6 +23,7 @@ from typing import Any
 import common
 import numpy as np
 import torch
+from PIL import Image
 
 from imgray.artifacts.folder import Folder
 from imgray.data.layout import Layout
@@ -55,11 +57,30 @@ def recipe_of(name: str, seed: int, *more: str) -> Recipe:
     return read_recipe("swapgan-ccp-small", [*budget, *own, *VARIANTS[name], *more])
 
 
-def examples_of(recipe: Recipe, data: Path) -> Examples:
-    """The people of `ccp/pose.csv`, whose landmarks have columns of their own."""
-    columns = {"id": "photo", "parsing": "photo"}
-    layout = Layout(columns, pattern={"photo": PICTURES, "parsing": PARSING})
-    return open_examples(recipe, Source(str(data / "ccp/pose.csv"), layout))
+def people(data: Path, work: Path) -> Path:
+    """A table of the people of `ccp/pose.csv`, but those whose parsing is all background."""
+    found = work / "people.csv"
+    if not found.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        with open(data / "ccp/pose.csv") as file:
+            head, *rows = csv.reader(file)
+        kept = [row for row in rows if np.asarray(Image.open(_file(data, PARSING, row))).any()]
+        with open(found, "w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(["id", "photo", "parsing", *head[1:]])
+            for id, *points in kept:
+                table.writerow([id, PICTURES.format(id), PARSING.format(id), *points])
+    return found
+
+
+def _file(data: Path, pattern: str, row: list[str]) -> Path:
+    return data / "ccp" / pattern.format(row[0])
+
+
+def examples_of(recipe: Recipe, data: Path, work: Path) -> Examples:
+    """The people, whose landmarks have columns of their own."""
+    layout = Layout(root=str(data / "ccp"))
+    return open_examples(recipe, Source(str(people(data, work)), layout))
 
 
 def folder_of(name: str, seed: int, work: Path) -> Path:
@@ -69,10 +90,9 @@ def folder_of(name: str, seed: int, work: Path) -> Path:
 def parser(data: Path, work: Path) -> Path:
     """The model that finds people, made once."""
     output = work / "parser"
-    columns = ["id=photo", "image=photo", "mask=photo"]
-    table = ["--data", str(data / "ccp/pose.csv"), "--columns", *columns]
-    pattern = ["--pattern", f"image={PICTURES}", f"mask={PARSING}"]
-    job = ["--recipe", "fcfn-ccp-small", *table, *pattern, "--workers", "1"]
+    table = ["--data", str(people(data, work)), "--root", str(data / "ccp")]
+    columns = ["--columns", "image=photo", "mask=parsing"]
+    job = ["--recipe", "fcfn-ccp-small", *table, *columns, "--workers", "1"]
     common.run("train", *job, "--output", str(output))
     return output
 
@@ -85,7 +105,7 @@ def train(name: str, seed: int, minutes: float, data: Path, work: Path) -> None:
     torch.set_num_threads(1)
     found.mkdir(parents=True, exist_ok=True)
     recipe = recipe_of(name, seed)
-    examples = examples_of(recipe, data)
+    examples = examples_of(recipe, data, work)
     began = time.process_time()
 
     def report(done: int, steps: int, line: Line | None) -> None:
@@ -117,7 +137,7 @@ def score(name: str, seed: int, step: int, data: Path, work: Path) -> dict[str, 
         return found
     torch.set_num_threads(1)
     recipe = recipe_of(name, seed, f"settings.parser={work / 'parser'}")
-    run = Run(recipe, examples_of(recipe, data), Folder(str(folder)))
+    run = Run(recipe, examples_of(recipe, data, work), Folder(str(folder)))
     task = run.examples.task
     run.learner = task.learner()
     snapshot = torch.load(folder / f"{step:06d}.pt", weights_only=True)
@@ -155,6 +175,7 @@ def main() -> None:
     options.add_argument("--processes", type=int, default=2)
     given = options.parse_args()
     data, work = given.data.resolve(), given.work.resolve()
+    people(data, work)
     runs = [(name, seed) for seed in range(given.seeds) for name in VARIANTS]
     if given.what == "parser":
         print(json.dumps(_metrics(parser(data, work)), indent=1))
