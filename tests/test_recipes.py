@@ -63,7 +63,7 @@ PUBLISHED |= {
 SWAP = {
     "stages": 2, "width": 64, "blocks": 6, "judge_width": 64, "judge_layers": 3, "crop": (128, 128),
     "mask": 10.0, "own": 0.0, "reconstruction": 0.0, "composite": False, "average": 0.0,
-    "rate": 2e-4, "momentum": 0.5, "skeleton": "mediapipe33",
+    "rate": 2e-4, "momentum": 0.5, "skeleton": "mediapipe33", "upsampling": "transposed",
 }  # fmt: skip
 """Our reading of what is published of SwapGAN."""
 PUBLISHED |= {"swapgan": ({"batch_size": 8}, SWAP)}

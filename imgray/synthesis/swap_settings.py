@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from imgray.synthesis.generator import LEAST, STRIDE
+from imgray.synthesis.generator import LEAST, STRIDE, Upsampling
 from imgray.synthesis.pose import SKELETONS
 from imgray.training.recipe import Settings, one_of
 
@@ -58,6 +58,7 @@ class SwapSettings(Settings):
     seen: bool = Field(default=True, description="the last of them sees the kept regions' pixels")
     width: int = Field(default=64, ge=1, le=512, description="channels of generators' first layer")
     blocks: int = Field(default=6, ge=0, le=64, description="residual blocks of generators")
+    upsampling: Upsampling = "transposed"
     mask_width: int = Field(default=32, ge=1, le=512, description="as width, of the third")
     judge_width: int = Field(default=64, ge=1, le=512, description="as width, of discriminator")
     judge_layers: int = Field(default=3, ge=1, le=6, description="strided ones of discriminator")

@@ -68,11 +68,14 @@ class SwapNet(nn.Module):
         super().__init__()
         self.seen = settings.seen
         pose, layout = len(COCO18), len(settings.regions) + 3 * settings.seen
-        single, width, blocks = settings.stages == 1, settings.width, settings.blocks
-        self.first = Generator(width, blocks, inputs=3 + pose + layout * single)
-        self.second = None if single else Generator(width, blocks, inputs=3 + layout)
-        mask = Generator(settings.mask_width, blocks, outputs=1) if settings.mask else None
-        self.third = mask
+        single, width = settings.stages == 1, settings.width
+
+        def generator(width: int, inputs: int, outputs: int = 3) -> Generator:
+            return Generator(width, settings.blocks, inputs, outputs, settings.upsampling)
+
+        self.first = generator(width, 3 + pose + layout * single)
+        self.second = None if single else generator(width, 3 + layout)
+        self.third = generator(settings.mask_width, 3, outputs=1) if settings.mask else None
 
     def forward(self, target: Tensor, conditions: Conditions) -> Painted:
         """Paint the references in the clothes of targets (N, 3, H, W), from -1 to 1."""
