@@ -20,6 +20,7 @@ from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_manifest
 from imgray.data.layout import Layout
 from imgray.engine.evaluate_model import evaluate_model
+from imgray.engine.examples import open_examples
 from imgray.engine.predict import predict
 from imgray.engine.settings import EvaluateModelConfig, PredictConfig, TrainConfig
 from imgray.engine.train import train
@@ -93,7 +94,9 @@ def test_training_reports_and_draws(model: str, data: Path) -> None:
     assert manifest.about["metrics"].keys() == METRICS
     assert Image.open(io.BytesIO(Folder(model).read(SAMPLES))).width > 100
     scored = evaluate_model(EvaluateModelConfig(model=model, data=str(data), workers=1)).root
-    assert scored.keys() == METRICS | {"parser_iou", "parser_iou_before"}
+    others = {"parser_iou", "parser_iou_before", *(f"{n}_mobilenet_v2" for n in ("kid", "fid"))}
+    assert scored.keys() == METRICS | others | {"fid_n"}
+    assert scored["fid_n"] == len(open_examples(persons.recipe(), str(data)).val)
     for name, value in manifest.about["metrics"].items():
         assert scored[name] == pytest.approx(value, rel=1e-4)
     assert all(0 <= scored[name] <= 1 for name in scored if "iou" in name)

@@ -25,7 +25,7 @@ class SwapSettings(Settings):
     kept; the segmentation map has a channel for the background and one for each region.
     """
 
-    uris = frozenset({"parser"})
+    uris = frozenset({"parser", "kid_weights"})
 
     labels: tuple[str, ...] = Field(min_length=2, max_length=256, description="of the parsing")
     background: tuple[str, ...] = Field(min_length=1, description="labels that are no person")
@@ -67,6 +67,11 @@ class SwapSettings(Settings):
     own: float = Field(default=0.0, ge=0, lt=1, description="share of self-reconstruction pairs")
     reconstruction: float = Field(default=0.0, ge=0, description="weight of the L1 loss of these")
     average: float = Field(default=0.0, ge=0, lt=1, description="decay of averaged generators")
+
+    kid: str | None = Field(
+        default="mobilenet_v2", description="network of KID and FID, in evaluation; null: neither"
+    )
+    kid_weights: str = Field(default="auto", description="of it: auto, or URI of safetensors")
 
     rate: float = Field(default=2e-4, gt=0)
     momentum: float = Field(default=0.5, ge=0, lt=1, description="Adam's first beta")

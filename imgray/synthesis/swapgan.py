@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,8 @@ from imgray.synthesis.losses import apart, similar, squares
 from imgray.synthesis.optimizers import adam, averaged
 from imgray.synthesis.parsing import Parser, composed, nearest
 from imgray.synthesis.pose import COCO18, heat_maps
+from imgray.synthesis.realism import Describer
+from imgray.synthesis.scoring import ROWS
 from imgray.synthesis.swap_settings import SwapSettings
 from imgray.synthesis.swapnet import Conditions, Painted, SwapNet
 from imgray.training.task import At, Batch, Learner, Prediction
@@ -153,18 +156,27 @@ class SwapLearner(Learner):
         return sums
 
     def benchmark(self, batch: Batch) -> dict[str, Tensor]:
-        """As `evaluate`, and by the parser, where there is one.
+        """As `evaluate`, and by other networks.
 
+        `made` and `real`: rows of features, for KID and FID, of the swapped pictures and of the
+        references, who are all of those that are scored.
         `parser_iou`: as `mask_iou`, of the mask that it finds in the swapped picture;
         `parser_iou_before`: of the one that it finds in the reference, which bounds the other.
         """
-        sums = self.evaluate(batch)
+        sums, found = self.evaluate(batch), self.swapped(batch)
+        pictures = (found.painted.picture, found.references)
+        if self._describer:
+            rows = (self._describer(to_pixels(one)) for one in pictures)
+            sums |= zip(ROWS, rows, strict=True)
         if self.parser:
-            found = self.swapped(batch)
-            pictures = {"parser_iou": found.painted.picture, "parser_iou_before": found.references}
-            for name, one in pictures.items():
+            for name, one in zip(("parser_iou", "parser_iou_before"), pictures, strict=True):
                 sums[name] = overlap(self._bodies(one), found.bodies > 0.5)
         return sums
+
+    @cached_property
+    def _describer(self) -> Describer | None:
+        settings = self.settings
+        return Describer(settings.kid, settings.kid_weights) if settings.kid else None
 
     def _bodies(self, pictures: Tensor) -> Tensor:
         """The masks (N, 1, H, W) of what the parser finds in pictures (N, 3, H, W)."""

@@ -18,6 +18,7 @@ from imgray.data.pixels import Rejected
 from imgray.errors import UserError
 from imgray.synthesis.parsing import nearest, open_parser, parser_recipe, read_parsing
 from imgray.synthesis.pose import SKELETONS, body18, check_pose, mirrored
+from imgray.synthesis.scoring import ROWS, near
 from imgray.synthesis.swap_settings import SwapSettings
 from imgray.synthesis.swapgan import SwapLearner
 from imgray.training.task import Arrays, Task
@@ -34,6 +35,7 @@ class Swapping(Task):
     Settings = SwapSettings
     settings: SwapSettings
     outputs: Mapping[str, Output] = {"picture": Picture()}
+    rows = frozenset(ROWS)
 
     @property
     def inputs(self) -> Mapping[str, Input]:
@@ -145,11 +147,12 @@ class Swapping(Task):
     def summarize(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """Means over the pictures of what `SwapLearner.evaluate` or `benchmark` says."""
         counts = {name: float(sums[name]) for name in ("count", "clothed")}
-        return {
+        found = {
             name: float(one) / counts["clothed" if name.startswith("clothes") else "count"]
             for name, one in sums.items()
-            if name not in counts
+            if name not in counts and name not in self.rows
         }
+        return found | (near(self.settings.kid, sums) if self.settings.kid else {})
 
 
 def _decoded(name: str, data: bytes) -> tuple[Image.Image, tuple[int, int]]:
