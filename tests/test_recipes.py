@@ -60,6 +60,13 @@ PUBLISHED |= {
     "long-cyclegan": ({"batch_size": 1}, {**TRANSLATION, "stages": 2, "inner": False}),
     "nest-cyclegan": ({"batch_size": 1}, {**TRANSLATION, "stages": 2, "inner": True}),
 }
+SWAP = {
+    "stages": 2, "width": 64, "blocks": 6, "judge_width": 64, "judge_layers": 3, "crop": (128, 128),
+    "mask": 10.0, "own": 0.0, "reconstruction": 0.0, "composite": False, "average": 0.0,
+    "rate": 2e-4, "momentum": 0.5, "skeleton": "mediapipe33", "upsampling": "transposed",
+}  # fmt: skip
+"""Our reading of what is published of SwapGAN."""
+PUBLISHED |= {"swapgan": ({"batch_size": 8}, SWAP)}
 RATES = {
     "cyclegan": {0: 2e-4, 100: 2e-4, 150: 1e-4, 199: 2e-6},
     "cfn-cifar10": {0: 0.1, 39_999: 0.1, 40_000: 0.01, 80_000: 1e-3, 119_999: 1e-3},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -149,13 +148,9 @@ class SegmentationLearner(Learner):
 def mask_of(record: Record) -> Image.Image:
     """A record's mask as a picture of one channel. Raises `UserError`."""
     try:
-        mask = Image.open(io.BytesIO(record["mask"]), formats=["PNG"])
-        mask.load()
-    except Exception as error:
-        raise UserError(f"{record['id']}: its mask is no PNG: {error}") from None
-    if mask.mode not in ("L", "P"):
-        raise UserError(f"{record['id']}: its mask is {mask.mode}; one 8-bit channel is needed")
-    return mask
+        return Image.fromarray(pixels.decode_map(record["mask"]))
+    except pixels.Rejected as error:
+        raise UserError(f"{record['id']}: its mask is {error}") from None
 
 
 def same_size(record: Record, found: tuple[int, int], image: tuple[int, int]) -> None:

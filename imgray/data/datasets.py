@@ -80,6 +80,11 @@ class Dataset(ABC):
         return self.names
 
     @property
+    def groups(self) -> Names:
+        """Records with equal ones belong together: views of one person."""
+        return self.names
+
+    @property
     def pieces(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """In how many pieces of how many records it is read: both (P,), and bytes in memory."""
         return np.array([len(self)]), np.array([0])
@@ -233,6 +238,10 @@ class HoldOut(Dataset):
 
     def labels(self) -> NDArray[np.int64]:
         return self.whole.labels()[self.rows]
+
+    @property
+    def groups(self) -> Names:
+        return self.whole.groups.take(self.rows)
 
     def __getitem__(self, index: int) -> Record:
         return self.whole[int(self.rows[index])]

@@ -93,6 +93,24 @@ def scaled(size: tuple[int, int], longest: int) -> tuple[int, int]:
     return width, height
 
 
+def decode_map(data: bytes) -> NDArray[np.uint8]:
+    """Decode a map of classes, a PNG of one channel of 8 bits: uint8 (H, W).
+
+    Raises:
+        Rejected: what is none.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=["PNG"])
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels")
+        image.load()
+    except Exception as error:
+        raise Rejected(f"no PNG: {_line(error)}") from None
+    if image.mode not in ("L", "P"):
+        raise Rejected(f"{image.mode}; one 8-bit channel is needed")
+    return np.asarray(image, dtype=np.uint8)
+
+
 def check_header(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """The stored width and height, from the header alone, without decoding. Raises `Rejected`."""
     return _opened(data, max_pixels).size

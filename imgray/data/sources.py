@@ -197,14 +197,17 @@ class TablePart(Dataset):
         return self.column[self.rows] if self.label else super().labels()
 
     @property
+    def groups(self) -> Names:
+        return (self.table.groups or self.table.ids).take(self.rows)
+
+    @property
     def keys(self) -> Names:
-        found = self.table.groups
-        if found is None and not self.table.has("id"):
+        if self.table.groups is None and not self.table.has("id"):
             raise UserError(
                 f"{self.table.place}: hold_out needs a column 'id' or 'group', as the numbers of "
                 "rows change when others come or go; say --columns id=COLUMN or group=COLUMN"
             )
-        return (found or self.table.ids).take(self.rows)
+        return self.groups
 
     @cached_property
     def pieces(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -1,1 +1,1 @@
-"""Synthesis of pictures: translation of one domain into another, the thesis' chapter 7."""
+"""Synthesis of pictures: translation of domains and swapping of clothes, chapters 7 and 8."""

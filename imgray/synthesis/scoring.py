@@ -61,6 +61,13 @@ class Scoring:
         return found
 
 
+def near(net: str, sums: Mapping[str, Tensor]) -> dict[str, float]:
+    """KID and FID by the name of a network of whose features `sums` have rows, and how many."""
+    found = distances(sums["made"], sums["real"]) if "made" in sums else {}
+    named = {f"{name}_{net}": one for name, one in found.items()}
+    return named | ({"fid_n": float(min(len(sums[kind]) for kind in ROWS))} if found else {})
+
+
 def scores(settings: TranslationSettings, sums: Mapping[str, Tensor]) -> dict[str, float]:
     """Metrics of a domain from what `Scoring.sums` has for it, by name.
 
@@ -68,9 +75,8 @@ def scores(settings: TranslationSettings, sums: Mapping[str, Tensor]) -> dict[st
     segmenter says of true pictures is the ceiling of what it says of translations.
     """
     found: dict[str, float] = {}
-    if "made" in sums and (near := distances(sums["made"], sums["real"])):
-        found |= {f"{name}_{settings.kid}": one for name, one in near.items()}
-        found["fid_n"] = float(min(len(sums[kind]) for kind in ROWS))
+    if settings.kid:
+        found |= near(settings.kid, sums)
     if "confusion" in sums:
         found |= agreement(sums["confusion"])
     if "ceiling" in sums:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from skimage.metrics import structural_similarity
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from imgray.data import pixels
 from imgray.data.datasets import Dataset, Record
@@ -22,6 +20,8 @@ from imgray.errors import UserError
 from imgray.synthesis import strips
 from imgray.synthesis.cut import Cut
 from imgray.synthesis.generator import LEAST, STRIDE, to_pixels, to_range
+from imgray.synthesis.losses import apart, similar, squares
+from imgray.synthesis.optimizers import adam, averaged
 from imgray.synthesis.pool import Pool
 from imgray.synthesis.scoring import ROWS, Scoring, scores
 from imgray.synthesis.settings import TranslationSettings
@@ -148,19 +148,12 @@ class TranslationLearner(Learner):
         self.modules: dict[str, nn.Module] = {**self.made, **judges}
         self.pools = {domain: Pool(settings.pool) for domain in DOMAINS}
         self.optimizers = {
-            "generators": self._adam(self.made.values()),
-            "discriminators": self._adam(judges.values()),
+            "generators": adam(self.made.values(), settings.rate, settings.momentum),
+            "discriminators": adam(judges.values(), settings.rate, settings.momentum),
         }
         if settings.average:
-            average = get_ema_multi_avg_fn(settings.average)
-            self.averaged = AveragedModel(self.made, multi_avg_fn=average)
+            self.averaged = averaged(self.made, settings.average)
             self.modules["averaged"] = self.averaged
-
-    def _adam(self, nets: Iterable[nn.Module]) -> torch.optim.Optimizer:
-        parameters = [p for net in nets for p in net.parameters()]
-        return torch.optim.Adam(
-            parameters, self.settings.rate, betas=(self.settings.momentum, 0.999)
-        )
 
     def step(self, batch: Batch, at: At) -> dict[str, Tensor]:
         routes = Routes(self.made, {name: to_range(batch[name]) for name in DOMAINS})
@@ -233,11 +226,11 @@ class TranslationLearner(Learner):
             domain = cycle.target[0]
             if cycle.name == "long" and domain in routes.pictures:
                 sums[f"count_{domain}"] = torch.tensor(float(len(routes[cycle.target])))
-                sums[f"cycle_{domain}"] = _apart(routes[cycle.route], routes[cycle.target])
+                sums[f"cycle_{domain}"] = apart(routes[cycle.route], routes[cycle.target])
         for domain, route in self.wiring.translations.items() if self.settings.paired else ():
             made, into = routes[route], other(domain)
-            sums[f"apart_{into}"] = _apart(made, routes[(into,)])
-            sums[f"ssim_{into}"] = _similar(made, routes[(into,)])
+            sums[f"apart_{into}"] = apart(made, routes[(into,)])
+            sums[f"ssim_{into}"] = similar(made, routes[(into,)])
         return sums
 
     def benchmark(self, batch: Batch) -> dict[str, Tensor]:
@@ -330,19 +323,3 @@ def frame(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     sides = [max(LEAST, -(-side // STRIDE) * STRIDE) for side in picture.shape[:2]]
     border = [(0, side - own) for side, own in zip(sides, picture.shape, strict=False)]
     return np.pad(picture, [*border, (0, 0)], mode="reflect")
-
-
-def _apart(pictures: Tensor, others: Tensor) -> Tensor:
-    """The sum over pictures of their mean absolute difference, of 0 to 255."""
-    return (pictures - others).abs().mean(dim=(1, 2, 3)).sum() * 127.5
-
-
-def _similar(pictures: Tensor, others: Tensor) -> Tensor:
-    """The sum over pictures of their structural similarity."""
-    pairs = zip(*(to_pixels(some).cpu().numpy() for some in (pictures, others)), strict=True)
-    return torch.tensor(sum(structural_similarity(*pair, channel_axis=2) for pair in pairs))
-
-
-def squares(logits: Tensor, wanted: float) -> Tensor:
-    """The mean square of what logits lack."""
-    return (logits.float() - wanted).square().mean()

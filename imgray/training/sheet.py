@@ -8,7 +8,6 @@ import numpy as np
 from PIL import Image
 
 from imgray.data.datasets import Dataset, Record
-from imgray.data.fields import first_picture
 from imgray.drawing.predictions import Panel, panel_png
 from imgray.training.task import Prediction, Task
 
@@ -22,9 +21,8 @@ def sample_sheet(task: Task, part: Dataset, predict: Callable[[Record], Predicti
     records = [task.sample(part[int(place)], number) for number, place in enumerate(places)]
     found = [predict(record) for record in records]
     pictures = [None if p.picture is None else Image.fromarray(p.picture) for p in found]
-    shown = first_picture(task.inputs) or ""
     panels = [
-        Panel(record["id"], record.get(shown), task.words(one.row), coloured(picture, task))
+        Panel(record["id"], task.shown(record), task.words(one.row), coloured(picture, task))
         for record, one, picture in zip(records, found, pictures, strict=True)
     ]
     return panel_png(panels, legend(pictures, task), SAMPLES)

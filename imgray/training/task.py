@@ -23,7 +23,7 @@ from imgray.artifacts.folder import Folder
 from imgray.artifacts.identity import settled
 from imgray.config import class_named, validate
 from imgray.data.datasets import Dataset, Record
-from imgray.data.fields import ClassMap, Input, Labels, Output, Values
+from imgray.data.fields import ClassMap, Input, Labels, Output, Values, first_picture
 from imgray.drawing.canvas import distinct
 from imgray.errors import UserError
 from imgray.features.backbones import BackboneConfig
@@ -265,6 +265,10 @@ class Task(ABC):
     def sample(self, record: Record, number: int) -> Record:
         """A record with the inputs of prediction, as the `number`th of the sheet of samples."""
         return record
+
+    def shown(self, record: Record) -> bytes | None:
+        """The picture, encoded, that stands for a record of `sample` on the sheet of samples."""
+        return record.get(first_picture(self.inputs) or "")
 
     def completed(self, train: Dataset) -> dict[str, Any]:
         """Settings that the data to train on decide, by name, as a recipe has them: a vocabulary.

@@ -1,0 +1,142 @@
+"""Parsing: a label for every pixel of a person, read, or found by a model of its own."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from imgray.config import validate
+from imgray.data.fields import ClassMap
+from imgray.data.pixels import Rejected, decode_map
+from imgray.errors import UserError
+from imgray.synthesis.swap_settings import SwapSettings
+from imgray.training.models import load_model
+from imgray.training.recipe import Recipe
+from imgray.training.task import Learner, Task, task_of
+
+Map = TypeVar("Map", NDArray[np.uint8], Tensor)
+
+
+def read_parsing(data: bytes, size: tuple[int, int], settings: SwapSettings) -> NDArray[np.uint8]:
+    """The labels (H, W) of an encoded class map.
+
+    Args:
+        data: a PNG of one channel of 8 bits.
+        size: width and height of the photograph.
+        settings: its labels.
+
+    Raises:
+        Rejected: it is no such PNG, of another size, holds a label that is none, or no person.
+    """
+    try:
+        labels = decode_map(data)
+    except Rejected as error:
+        raise Rejected(f"parsing: {error}") from None
+    if labels.shape[::-1] != size:
+        own, other = (" x ".join(map(str, one)) for one in (labels.shape[::-1], size))
+        raise Rejected(f"parsing: {own} pixels, for a picture of {other}")
+    if labels.max() >= len(settings.labels):
+        raise Rejected(
+            f"parsing: label {labels.max()}, but the recipe names {len(settings.labels)} labels, "
+            "from 0 on; is it of another label set?"
+        )
+    if not settings.region_of[labels].any():
+        raise Rejected("parsing: no pixel of a person, all are background")
+    return labels
+
+
+def nearest(maps: Map, size: tuple[int, int]) -> Map:
+    """Maps (..., H, W) brought to a height and width, each pixel as the nearest of before."""
+    rows, columns = (
+        ((np.arange(length) + 0.5) * own / length).astype(int)
+        for length, own in zip(size, maps.shape[-2:], strict=True)
+    )
+    return maps[..., rows[:, None], columns]
+
+
+def composed(
+    painted: NDArray[np.uint8],
+    whole: NDArray[np.uint8],
+    parsing: NDArray[np.uint8],
+    settings: SwapSettings,
+) -> NDArray[np.uint8]:
+    """A painted picture whose background and kept regions are those of the whole reference.
+
+    Pictures are uint8 (H, W, 3), the parsing (H, W).
+    """
+    regions = settings.region_of[parsing]
+    swapped = (regions >= settings.swapped.start) & (regions < settings.swapped.stop)
+    return np.where(swapped[:, :, None], painted, whole)
+
+
+class Parser:
+    """A model that finds the parsing of a photograph.
+
+    Args:
+        learner: its networks.
+        side: shorter side in pixels of the pictures that it sees.
+    """
+
+    def __init__(self, learner: Learner, side: int) -> None:
+        self.learner, self.side = learner, side
+
+    @torch.inference_mode()
+    def labels(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The labels (H, W) of a picture, uint8 (H, W, 3)."""
+        scale = self.side / min(picture.shape[:2])
+        width, height = (max(1, round(scale * side)) for side in picture.shape[1::-1])
+        seen = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
+        device = next(next(iter(self.learner.modules.values())).parameters()).device
+        image = torch.tensor(np.asarray(seen), device=device)[None]
+        with torch.autocast(device.type, enabled=False):
+            [found] = self.learner.predict({"image": image})
+        assert found.picture is not None
+        return nearest(found.picture, picture.shape[:2])
+
+
+def open_parser(settings: SwapSettings, initial: bool) -> Parser | None:
+    """The parser that settings name.
+
+    Args:
+        settings: with `parser_recipe` it can be made without its artifact.
+        initial: with its trained weights, otherwise with some that are to be replaced.
+
+    Raises:
+        UserError: it cannot be opened, or finds other labels.
+    """
+    if settings.parser is None:
+        return None
+    if settings.parser_recipe and not initial:
+        recipe = validate(Recipe, settings.parser_recipe["recipe"], "parser_recipe")
+        learner = task_of(recipe, settings.parser_recipe["classes"]).learner(initial=False)
+        return Parser(learner, settings.parser_side)
+    model = load_model(settings.parser)
+    check_labels(model.task, settings)
+    return Parser(model.learner, settings.parser_side)
+
+
+def parser_recipe(settings: SwapSettings) -> dict[str, Any]:
+    """`SwapSettings.parser_recipe` of the parser that settings name. Raises `UserError`."""
+    assert settings.parser
+    model = load_model(settings.parser)
+    check_labels(model.task, settings)
+    recipe = model.recipe.model_dump(mode="json", by_alias=True)
+    return {"recipe": recipe, "classes": list(model.task.classes)}
+
+
+def check_labels(task: Task, settings: SwapSettings) -> None:
+    """Refuse a parser that gives no class map of the labels. Raises `UserError`."""
+    output = task.outputs[task.painted] if task.painted else None
+    place = f"settings.parser {settings.parser}"
+    if not isinstance(output, ClassMap) or list(task.inputs) != ["image"]:
+        raise UserError(f"{place}: {type(task).__name__} finds no class of each pixel of a picture")
+    if output.labels != settings.labels:
+        pairs = zip(output.labels, settings.labels, strict=False)
+        odd = next((f"{a!r} for {b!r}" for a, b in pairs if a != b), "")
+        counts = f"{len(output.labels)} labels for {len(settings.labels)}"
+        raise UserError(f"{place}: other labels than settings.labels: {odd or counts}")

@@ -1,0 +1,443 @@
+"""SwapGAN: terms by hand, poses and masks, triples, runs that stop and go on, and bad input."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import persons
+import pytest
+import torch
+from persons import SIZE, parsing, png, record, settings
+from PIL import Image
+from skimage.metrics import structural_similarity
+from torch import Tensor, nn
+
+from imgray.artifacts.folder import Folder
+from imgray.data.pixels import Rejected, decode
+from imgray.engine.examples import check_examples, open_examples
+from imgray.errors import UserError
+from imgray.synthesis.parsing import nearest
+from imgray.synthesis.pose import COCO18, MEDIAPIPE33, body18, heat_maps, mirrored
+from imgray.synthesis.swapgan import SwapLearner, overlap
+from imgray.synthesis.swapping import Swapping
+from imgray.training.loop import Run
+from imgray.training.recipe import Recipe
+from imgray.training.task import At
+
+pytestmark = pytest.mark.usefixtures("undrawn")
+AT = At(0, 9, 0.0)
+
+
+def _learner(**changes: Any) -> SwapLearner:
+    torch.manual_seed(0)
+    return SwapLearner(settings(**changes))
+
+
+def _batch(count: int = 2, chance: int | None = None) -> dict[str, Tensor]:
+    """Of records of which the second shows one person twice."""
+    task = Swapping(settings(), ())
+    found = []
+    for n in range(count):
+        one = record(n, n + 1) | {"own": n % 2 == 1}
+        random = None if chance is None else np.random.default_rng(chance + n)
+        found.append(task.example(one, random))
+    return {name: torch.as_tensor(np.stack([one[name] for one in found])) for name in found[0]}
+
+
+def _range(pictures: Tensor) -> Tensor:
+    return pictures.permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def _conditions(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Pose maps, segmentation map, kept pixels and mask, each by a loop over pixels."""
+    count, height, width, _ = batch["reference"].shape
+    pose = torch.zeros(count, 18, height, width)
+    layout, kept = torch.zeros(count, 4, height, width), torch.zeros(count, 3, height, width)
+    real = _range(batch["reference"])
+    for n in range(count):
+        for y in range(height):
+            for x in range(width):
+                region = [0, 3, 3, 1, 2][int(batch["parsing"][n, y, x])]
+                layout[n, region, y, x] = 1
+                if region == 3:
+                    kept[n, :, y, x] = real[n, :, y, x]
+                for k in range(18):
+                    px, py, seen = batch["pose"][n, k].tolist()
+                    squared = (x + 0.5 - px) ** 2 + (y + 0.5 - py) ** 2
+                    pose[n, k, y, x] = math.exp(-squared / (2 * 1.5**2)) if seen >= 0.5 else 0
+    return pose, layout, kept, (batch["parsing"] > 0).float()[:, None]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"own": 0.5, "reconstruction": 7.0}, {"stages": 1}, {"mask": 0}, {"seen": False}],
+)
+def test_losses_are_their_definitions(changes: dict[str, Any]) -> None:
+    """Each term by hand, from conditions that a loop makes."""
+    learner, batch = _learner(**changes), _batch()
+    pose, layout, kept, body = _conditions(batch)
+    real, target = _range(batch["reference"]), _range(batch["target"])
+    net, judge = learner.net, learner.modules["discriminator"]
+    given = [layout, kept] if changes.get("seen", True) else [layout]
+    with torch.no_grad():
+        if changes.get("stages") == 1:
+            stages = [net.first(torch.cat([target, pose, *given], 1))]
+        else:
+            first = net.first(torch.cat([target, pose], 1))
+            assert net.second is not None
+            stages = [first, net.second(torch.cat([first, *given], 1))]
+        verdicts = [judge(torch.cat([stage, pose], 1)) for stage in stages]
+        truth = judge(torch.cat([real, pose], 1))
+        wanted = {"adversarial": sum(float(((one - 1) ** 2).mean()) for one in verdicts)}
+        if net.third is not None:
+            mask = net.third(stages[-1]) * 0.5 + 0.5
+            wanted["mask"] = 3 * float((mask - body).abs().mean())
+        if "own" in changes:
+            wanted["reconstruction"] = 7 * float((stages[-1][1] - real[1]).abs().mean()) / 2
+        weights = [1 / len(stages)] * len(stages)
+        fake = sum(w * float((one**2).mean()) for w, one in zip(weights, verdicts, strict=True))
+        wanted["D"] = (float(((truth - 1) ** 2).mean()) + fake) / 2
+    learner.optimizers["generators"].param_groups[0]["lr"] = 0.0
+    found = {name: float(value.detach()) for name, value in learner.step(batch, AT).items()}
+    assert found == pytest.approx(wanted, rel=1e-4)
+    assert (net.third is None) == (changes.get("mask") == 0)
+
+
+def test_each_optimizer_goes_down_once_a_step_its_own_loss() -> None:
+    """The discriminator's gradient is that of fakes that are constants."""
+    learner, batch = _learner(), _batch()
+    conditions, judge = learner.conditions(batch), learner.modules["discriminator"]
+    with torch.no_grad():
+        fakes = learner.net(_range(batch["target"]), conditions).stages
+    real, *false = (
+        judge(torch.cat([one, conditions.pose], 1)) for one in (_range(batch["reference"]), *fakes)
+    )
+    loss = ((real - 1) ** 2).mean() / 2 + sum((one**2).mean() for one in false) / 4
+    wanted = torch.autograd.grad(loss, list(judge.parameters()))
+    before = {n: [p.clone() for p in net.parameters()] for n, net in learner.modules.items()}
+    learner.optimizers["generators"].param_groups[0]["lr"] = 0.0
+    learner.step(batch, AT)
+    for parameter, gradient in zip(judge.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-7)
+    for name, net in learner.modules.items():
+        moved = [not torch.equal(p, b) for p, b in zip(net.parameters(), before[name], strict=True)]
+        assert any(moved) == (name == "discriminator")
+    for optimizer in learner.optimizers.values():
+        assert {int(state["step"]) for state in optimizer.state.values()} == {1}
+
+
+def test_the_mask_loss_reaches_all_generators() -> None:
+    """Its gradient of the first and second is not 0; those of a single term are apart."""
+    learner, batch = _learner(), _batch()
+    conditions = learner.conditions(batch)
+    painted = learner.net(_range(batch["target"]), conditions)
+    losses = learner._wanted(painted, _range(batch["reference"]), conditions, batch["own"])
+    for name in ("first", "second", "third"):
+        own = list(learner.net.get_submodule(name).parameters())
+        grads = torch.autograd.grad(losses["mask"], own, retain_graph=True)
+        assert sum(float(g.abs().sum()) for g in grads) > 0, name
+
+
+def test_a_mask_is_learnt() -> None:
+    learner, batch = _learner(mask=50.0, rate=0.005), _batch()
+    losses = [float(learner.step(batch, AT)["mask"]) for _ in range(40)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_heat_maps_are_bells_of_visible_points() -> None:
+    points = torch.tensor([[[3.5, 2.5, 1.0], [0.0, 9.0, 0.5], [4.0, 4.0, 0.49]]])
+    found = heat_maps(points, (6, 8), 2.0, 0.5)
+    assert found.shape == (1, 3, 6, 8)
+    for k, (px, py) in enumerate([(3.5, 2.5), (0.0, 9.0)]):
+        for y in range(6):
+            for x in range(8):
+                squared = (x + 0.5 - px) ** 2 + (y + 0.5 - py) ** 2
+                assert float(found[0, k, y, x]) == pytest.approx(math.exp(-squared / 8), rel=1e-5)
+    assert float(found[0, 0, 2, 3]) == 1.0
+    assert not found[0, 2].any()
+
+
+def test_33_points_become_18() -> None:
+    given = persons.pose33()
+    found = body18(given, "mediapipe33")
+    left, right = (given[MEDIAPIPE33.index(f"{side}_shoulder")] for side in ("left", "right"))
+    for place, name in enumerate(COCO18):
+        if name == "neck":
+            neck = [(left[0] + right[0]) / 2, (left[1] + right[1]) / 2, min(left[2], right[2])]
+            np.testing.assert_allclose(found[place], neck, rtol=1e-6)
+        else:
+            assert np.array_equal(found[place], given[MEDIAPIPE33.index(name)]), name
+    assert np.array_equal(body18(found, "coco18"), found)
+
+
+@pytest.mark.data
+def test_the_landmarks_are_those_of_the_table(shared_data: Path) -> None:
+    with open(shared_data / "ccp/pose.csv") as file:
+        columns = file.readline().strip().split(",")[1:]
+    assert columns == [f"{p}_{axis}" for p in MEDIAPIPE33 for axis in ("x", "y", "visibility")]
+
+
+def test_a_mirrored_pose_is_that_of_the_mirrored_picture() -> None:
+    points = persons.pose(2.0)
+    found = mirrored(points, 24)
+    wanted = {name: points[place] for place, name in enumerate(COCO18)}
+    for place, name in enumerate(COCO18):
+        side, _, part = name.partition("_")
+        other = {"left": f"right_{part}", "right": f"left_{part}"}.get(side, name)
+        x, y, seen = wanted[other]
+        assert found[place].tolist() == [24 - x, y, seen]
+    assert np.array_equal(mirrored(found, 24), points)
+
+
+def test_examples_are_mirrored_whole() -> None:
+    """Picture, parsing and pose together; the target by itself."""
+    task, given = Swapping(settings(), ()), record()
+    given |= {"reference": png(persons.photo(0, 3)), "parsing": png(parsing(3))}
+    given |= {"pose": persons.pose(3)}
+    plain = task.example(given, None)
+    seen = set()
+    for seed in range(16):
+        found = task.example(given, np.random.default_rng(seed))
+        flipped = not np.array_equal(found["reference"], plain["reference"])
+        step = -1 if flipped else 1
+        assert np.array_equal(found["reference"], plain["reference"][:, ::step])
+        assert np.array_equal(found["parsing"], plain["parsing"][:, ::step])
+        pose = mirrored(plain["pose"], 16) if flipped else plain["pose"]
+        np.testing.assert_allclose(found["pose"], pose)
+        turned = not np.array_equal(found["target"], plain["target"])
+        seen.add((flipped, turned))
+        if turned:
+            assert np.array_equal(found["target"], plain["target"][:, ::-1])
+    assert "target_parsing" not in found
+    assert len(seen) > 1
+    assert plain["pose"][0].tolist() == [15 * 16 / 24, 6 * 24 / 36, 1]
+
+
+def test_nearest_is_that_of_pillow() -> None:
+    values = np.random.default_rng(0).integers(0, 9, (37, 23)).astype(np.uint8)
+    for height, width in ((24, 16), (37, 23), (80, 50)):
+        found = Image.fromarray(values).resize((width, height), Image.Resampling.NEAREST)
+        assert np.array_equal(nearest(values, (height, width)), np.asarray(found))
+
+
+def test_overlap() -> None:
+    masks = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]]).bool().reshape(3, 1, 2, 2)
+    others = torch.tensor([[0, 1, 1, 0], [0, 0, 0, 0], [0, 1, 1, 0]]).bool().reshape(3, 1, 2, 2)
+    assert float(overlap(masks, others)) == pytest.approx(1 / 3 + 1 + 0)
+
+
+def test_evaluation_is_its_definition() -> None:
+    learner, batch = _learner(average=0.5), _batch(3)
+    learner.step(batch, AT)
+    net = learner.averaged.module
+    real, worn = _range(batch["reference"]), batch["parsing"] > 2
+    with torch.no_grad():
+        found = {name: float(one) for name, one in learner.evaluate(batch).items()}
+        conditions = learner.conditions(batch)
+        own = net(real, conditions).picture
+        swapped = net(_range(batch["target"]), conditions)
+        other = net(real.flip(3), conditions).picture
+        masks = [(m > 0.5, b > 0) for m, b in zip(swapped.mask, batch["parsing"], strict=True)]
+
+    def bytes_of(picture: Tensor) -> np.ndarray:
+        return ((picture + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+
+    def clothes(pictures: Tensor) -> Tensor:
+        return torch.stack([p[:, w].mean(1) for p, w in zip(pictures, worn, strict=True)])
+
+    def ssim(pictures: Tensor) -> float:
+        pairs = zip(pictures, real, strict=True)
+        return sum(
+            structural_similarity(bytes_of(a), bytes_of(b), channel_axis=2) for a, b in pairs
+        )
+
+    wanted = {"count": 3, "clothed": 3, "ssim": ssim(own), "ssim_mirrored": ssim(other)}
+    wanted["apart"] = 127.5 * 3 * float((own - real).abs().mean())
+    wanted["mask_iou"] = sum(float((m & b).sum() / (m | b).sum()) for m, b in masks)
+    taken = clothes(_range(batch["target"]))
+    for name, one in (("clothes", swapped.picture), ("clothes_before", real)):
+        wanted[name] = 127.5 * 3 * float((clothes(one) - taken).abs().mean())
+    assert found == pytest.approx(wanted, rel=1e-3)
+    metrics = Swapping(settings(), ()).summarize({k: torch.tensor(v) for k, v in found.items()})
+    assert metrics["ssim"] == pytest.approx(wanted["ssim"] / 3, rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(persons.write(tmp_path_factory.mktemp("people")))
+
+
+def _run(recipe: Recipe, data: str, folder: Path) -> Run:
+    return Run(recipe, open_examples(recipe, data), Folder(str(folder)))
+
+
+@pytest.mark.parametrize("changes", [{"average": 0.9}, {"own": 0.5, "reconstruction": 5.0}])
+def test_a_run_that_stops_goes_on_to_equal_tensors(
+    changes: dict[str, Any], data: str, tmp_path: Path
+) -> None:
+    recipe = persons.recipe(**changes)
+    whole = _run(recipe, data, tmp_path / "whole")
+    whole.fit()
+    stopped = _run(recipe, data, tmp_path / "stopped")
+    stopped.steps = 4  # one after a checkpoint
+    stopped.fit()
+    again = _run(recipe, data, tmp_path / "stopped")
+    again.fit()
+    for name, net in whole.nets.items():
+        for key, tensor in net.state_dict().items():
+            assert torch.equal(tensor, again.nets[name].state_dict()[key]), (name, key)
+    optimizers = whole.learner.optimizers
+    for name, optimizer in optimizers.items():
+        pairs = zip(
+            optimizer.state.values(), again.learner.optimizers[name].state.values(), strict=True
+        )
+        assert all(torch.equal(a["exp_avg"], b["exp_avg"]) for a, b in pairs)
+
+
+def test_targets_are_any_other_person(data: str) -> None:
+    train = open_examples(persons.recipe(), data).train
+    count = len(train)
+    assert 2 < count < 8
+    drawn = [train.drawn(n, np.random.default_rng(n)) for n in range(count)]
+    assert [one["ids"]["reference"] for one in drawn] == list(train.names)
+    targets = {train.drawn(0, np.random.default_rng(n))["ids"]["target"] for n in range(60)}
+    assert targets == {*train.names} - {train.names[0]}
+    assert [train[n]["ids"]["target"] for n in range(count)] == [*train.names[1:], train.names[0]]
+    assert not any(one["own"] for one in drawn)
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_a_share_of_pairs_shows_one_person(views: int, tmp_path: Path) -> None:
+    """By another view where there is one; else by that photograph."""
+    recipe = persons.recipe({"data": {"validate": "train"}}, own=0.5, reconstruction=1.0)
+    rows = persons.write(tmp_path, views=views).read_text().splitlines()
+    text = "\n".join([f"split,{rows[0]}", *(f"train,{row}" for row in rows[1:])])
+    (tmp_path / "people.csv").write_text(text)
+    train = open_examples(recipe, str(tmp_path / "people.csv")).train
+    drawn = [train.drawn(4, np.random.default_rng(n)) for n in range(200)]
+    own = [one["ids"]["target"] for one in drawn if one["own"]]
+    assert 0.35 < len(own) / 200 < 0.65
+    assert set(own) == ({"p5"} if views == 2 else {"p4"})
+    others = {one["ids"]["target"] for one in drawn if not one["own"]}
+    assert others == {f"p{n}" for n in range(8)} - ({"p4", "p5"} if views == 2 else {"p4"})
+
+
+def test_a_prediction_has_the_size_of_the_reference() -> None:
+    """And of what is kept its pixels, if so wished."""
+    found = {}
+    for composite in (False, True):
+        task = Swapping(settings(composite=composite), ())
+        torch.manual_seed(0)
+        learner, given = task.learner(), record()
+        values = {name: given[name] for name in task.inputs}
+        arrays = {n: torch.as_tensor(np.stack([a])) for n, a in task.prepare(values).items()}
+        with torch.inference_mode():
+            [one] = learner.predict(arrays)
+        assert one.picture is not None
+        assert one.picture.shape == (*SIZE[::-1], 3)
+        found[composite] = one.picture
+    worn = parsing() > 2
+    assert np.array_equal(found[True][worn], found[False][worn])
+    assert np.array_equal(found[True][~worn], persons.photo(0)[~worn])
+    assert not np.array_equal(found[False][~worn], persons.photo(0)[~worn])
+
+
+def test_a_sample_shows_both_people() -> None:
+    task, given = Swapping(settings(), ()), record()
+    sample = task.sample(given, 0)
+    assert sample.keys() == {"id", "reference", "target", "pose", "parsing"}
+    both = np.asarray(decode(task.shown(sample)))
+    assert np.array_equal(both, np.concatenate([persons.photo(0), persons.photo(1)], axis=1))
+
+
+def _shoulderless() -> np.ndarray:
+    points = persons.pose()
+    points[[2, 5], 2] = 0.1
+    return points
+
+
+def _seen(visibility: float) -> np.ndarray:
+    points = persons.pose()
+    points[3, 2] = visibility
+    return points
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"pose": _shoulderless()}, "pose: no shoulder has a visibility of 0.5"),
+    ({"pose": persons.pose() / [24, 36, 1]}, "pose: all points lie within one pixel"),
+    ({"pose": persons.pose(500)}, "pose: no visible point lies in the picture of 24 x 36 pixels"),
+    ({"pose": _seen(7)}, "pose: visibility 7; 0 to 1 is expected"),
+    ({"parsing": png(parsing() + 3)}, "parsing: label 7, but the recipe names 5 labels"),
+    ({"parsing": png(parsing(0, (24, 35)))}, "parsing: 24 x 35 pixels, for a picture of 24 x 36"),
+    ({"parsing": png(parsing() * 0)}, "parsing: no pixel of a person"),
+    ({"parsing": png(persons.photo(0))}, "parsing: RGB; one 8-bit channel is needed"),
+    ({"parsing": b"no picture"}, "parsing: no PNG"),
+    ({"reference": b"no picture"}, "reference: not a readable"),
+    ({"target": b"no picture"}, "target: not a readable"),
+]
+
+
+@pytest.mark.parametrize(("changes", "fault"), BAD)
+def test_bad_input_is_told_by_its_name(changes: dict[str, Any], fault: str) -> None:
+    task, given = Swapping(settings(), ()), record() | changes
+    with pytest.raises(Rejected, match=f"^{fault}") as refused:
+        task.prepare({name: given[name] for name in task.inputs})
+    assert "\n" not in str(refused.value)
+    id = "p1" if "target" in changes else "p0"
+    with pytest.raises(UserError, match=f"^{id}: {fault}.*; mend or remove it"):
+        task.example(given, None)
+
+
+def test_the_targets_parsing_is_told_to_be_the_targets() -> None:
+    given = record() | {"target_parsing": png(parsing() + 3)}
+    with pytest.raises(UserError, match=r"^p1: parsing: label 7"):
+        Swapping(settings(), ()).example(given, None)
+
+
+def test_tables_are_checked_before_a_run(tmp_path: Path) -> None:
+    path = persons.write(tmp_path)
+    (tmp_path / "parsing-3.png").write_bytes(png(parsing(0, (24, 30))))
+    with pytest.raises(UserError, match="p3: parsing: 24 x 30 pixels"):
+        check_examples(open_examples(persons.recipe(), str(path)))
+    rows = path.read_text().splitlines()
+    path.write_text("\n".join([rows[0], rows[1].replace("12.0", "NaN", 1), *rows[2:]]))
+    with pytest.raises(UserError, match="row 0, column 'pose': a number that is not finite"):
+        check_examples(open_examples(persons.recipe(), str(path)))
+    path.write_text("\n".join(rows[:2]))
+    whole = persons.recipe({"data": {"train": ".", "validate": "."}})
+    with pytest.raises(UserError, match="one person alone"):
+        open_examples(whole, str(path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"crop": [24, 18]}, "crop 18: sides are divided by 4"),
+        ({"judge_layers": 3}, "crop 16: .* 24 at least under judge_layers 3"),
+        ({"kept": {}}, "label 'hair' is in none of background, clothes and kept"),
+        ({"clothes": {"upper": ["top", "coat"]}}, "'coat' of background, .* is none of labels"),
+        ({"background": ["null", "top"]}, "label 'top' is in background, clothes and kept twice"),
+        ({"labels": ["null", "null"]}, "label 'null' is in labels twice"),
+        ({"kept": {"upper": ["hair", "skin"]}}, "region 'upper' is both in clothes and in kept"),
+        ({"skeleton": "coco17"}, "no 'coco17'; choose among mediapipe33, coco18"),
+        ({"own": 0.5}, "own and reconstruction need each other"),
+        ({"stages": 3}, "stages"),
+    ],
+)
+def test_settings_are_checked(changes: dict[str, Any], fault: str) -> None:
+    with pytest.raises(UserError, match=fault) as refused:
+        settings(**changes)
+    assert "\n" not in str(refused.value)
+
+
+def test_parameters_of_the_control_are_those_of_one_generator() -> None:
+    """Which sees what both see."""
+
+    def count(net: nn.Module | None) -> int:
+        return 0 if net is None else sum(p.numel() for p in net.parameters())
+
+    two, one = _learner().net, _learner(stages=1).net
+    assert one.second is None
+    assert count(one.first) - count(two.first) == 4 * 7 * 7 * (4 + 3)
+    assert count(two.third) == count(one.third)
