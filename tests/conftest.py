@@ -25,7 +25,8 @@ os.environ |= {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "OMP_NUM_THREADS": "1",
-    "IMGRAY_TRUSTED_MODULES": "tinytask,slowtask,slowmatching,duotask,pairs,swaptask,vectortask",
+    "IMGRAY_TRUSTED_MODULES": "tinytask,slowtask,slowmatching,slowtranslation,duotask,pairs,"
+    "swaptask,vectortask",
     "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
     "AWS_ENDPOINT_URL": f"http://127.0.0.1:{S3_PORT}",
     "AWS_ACCESS_KEY_ID": S3_KEY,

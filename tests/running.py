@@ -99,6 +99,15 @@ def train_worker() -> psutil.Process:
     return next(one for one in living if "TrainWorker" in " ".join(one.cmdline()))
 
 
+def kill_train_worker(output: Path, step: int, pause: float) -> None:
+    """Kill a worker of a training on the tests' own Ray a while after a step is in a checkpoint."""
+    end = time.monotonic() + 120
+    while not checkpointed(output, step) and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(pause)
+    train_worker().kill()
+
+
 def killed_twice(
     start: Start, address: str, output: Path, flags: Sequence[str], steps: tuple[int, int]
 ) -> None:

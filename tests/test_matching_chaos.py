@@ -4,14 +4,13 @@ The first kill falls into the epoch in which a closed form is gathered, by each 
 pairs; the second comes when earlier pairs are remembered and the optimizer has its momenta.
 """
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from running import Start, checkpointed, killed_twice, train_worker
+from running import Start, kill_train_worker, killed_twice
 from trained import check_equal
 from vectors import recipe_of, write_pairs
 
@@ -61,17 +60,9 @@ def test_a_killed_worker_changes_no_bit(
 ) -> None:
     config, output = _config("rrf from cca", data, tmp_path), tmp_path / "killed"
     train(config)
-
-    def kill() -> None:
-        end = time.monotonic() + 120
-        while not checkpointed(output, EVERY) and time.monotonic() < end:
-            time.sleep(0.01)
-        time.sleep(PAUSE)
-        train_worker().kill()
-
     changes = {"output": str(output), "set": [f"settings.pause={PAUSE}"]}
     with ThreadPoolExecutor(1) as pool:
-        killed = pool.submit(kill)
+        killed = pool.submit(kill_train_worker, output, EVERY, PAUSE)
         train(config.model_copy(update=changes))
         killed.result()
     assert "train: lost a worker" in capsys.readouterr().err

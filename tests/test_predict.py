@@ -73,6 +73,9 @@ def test_predictions_are_the_models_own(ray_cluster: None, made: Any, tmp_path: 
         (images / f"{number}.png").write_bytes(encoded(picture(bool(number % 2), number), "PNG"))
     (images / "broken.jpg").write_bytes(b"no picture")
     flags = {"model": uri, "images": str(images), "output": str(tmp_path / "out")}
+    if format != "edges":
+        with pytest.raises(UserError, match=r"--encode jpeg: \w+ paints no picture that a JPEG"):
+            predict(PredictConfig(**flags, encode="jpeg"))
     config = PredictConfig(**flags, shard_size=2, workers=1, max_rejected=1)
     result = predict(config)
     assert (result.listed, result.done, result.rejected) == (6, 5, 1)

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from conftest import S3, upload
 from PIL import Image
 
 import imgray
@@ -16,8 +17,9 @@ from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_manifest
 from imgray.engine.evaluate_model import evaluate_model
 from imgray.engine.predict import predict
-from imgray.engine.settings import EvaluateModelConfig, PredictConfig, TrainConfig
+from imgray.engine.settings import EvaluateModelConfig, PredictConfig, TrainConfig, VerifyConfig
 from imgray.engine.train import train
+from imgray.engine.verify import verify
 from imgray.errors import UserError
 from imgray.serving.pace import Pace
 from imgray.synthesis import translation
@@ -124,6 +126,41 @@ def test_a_table_says_which_way(model: str, data: Path, tmp_path: Path) -> None:
     assert (found.done, found.rejected) == (2, 1)
     parts = [pq.read_table(path) for path in sorted((tmp_path / "out").glob("part-*.parquet"))]
     assert {row["id"] for part in parts for row in part.to_pylist()} == {"one", "two"}
+
+
+def test_a_table_in_s3_gives_the_pictures_of_a_folder(
+    model: str, data: Path, s3: S3, tmp_path: Path
+) -> None:
+    for source, name in ((Path(model), "model"), (data / "val", "val")):
+        upload(source, Folder(s3.uri(f"translating/{name}")))
+    lines = ["id,image,to", *(f"from {n},blue/{n}.png,red" for n in range(3))]
+    Folder(s3.uri("translating/val")).write("ways.csv", "\n".join(lines).encode())
+    uris = {name: s3.uri(f"translating/{name}") for name in ("model", "out")}
+    ways = s3.uri("translating/val/ways.csv")
+    found = predict(PredictConfig(images=ways, model=uris["model"], output=uris["out"], workers=1))
+    assert (found.done, found.rejected) == (3, 0)
+    local = {"images": str(data / "val/blue"), "model": model, "output": str(tmp_path / "red")}
+    predict(PredictConfig(workers=1, **local))
+    for n in range(3):
+        painted = Folder(uris["out"]).read(f"pictures/from {n}.png")
+        assert painted == (tmp_path / f"red/pictures/{n}.png.png").read_bytes()
+
+
+def test_pictures_may_be_kept_as_jpeg(model: str, data: Path, tmp_path: Path) -> None:
+    config = {"images": str(data / "val/blue"), "model": model}
+    for encode in ("png", "jpeg"):
+        predict(PredictConfig(workers=1, output=str(tmp_path / encode), encode=encode, **config))
+    checked = verify(VerifyConfig(artifacts=[str(tmp_path / "jpeg")])).artifacts[0]
+    assert (checked.faults, checked.beside) == ([], [])
+    [part] = (tmp_path / "jpeg").glob("part-*.parquet")
+    for row in pq.read_table(part).to_pylist():
+        assert row["picture"] == f"pictures/{row['id']}.jpeg"
+        close = Image.open(tmp_path / "jpeg" / row["picture"])
+        exact = np.asarray(Image.open(tmp_path / f"png/pictures/{row['id']}.png"), float)
+        assert close.format == "JPEG"
+        assert 0 < np.abs(np.asarray(close) - exact).mean() < 6
+    with pytest.raises(UserError, match=r"of other settings \(encode: 'png' there"):
+        predict(PredictConfig(workers=1, output=str(tmp_path / "png"), encode="jpeg", **config))
 
 
 def test_longer_pictures_are_scaled_as_the_job_says(model: str, data: Path, tmp_path: Path) -> None:

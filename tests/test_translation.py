@@ -29,7 +29,7 @@ from imgray.synthesis.pool import Pool
 from imgray.synthesis.settings import TranslationSettings
 from imgray.synthesis.translation import Translation, TranslationLearner
 from imgray.synthesis.wiring import wiring
-from imgray.training.loop import Run
+from imgray.training.loop import Run, load_start
 from imgray.training.recipe import Recipe
 from imgray.training.task import At
 from imgray.training.wanted import while_wanted
@@ -239,6 +239,7 @@ def test_a_pool_keeps_no_graph() -> None:
     [
         {"pool": 3, "average": 0.9},
         {"stages": 2, "inner": True},
+        {"judge": "projected", "weights": "none", "judge_width": 2, "recipe": {"batch_size": 1}},
     ],
 )
 def test_a_run_that_stops_goes_on_to_equal_tensors(
@@ -257,6 +258,25 @@ def test_a_run_that_stops_goes_on_to_equal_tensors(
             assert torch.equal(tensor, again.nets[name].state_dict()[key]), (name, key)
     for name, items in whole.learner.state().items():
         assert torch.equal(items, again.learner.state()[name])
+
+
+def test_an_average_begins_with_the_generators_of_a_model_that_has_none(
+    data: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(5)
+    other = TranslationLearner(_settings()).modules
+    start = {name: net.state_dict() for name, net in other.items()}
+    recipe = _recipe(average=0.9, rate=1e-9, recipe={"start": "elsewhere", "steps": 2})
+    run = Run(recipe, open_examples(recipe, str(data)), Folder(str(tmp_path)), None, start)
+    run.fit()
+    averaged = run.nets["averaged"].state_dict()
+    assert int(averaged["n_averaged"]) == 2
+    for name in ("G1", "F1"):
+        for key, tensor in start[name].items():
+            torch.testing.assert_close(averaged[f"module.{name}.{key}"], tensor, atol=1e-6, rtol=0)
+    del start["Dx"]
+    with pytest.raises(UserError, match="the model to start from of G1, F1, Dy, but this model"):
+        load_start(run.learner, start, recipe)
 
 
 def test_averaged_generators_translate() -> None:

@@ -1,7 +1,8 @@
 """Run a trained model over every record of a collection, exactly once: a predictions artifact.
 
-One row per record in `part-*.parquet`. A model that paints (segments, edges) also leaves a PNG per
-record below `pictures/`; the row holds its name and digest.
+One row per record in `part-*.parquet`. A model that paints (segments, edges, translations) also
+leaves a picture per record below `pictures/`, a PNG or, where that is asked for, a JPEG; the row
+holds its name and digest.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel
 
@@ -21,18 +24,21 @@ from imgray.artifacts.folder import Folder
 from imgray.artifacts.identity import Identity
 from imgray.artifacts.manifest import Manifest, read_manifest, sha256
 from imgray.data.collections import Collection, open_collection
-from imgray.data.fields import Input, Values
+from imgray.data.fields import ClassMap, Input, Values
 from imgray.data.layout import place_of
 from imgray.engine.cluster import cluster, given_device
 from imgray.engine.collection import LISTED, Rejections, check_rejected, process_configured
 from imgray.engine.examples import digests
 from imgray.engine.producer import migrated, produce
-from imgray.engine.settings import PredictConfig
+from imgray.engine.settings import Encoding, PredictConfig
 from imgray.engine.sheets import draw_predictions
+from imgray.errors import UserError
 from imgray.training.carried import check_same, inputs_of
 from imgray.training.models import Prepared, fingerprint_of, load_model, load_task
 from imgray.training.task import Prediction, Task, set_longest
 
+QUALITY = 95
+"""Of a JPEG, whose colours are not subsampled."""
 LONGEST_PATH, LONGEST_NAME = 800, 200
 """Bytes of an id, and of one part of it, that is the name of a file."""
 
@@ -58,9 +64,14 @@ class PredictStep:
     """Records to rows of the predictions artifact."""
 
     def __init__(
-        self, model: str, output: Folder, given: Sequence[str] = (), longest: int | None = None
+        self,
+        model: str,
+        output: Folder,
+        given: Sequence[str] = (),
+        longest: int | None = None,
+        encoding: Encoding = "png",
     ) -> None:
-        self.device = given_device()
+        self.device, self.encoding = given_device(), encoding
         self.model, self.output = load_model(model, given), output
         if longest:
             set_longest(self.model.task, longest)
@@ -90,14 +101,19 @@ class PredictStep:
         """Write the picture of an image, if there is one: its name and digest."""
         if prediction.picture is None:
             return {"picture": None, "sha256": None}
-        buffer = io.BytesIO()
-        Image.fromarray(prediction.picture).save(buffer, "PNG")
-        name = picture_name(id)
-        self.output.write(name, buffer.getvalue())
-        return {"picture": name, "sha256": sha256(buffer.getvalue())}
+        data, name = encoded(prediction.picture, self.encoding), picture_name(id, self.encoding)
+        self.output.write(name, data)
+        return {"picture": name, "sha256": sha256(data)}
 
 
-def picture_name(id: str) -> str:
+def encoded(picture: NDArray[np.uint8], encoding: Encoding) -> bytes:
+    """A picture, uint8 (H, W) or (H, W, 3), as a file."""
+    buffer, jpeg = io.BytesIO(), {"quality": QUALITY, "subsampling": 0}
+    Image.fromarray(picture).save(buffer, encoding, **(jpeg if encoding == "jpeg" else {}))
+    return buffer.getvalue()
+
+
+def picture_name(id: str, suffix: str = "png") -> str:
     """Where the picture of a record lies in the artifact: below `pictures/`, for every id.
 
     That is the id itself where it is a plain path, else its digest: ids of a table are any text.
@@ -107,9 +123,10 @@ def picture_name(id: str) -> str:
         len(id.encode()) <= LONGEST_PATH
         and all(part not in ("", ".", "..") and part.isprintable() for part in parts)
         and all(len(part.encode()) <= LONGEST_NAME and "\\" not in part for part in parts)
-        and not any(part.endswith(".png") for part in parts[:-1])
+        and not any(part.endswith(f".{suffix}") for part in parts[:-1])
     )
-    return f"pictures/{id}.png" if plain else f"pictures/by-digest/{sha256(id.encode())}.png"
+    name = id if plain else f"by-digest/{sha256(id.encode())}"
+    return f"pictures/{name}.{suffix}"
 
 
 def _finite(row: Mapping[str, Any]) -> bool:
@@ -118,16 +135,12 @@ def _finite(row: Mapping[str, Any]) -> bool:
     return all(math.isfinite(v) for some in values for v in some if isinstance(v, float))
 
 
-class StepFactory:
-    """Makes the step on a worker, from the model artifact."""
-
-    def __init__(
-        self, model: str, output: Folder, given: Sequence[str], longest: int | None
-    ) -> None:
-        self.model, self.output, self.given, self.longest = model, output, given, longest
-
-    def __call__(self) -> PredictStep:
-        return PredictStep(self.model, self.output, self.given, self.longest)
+def _check_encoding(task: Task, encoding: Encoding) -> None:
+    """Refuse to make a JPEG of nothing, or of classes. Raises `UserError`."""
+    painted = task.outputs.get(task.painted or "")
+    if encoding == "jpeg" and (painted is None or isinstance(painted, ClassMap)):
+        name = type(task).__name__
+        raise UserError(f"--encode jpeg: {name} paints no picture that a JPEG keeps; use png")
 
 
 def predict(config: PredictConfig) -> PredictResult:
@@ -138,6 +151,7 @@ def predict(config: PredictConfig) -> PredictResult:
     check_same(model, config.joined)
     if config.longest:
         set_longest(task, config.longest)
+    _check_encoding(task, config.encode)
     collect = partial(_collection, config, inputs_of(model, task, config.joined))
     migrate = partial(migrated, PredictConfig)
     identity = migrate(config.identity() | {"fingerprint": fingerprint_of(model)})
@@ -171,7 +185,8 @@ def _predict(
     task: Task,
     collect: Callable[[], Collection],
 ) -> Manifest:
-    factory = StepFactory(identity["model"], output, list(config.joined), config.longest)
+    own = list(config.joined), config.longest, config.encode
+    factory = partial(PredictStep, identity["model"], output, *own)
     records = collect()
     with cluster():
         outcome = process_configured("predict", config, records, output, factory)

@@ -12,6 +12,7 @@ from imgray.data import pixels
 from imgray.data.layout import Layout, numbers, pairs, place_of
 
 Regions = Literal["global", "pyramid"]
+Encoding = Literal["png", "jpeg"]
 SHARD_IMAGES = 100_000
 
 
@@ -392,6 +393,10 @@ class PredictConfig(CollectionConfig, FeaturesConfig):
         ge=32,
         le=2**16,
         description="scale longer images down to so many pixels (default: as the model's recipe)",
+    )
+    encode: Encoding = Field(
+        default="png",
+        description="how pictures that a model paints are kept: png, or jpeg of quality 95",
     )
     contact_sheet: str | None = Field(
         default=None,

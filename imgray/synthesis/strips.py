@@ -22,8 +22,8 @@ from imgray.data.scratch import read, unnamed_file, write
 from imgray.synthesis.generator import Residual, to_pixels, to_range
 from imgray.training.wanted import check_wanted
 
-STRIP = 2**22
-"""Values of a strip, about: 16 MB in float32."""
+STRIP = 2**20
+"""Values of a strip, about: 4 MB in float32, which the allocator keeps, as it does not 16 MB."""
 
 
 class Source(ABC):
@@ -59,13 +59,12 @@ class Maps(Source):
         self.shape = channels, height, width
         self.file = unnamed_file()
         self.sums = torch.zeros(2, channels, dtype=torch.float64)
-        self.steps: list[Callable[[Tensor], Tensor]] = []
+        self.steps: list[Callable[[Tensor], Tensor]] = []  # may change the rows that they are given
 
     def write(self, start: int, rows: Tensor) -> None:
         """Keep rows from a place on, and add them to the statistics."""
-        wide = rows[0].double()
-        self.sums[0] += wide.sum(dim=(1, 2)).cpu()
-        self.sums[1] += wide.square().sum(dim=(1, 2)).cpu()
+        parts = rows[0].sum(dim=(1, 2)), rows[0].square().sum(dim=(1, 2))
+        self.sums += torch.stack(parts).double().cpu()
         data = rows[0].transpose(0, 1).contiguous().float().cpu().numpy()
         self.file.seek(start * self._row)
         write(self.file, data.data)
@@ -86,7 +85,7 @@ class Maps(Source):
         mean, square = self.sums / (height * width)
         scale = (square - mean.square()).clamp(min=0).add(eps).rsqrt()
         shift, factor = (values.float()[:, None, None] for values in (mean, scale))
-        self.steps.append(lambda rows: (rows - shift) * factor)
+        self.steps.append(lambda rows: rows.sub_(shift).mul_(factor))
 
     @property
     def _row(self) -> int:
@@ -144,7 +143,7 @@ def _follow(layer: nn.Module, maps: Maps) -> None:
     if isinstance(layer, nn.InstanceNorm2d):
         maps.normalise(layer.eps)
     elif isinstance(layer, nn.ReLU | nn.Tanh):
-        maps.steps.append(torch.relu if isinstance(layer, nn.ReLU) else torch.tanh)
+        maps.steps.append(torch.relu_ if isinstance(layer, nn.ReLU) else torch.tanh_)
     else:
         raise TypeError(f"no way to run {type(layer).__name__} by strips")
 
@@ -178,7 +177,7 @@ def _transposed(layer: nn.ConvTranspose2d, maps: Source, device: str) -> Maps:
 def _summed(maps: Source, others: Source) -> Maps:
     found = Maps(*maps.shape)
     for start, stop in _strips(found.shape[1], _values(maps, found, 1)):
-        found.write(start, maps.read(start, stop) + others.read(start, stop))
+        found.write(start, maps.read(start, stop).add_(others.read(start, stop)))
     return found
 
 

@@ -111,7 +111,7 @@ class Translation(Task):
     def learner(self, initial: bool = True) -> TranslationLearner:
         maps = self.settings.maps
         mapped = maps and DOMAINS[self.classes.index(maps)]
-        return TranslationLearner(self.settings, mapped)
+        return TranslationLearner(self.settings, mapped, initial)
 
     def summarize(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """What `TranslationLearner.evaluate` and `benchmark` sum up, by the domains' names."""
@@ -141,10 +141,15 @@ class TranslationLearner(Learner):
     it does not, so that all but this term is equal, and both ways are learnt at once.
     """
 
-    def __init__(self, settings: TranslationSettings, mapped: str | None = None) -> None:
+    derived = frozenset({"averaged"})  # the first step makes it the generators as they then are
+
+    def __init__(
+        self, settings: TranslationSettings, mapped: str | None = None, initial: bool = True
+    ) -> None:
         self.settings, self.wiring, self.mapped = settings, settings.wiring, mapped
         self.made = nn.ModuleDict({n: settings.generator() for n in self.wiring.generators})
-        judges = {f"D{domain}": settings.discriminator() for domain in DOMAINS}
+        judges = settings.discriminators(initial)
+        self.features = judges.get("trunk", nn.Identity())
         self.modules: dict[str, nn.Module] = {**self.made, **judges}
         self.pools = {domain: Pool(settings.pool) for domain in DOMAINS}
         self.optimizers = {
@@ -172,7 +177,7 @@ class TranslationLearner(Learner):
         weights = {"long": settings.cycle, "inner": settings.inner_cycle}
         found: dict[str, Tensor] = {}
         for term in self.wiring.adversarial:
-            loss = squares(self.modules[f"D{term.domain}"](routes[term.route]), 1.0)
+            loss = squares(self._logits(term.domain, routes[term.route]), 1.0)
             found[term.name] = found.get(term.name, 0) + loss
         for cycle in (c for c in self.wiring.cycles if weights[c.name]):
             loss = weights[cycle.name] * (routes[cycle.route] - routes[cycle.target]).abs().mean()
@@ -199,11 +204,16 @@ class TranslationLearner(Learner):
 
     def _judged(self, domain: str, routes: Routes) -> Tensor:
         """The loss of a domain's discriminator."""
-        shown = [term.route for term in self.wiring.adversarial if term.domain == domain]
-        fakes = torch.cat([routes[route].detach() for route in shown])
-        judge = self.modules[f"D{domain}"]
-        real = squares(judge(routes[(domain,)]), 1.0)
-        return (real + squares(judge(self.pools[domain].exchange(fakes)), 0.0)) / 2
+        judged = [term.route for term in self.wiring.adversarial if term.domain == domain]
+        fakes = torch.cat([routes[route].detach() for route in judged])
+        real = squares(self._logits(domain, routes[(domain,)]), 1.0)
+        fake = squares(self._logits(domain, self.pools[domain].exchange(fakes)), 0.0)
+        return (real + fake) / 2
+
+    def _logits(self, domain: str, pictures: Tensor) -> Tensor:
+        """Of a domain's discriminator."""
+        found: Tensor = self.modules[f"D{domain}"](self.features(pictures))
+        return found
 
     def state(self) -> dict[str, Tensor]:
         return {domain: pool.items for domain, pool in self.pools.items() if len(pool.items)}

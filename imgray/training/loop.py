@@ -145,7 +145,7 @@ class Run:
         found = self._newest()
         if found is None:
             if self.start is not None:
-                load_start(self.nets, self.start, self.recipe)
+                load_start(self.learner, self.start, self.recipe)
             return 0
         state = found.state
         load_nets(self.nets, state["modules"], f"{self.folder.uri}: checkpoint")
@@ -317,11 +317,15 @@ def load_nets(nets: Mapping[str, nn.Module], states: States, what: str) -> None:
         load_state(net, states[name], what)
 
 
-def load_start(nets: Mapping[str, nn.Module], start: States, recipe: Recipe) -> None:
-    """Load what a recipe starts from, into all networks or those that it names. `UserError`."""
-    if isinstance(recipe.start, dict):
-        nets = {name: nets[name] for name in recipe.start}
-    load_nets(nets, start, "the model to start from")
+def load_start(learner: Learner, start: States, recipe: Recipe) -> None:
+    """Load what a recipe starts from, into all networks or those that it names. `UserError`.
+
+    Networks that are `derived` are left as they are where the model to start from lacks them.
+    """
+    nets = learner.modules
+    names = recipe.start if isinstance(recipe.start, dict) else nets.keys()
+    chosen = {n: nets[n] for n in names if n in start or n not in learner.derived}
+    load_nets(chosen, start, "the model to start from")
 
 
 def as_lines(lines: Iterable[Line]) -> bytes:

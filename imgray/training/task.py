@@ -61,6 +61,8 @@ class Learner(ABC):
         modules: by name; all are saved and published, also those that no optimizer changes, such
             as a running average of another.
         optimizers: by name.
+        derived: networks that training makes of others, such as a running average: a model to start
+            from may lack them.
         loss_weight: the worker's share of the batch times the number of workers, by which its mean
             loss counts among theirs: 1 but for uneven parts.
         clips: by optimizer the largest norm of its gradient, None where it is not clipped.
@@ -68,6 +70,7 @@ class Learner(ABC):
 
     modules: dict[str, nn.Module]
     optimizers: dict[str, Optimizer]
+    derived: frozenset[str] = frozenset()
     loss_weight: float = 1.0
     clips: Mapping[str, float | None] = MappingProxyType({})
 

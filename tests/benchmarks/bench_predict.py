@@ -1,6 +1,6 @@
 """Batch prediction: images/s of `jobs/predict.py` and of a plain torch loop, and a kill half way.
 
-    python tests/benchmarks/bench_predict.py --model URI [--images N]
+    python tests/benchmarks/bench_predict.py --model URI [--images N] [--longest N]
 
 The loop is two processes of one thread that each read, decode and run half of the images, and write
 what the model paints, without Ray, shards, digests or retries. imgray runs two workers. Then the
@@ -12,6 +12,7 @@ Cost at ten times the images: ten times the steady seconds, the same start-up.
 
 import multiprocessing
 import time
+from functools import partial
 from pathlib import Path
 
 import common
@@ -22,47 +23,55 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from imgray.engine.settings import VerifyConfig
+from imgray.engine.verify import verify
 from imgray.training.loop import to_device
 from imgray.training.models import load_model
+from imgray.training.task import set_longest
 
 PROCESSES, SHARD, BATCH = 2, 64, 16
 
 
-def flags(model: str, images: Path, output: Path) -> list[object]:
-    return [
+def flags(model: str, images: Path, output: Path, longest: int | None) -> list[str]:
+    found = [
         "--model", model, "--images", images, "--output", output,
         "--shard-size", SHARD, "--batch-size", BATCH, "--workers", PROCESSES,
+        *(["--longest", longest] if longest else []),
     ]  # fmt: skip
+    return [str(one) for one in found]
 
 
-def plain(model: str, paths: list[Path], output: Path) -> float:
+def plain(model: str, paths: list[Path], output: Path, longest: int | None) -> float:
     """Images/s of the loop, the slower half counting."""
     output.mkdir(parents=True, exist_ok=True)
     with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
-        jobs = [(model, paths[n::PROCESSES], output) for n in range(PROCESSES)]
+        jobs = [(model, paths[n::PROCESSES], output, longest) for n in range(PROCESSES)]
         seconds = pool.starmap(_loop, jobs, chunksize=1)
     return len(paths) / max(seconds)
 
 
 @torch.inference_mode()
-def _loop(model: str, paths: list[Path], output: Path) -> float:
+def _loop(model: str, paths: list[Path], output: Path, longest: int | None) -> float:
     torch.set_num_threads(1)
     found = load_model(model)
+    if longest:
+        set_longest(found.task, longest)
     together = BATCH if found.task.one_shape else 1
     began = time.time()
     for first in range(0, len(paths), together):
         chosen = paths[first : first + together]
-        prepared = [found.task.prepare(path.read_bytes())["image"] for path in chosen]
-        batch = to_device({"image": np.stack(prepared)}, "cpu")
+        prepared = [found.task.prepare({"image": path.read_bytes()}) for path in chosen]
+        arrays = {name: np.stack([one[name] for one in prepared]) for name in prepared[0]}
+        batch = to_device(arrays, "cpu")
         for path, one in zip(chosen, found.learner.predict(batch), strict=True):
             if one.picture is not None:
                 Image.fromarray(one.picture).save(output / f"{path.stem}.png")
     return time.time() - began
 
 
-def killed(model: str, images: Path, output: Path, parts: int) -> None:
+def killed(given: list[str], output: Path, parts: int) -> None:
     """Kill the job when so many of its parts are there, and run it again."""
-    process = common.start("predict", *map(str, flags(model, images, output)))
+    process = common.start("predict", *given)
     tree = psutil.Process(process.pid)
     while len(list(output.glob("part-*.parquet"))) < parts:
         assert process.poll() is None
@@ -71,7 +80,7 @@ def killed(model: str, images: Path, output: Path, parts: int) -> None:
     process.kill()
     assert not (output / "manifest.json").exists()
     psutil.wait_procs(below, timeout=90)
-    common.run("predict", *map(str, flags(model, images, output)))
+    common.run("predict", *given)
 
 
 def rows(output: Path) -> pa.Table:
@@ -82,23 +91,30 @@ def rows(output: Path) -> pa.Table:
 def main() -> None:
     options = common.parser(__doc__, 2000)
     options.add_argument("--model", required=True, help="folder of a model artifact")
+    options.add_argument("--longest", type=int, help="longer images are scaled down, in both")
     options = options.parse_args()
     with common.work_folder(options.work) as work:
         paths = common.photographs(options.data, options.images)
         images = common.copy_images(paths, work / "images")
-        rates = [plain(options.model, sorted(images.iterdir()), work / "plain")]
-        common.run("predict", *map(str, flags(options.model, images, work / "whole")))
+        loop = partial(plain, options.model, sorted(images.iterdir()), work / "plain")
+        rates = [loop(options.longest)]
+        whole, again = (
+            flags(options.model, images, work / name, options.longest)
+            for name in ("whole", "killed")
+        )
+        common.run("predict", *whole)
         ours = common.steady(work / "whole", PROCESSES).rate
-        rates.append(plain(options.model, sorted(images.iterdir()), work / "plain"))
-        loop = float(np.mean(rates))
+        rates.append(loop(options.longest))
+        mean = float(np.mean(rates))
         common.table(
             ["", "images/s", "ratio"],
-            [["plain loop, before and after", loop, "1"], ["imgray", ours, f"{ours / loop:.2f}"]],
+            [["plain loop, before and after", mean, "1"], ["imgray", ours, f"{ours / mean:.2f}"]],
         )
         parts = len(list((work / "whole").glob("part-*.parquet")))
-        killed(options.model, images, work / "killed", parts // 2)
-        whole, again = rows(work / "whole"), rows(work / "killed")
-        print(f"{len(again):,} rows after the kill, as undisturbed: {again.equals(whole)}")
+        killed(again, work / "killed", parts // 2)
+        made, wanted = rows(work / "killed"), rows(work / "whole")
+        print(f"{len(made):,} rows after the kill, as undisturbed: {made.equals(wanted)}")
+        print(verify(VerifyConfig(artifacts=[str(work / "whole"), str(work / "killed")])))
 
 
 if __name__ == "__main__":

@@ -48,10 +48,12 @@ def settings(images: int) -> list[str]:
     return ["epochs=null", f"steps={images // 100}", f"checkpoint_every={EVERY}", "log_every=20"]
 
 
-def imgray(workers: int, changes: list[str], data: Path, output: Path) -> Rate:
+def imgray(
+    workers: int, changes: list[str], data: Path, output: Path, recipe: str = RECIPE
+) -> Rate:
     """A job, steady from its first checkpoint to the last but one: before the last it evaluates."""
     began = time.time()
-    flags = ["--recipe", RECIPE, "--data", data, "--output", output, "--workers", workers]
+    flags = ["--recipe", recipe, "--data", data, "--output", output, "--workers", workers]
     process = common.start("train", *flags, "--set", *changes)
     seen: dict[int, float] = {}
     while process.poll() is None:
@@ -60,7 +62,7 @@ def imgray(workers: int, changes: list[str], data: Path, output: Path) -> Rate:
         time.sleep(0.01)
     assert process.returncode == 0
     wall = time.time() - began
-    batch = read_recipe(RECIPE, changes).batch_size
+    batch = read_recipe(recipe, changes).batch_size
     first, *_, end, last = sorted(seen)
     rate = (end - first) * batch / (seen[end] - seen[first])
     return Rate(rate, wall - last * batch / rate)
