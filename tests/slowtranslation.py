@@ -7,7 +7,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from imgray.synthesis.settings import TranslationSettings
-from imgray.synthesis.translation import Translation, TranslationLearner
+from imgray.synthesis.translation import Translation
+from imgray.synthesis.translator import TranslationLearner
 from imgray.training.checkpoints import pack
 from imgray.training.task import At, Batch
 

@@ -8,7 +8,8 @@ from imgray.config import validate
 from imgray.features import weights
 from imgray.synthesis.projected import FrozenTrunk, ProjectedDiscriminator
 from imgray.synthesis.settings import TranslationSettings
-from imgray.synthesis.translation import Translation, TranslationLearner
+from imgray.synthesis.translation import Translation
+from imgray.synthesis.translator import TranslationLearner
 from imgray.training.task import At
 
 SMALL = {"width": 4, "blocks": 0, "load": 20, "crop": 16, "cycle": 0.0}

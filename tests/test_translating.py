@@ -22,7 +22,7 @@ from imgray.engine.train import train
 from imgray.engine.verify import verify
 from imgray.errors import UserError
 from imgray.serving.pace import Pace
-from imgray.synthesis import translation
+from imgray.synthesis import translator
 from imgray.training.models import load_model
 from imgray.training.sheet import SAMPLES
 
@@ -178,7 +178,7 @@ def _noise(width: int, height: int, seed: int = 0) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("most", "passes"), [(translation.TOGETHER, [1, 3]), (2 * 24 * 20 * 3 * 4, [1, 1, 2])]
+    ("most", "passes"), [(translator.TOGETHER, [1, 3]), (2 * 24 * 20 * 3 * 4, [1, 1, 2])]
 )
 def test_pictures_of_one_shape_go_through_together_as_they_would_alone(
     model: str, most: int, passes: list[int], monkeypatch: pytest.MonkeyPatch
@@ -195,7 +195,7 @@ def test_pictures_of_one_shape_go_through_together_as_they_would_alone(
     seen: list[int] = []
     first = opened.learner.modules["G1"]
     first.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
-    monkeypatch.setattr(translation, "TOGETHER", most)
+    monkeypatch.setattr(translator, "TOGETHER", most)
     together = [one.picture for one in opened.predict(items, "cpu")]
     assert sorted(seen) == passes
     for one, other in zip(alone, together, strict=True):

@@ -22,12 +22,13 @@ from imgray.data.pixels import Rejected
 from imgray.data.sources import Source
 from imgray.engine.examples import open_examples
 from imgray.errors import UserError
-from imgray.synthesis import strips, translation
+from imgray.synthesis import strips, translator
 from imgray.synthesis.discriminator import PatchDiscriminator
 from imgray.synthesis.generator import Generator
 from imgray.synthesis.pool import Pool
 from imgray.synthesis.settings import TranslationSettings
-from imgray.synthesis.translation import Translation, TranslationLearner
+from imgray.synthesis.translation import Translation
+from imgray.synthesis.translator import TranslationLearner
 from imgray.synthesis.wiring import wiring
 from imgray.training.loop import Run, load_start
 from imgray.training.recipe import Recipe
@@ -460,7 +461,7 @@ def test_strips_give_what_the_whole_gives(
     batch["to"] = torch.tensor([0])
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):  # which both leave aside
         [whole] = learner.predict(batch)
-        monkeypatch.setattr(translation, "WHOLE", 0)
+        monkeypatch.setattr(translator, "WHOLE", 0)
         monkeypatch.setattr(strips, "STRIP", strip)
         [found] = learner.predict(batch)
     assert whole.picture is not None

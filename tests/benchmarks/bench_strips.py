@@ -34,7 +34,7 @@ from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import Manifest, publish
 from imgray.engine.predict import PredictStep
 from imgray.engine.train import read_recipe
-from imgray.synthesis import strips, translation
+from imgray.synthesis import strips, translator
 from imgray.training.models import load_model, save_model
 from imgray.training.task import task_of
 
@@ -106,7 +106,7 @@ def _peaks(pid: int) -> Iterator[float]:
 
 def translated(model: str, picture: NDArray[np.uint8], whole: int) -> NDArray[np.uint8]:
     """A picture translated by strips where it has more than so many values."""
-    translation.WHOLE = whole
+    translator.WHOLE = whole
     loaded = load_model(model)
     [found] = loaded.predict([{"image": picture, "to": np.array(1)}], "cpu")
     assert found.picture is not None

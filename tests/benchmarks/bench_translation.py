@@ -34,7 +34,7 @@ from imgray.data.unpaired import DOMAINS
 from imgray.engine.examples import open_examples
 from imgray.engine.train import read_recipe
 from imgray.synthesis.segmenter import Palette
-from imgray.synthesis.translation import Routes
+from imgray.synthesis.translator import Routes
 from imgray.training.examples import Examples
 from imgray.training.loop import Line, Place, Run, add_up
 from imgray.training.models import load_nets, save_model
