@@ -159,7 +159,7 @@ def test_a_segmenter_sees_what_its_model_sees(segmenter: str, data: Path) -> Non
 
 
 def test_a_segmenter_of_other_classes_is_refused(segmenter: str) -> None:
-    with pytest.raises(UserError, match=r"its classes are left, right; expected are right, left"):
+    with pytest.raises(UserError, match=r"others than the settings name: 'left' for 'right'"):
         Segmenter(segmenter, ("right", "left"))
 
 

@@ -169,8 +169,8 @@ def test_the_service_takes_a_pose_as_json(model: str, data: Path) -> None:
 
 def test_a_parser_finds_the_same_labels(data: Path, tmp_path: Path) -> None:
     other = _parser(data, tmp_path / "other", (*persons.LABELS[:3], "coat", "trousers"))
-    with pytest.raises(UserError, match=r"other labels than settings.labels: 'coat' for 'top'"):
+    with pytest.raises(UserError, match=r"others than the settings name: 'coat' for 'top'"):
         _train(_recipe(parser=other), str(data), tmp_path / "swap")
     swapper = _train(_recipe(), str(data), tmp_path / "plain")
-    with pytest.raises(UserError, match="Swapping finds no class of each pixel"):
+    with pytest.raises(UserError, match="Swapping gives no class of each pixel"):
         _train(_recipe(parser=swapper), str(data), tmp_path / "swap")

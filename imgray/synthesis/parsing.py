@@ -11,9 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from imgray.config import validate
-from imgray.data.fields import ClassMap
 from imgray.data.pixels import Rejected, decode_map
-from imgray.errors import UserError
+from imgray.synthesis.segmenter import picture_input
 from imgray.synthesis.swap_settings import SwapSettings
 from imgray.training.models import load_model
 from imgray.training.recipe import Recipe
@@ -79,11 +78,12 @@ class Parser:
 
     Args:
         learner: its networks.
+        input: what its task calls the photograph.
         side: shorter side in pixels of the pictures that it sees.
     """
 
-    def __init__(self, learner: Learner, side: int) -> None:
-        self.learner, self.side = learner, side
+    def __init__(self, learner: Learner, input: str, side: int) -> None:
+        self.learner, self.input, self.side = learner, input, side
 
     @torch.inference_mode()
     def labels(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -94,7 +94,7 @@ class Parser:
         device = next(next(iter(self.learner.modules.values())).parameters()).device
         image = torch.tensor(np.asarray(seen), device=device)[None]
         with torch.autocast(device.type, enabled=False):
-            [found] = self.learner.predict({"image": image})
+            [found] = self.learner.predict({self.input: image})
         assert found.picture is not None
         return nearest(found.picture, picture.shape[:2])
 
@@ -113,30 +113,22 @@ def open_parser(settings: SwapSettings, initial: bool) -> Parser | None:
         return None
     if settings.parser_recipe and not initial:
         recipe = validate(Recipe, settings.parser_recipe["recipe"], "parser_recipe")
-        learner = task_of(recipe, settings.parser_recipe["classes"]).learner(initial=False)
-        return Parser(learner, settings.parser_side)
-    model = load_model(settings.parser)
-    check_labels(model.task, settings)
-    return Parser(model.learner, settings.parser_side)
+        task = task_of(recipe, settings.parser_recipe["classes"])
+        learner = task.learner(initial=False)
+    else:
+        model = load_model(settings.parser)
+        task, learner = model.task, model.learner
+    return Parser(learner, _input(task, settings), settings.parser_side)
 
 
 def parser_recipe(settings: SwapSettings) -> dict[str, Any]:
     """`SwapSettings.parser_recipe` of the parser that settings name. Raises `UserError`."""
     assert settings.parser
     model = load_model(settings.parser)
-    check_labels(model.task, settings)
+    _input(model.task, settings)
     recipe = model.recipe.model_dump(mode="json", by_alias=True)
     return {"recipe": recipe, "classes": list(model.task.classes)}
 
 
-def check_labels(task: Task, settings: SwapSettings) -> None:
-    """Refuse a parser that gives no class map of the labels. Raises `UserError`."""
-    output = task.outputs[task.painted] if task.painted else None
-    place = f"settings.parser {settings.parser}"
-    if not isinstance(output, ClassMap) or list(task.inputs) != ["image"]:
-        raise UserError(f"{place}: {type(task).__name__} finds no class of each pixel of a picture")
-    if output.labels != settings.labels:
-        pairs = zip(output.labels, settings.labels, strict=False)
-        odd = next((f"{a!r} for {b!r}" for a, b in pairs if a != b), "")
-        counts = f"{len(output.labels)} labels for {len(settings.labels)}"
-        raise UserError(f"{place}: other labels than settings.labels: {odd or counts}")
+def _input(task: Task, settings: SwapSettings) -> str:
+    return picture_input(task, settings.labels, f"settings.parser {settings.parser}")

@@ -18,6 +18,7 @@ from torch import Tensor
 from imgray.data.fields import ClassMap, sole_picture
 from imgray.errors import UserError
 from imgray.training.models import load_model
+from imgray.training.task import Task
 
 
 class Palette:
@@ -50,19 +51,7 @@ class Segmenter:
 
     def __init__(self, uri: str, classes: Sequence[str]) -> None:
         self.model = load_model(uri)
-        task = self.model.task
-        maps = task.outputs.get(task.painted or "")
-        own = sole_picture(self.model.inputs)
-        if own is None or not isinstance(maps, ClassMap):
-            raise UserError(
-                f"segmenter {uri}: {type(task).__name__} gives no class map of a picture"
-            )
-        self.input = own
-        if tuple(maps.labels) != tuple(classes):
-            raise UserError(
-                f"segmenter {uri}: its classes are {', '.join(maps.labels)}; expected are "
-                f"{', '.join(classes)}"
-            )
+        self.input = picture_input(self.model.task, classes, f"segmenter {uri}")
 
     def classes(self, pictures: Tensor) -> Tensor:
         """The class of each pixel, int64 (N, H, W), of pictures, uint8 (N, H, W, 3)."""
@@ -75,6 +64,29 @@ class Segmenter:
             if found.picture is not None
         ]
         return torch.from_numpy(np.stack(maps)).long().to(device)
+
+
+def picture_input(task: Task, classes: Sequence[str], place: str) -> str:
+    """The input of a task that gives a class map, of these classes, of a mere picture.
+
+    Args:
+        task: of a model.
+        classes: in the order of their numbers.
+        place: where the model was named, for a message.
+
+    Raises:
+        UserError: it is another task, or has other classes.
+    """
+    maps, found = task.outputs.get(task.painted or ""), sole_picture(task.inputs)
+    if found is None or not isinstance(maps, ClassMap):
+        raise UserError(f"{place}: {type(task).__name__} gives no class of each pixel of a picture")
+    own, wanted = tuple(maps.labels), tuple(classes)
+    if own != wanted:
+        pairs = zip(own, wanted, strict=False)
+        odd = next((f"{a!r} for {b!r}" for a, b in pairs if a != b), "")
+        counts = f"{len(own)} classes for {len(wanted)}"
+        raise UserError(f"{place}: its classes are others than the settings name: {odd or counts}")
+    return found
 
 
 def agreement(counts: Tensor) -> dict[str, float]:
