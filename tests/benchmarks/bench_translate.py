@@ -56,11 +56,11 @@ def deploy(**limits: float) -> None:
     serve.run(build(settings), name="imgray", logging_config={"enable_access_log": False})
 
 
-def picture(side: int) -> bytes:
-    """A PNG of smooth noise."""
+def picture(side: int, kind: str = "PNG") -> bytes:
+    """Smooth noise."""
     values = np.random.default_rng(0).integers(0, 256, (side // 8, side // 8, 3), np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(values).resize((side, side), Image.Resampling.BICUBIC).save(buffer, "PNG")
+    Image.fromarray(values).resize((side, side), Image.Resampling.BICUBIC).save(buffer, kind)
     return buffer.getvalue()
 
 
@@ -101,7 +101,7 @@ async def rates(session: aiohttp.ClientSession) -> None:
 
 async def pressure(session: aiohttp.ClientSession) -> None:
     """Large pictures at once, and one that no request could have done."""
-    large, huge = picture(GIVEN.large), picture(4096)
+    large, huge = picture(GIVEN.large), picture(4096, "JPEG")
     model = load_model(GIVEN.model)
     began = time.perf_counter()
     model.predict([model.prepare({"image": large})], "cpu")
