@@ -34,6 +34,7 @@ from imgray.engine.cluster import Pool, plan_pool
 from imgray.engine.progress import Progress, say
 from imgray.engine.settings import CollectionConfig
 from imgray.errors import LINE, TooManyRejected, UserError, brief
+from imgray.features.memory import keep_freed
 
 LISTING = "listing.parquet"
 LISTED = f"{WORK}/listing.json"
@@ -277,6 +278,7 @@ class Worker:
         torch.set_num_threads(pool.cpus)
         self.collection, self.output = collection, output
         self.batch, self.shard_size = batch, shard_size
+        keep_freed()
         self.step = make_step()
         self.listing = pq.ParquetFile(output.open(LISTING))
         self.threads = ThreadPoolExecutor(4 * pool.cpus)

@@ -22,6 +22,7 @@ from imgray.engine.examples import source_of
 from imgray.engine.progress import Progress
 from imgray.engine.settings import EvaluateModelConfig
 from imgray.errors import UserError
+from imgray.features.memory import keep_freed
 from imgray.training.carried import check_same, fields_of
 from imgray.training.examples import Examples
 from imgray.training.loop import Loader, add_up, in_threads, precision
@@ -128,6 +129,7 @@ def _sums(
 ) -> dict[str, Tensor]:
     """Sums over a worker's share of the examples."""
     torch.set_num_threads(cpus)
+    keep_freed()
     device = given_device()
     loaded = load_model(model, source.features, recipe)
     loaded.to(device)

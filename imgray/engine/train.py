@@ -37,6 +37,7 @@ from imgray.engine.producer import migrated, produce
 from imgray.engine.settings import TrainConfig
 from imgray.engine.watch import follow, start_watch
 from imgray.errors import UserError, cause_of
+from imgray.features.memory import keep_freed
 from imgray.training import catalog, models, workers
 from imgray.training.carried import carry
 from imgray.training.checkpoints import Keeper
@@ -246,6 +247,7 @@ def _work(loop: dict[str, Any]) -> None:
     watch = loop["watch"]
     if ray.get(watch.look.remote(0)).error:
         return
+    keep_freed()
     context = ray.train.get_context()
     place = Place(
         rank=context.get_world_rank(),

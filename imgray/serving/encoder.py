@@ -15,6 +15,7 @@ from imgray.data.pixels import Rejected
 from imgray.engine.search import check_fingerprints
 from imgray.features.backbones import visible_device
 from imgray.features.extractor import Extractor, Prepared, load_extractor
+from imgray.features.memory import keep_freed
 from imgray.serving.metrics import metrics, replica_name, timed
 from imgray.serving.requests import PICTURE
 from imgray.serving.settings import Batching
@@ -33,6 +34,7 @@ class Encoder:
     """
 
     async def __init__(self, registry: Any, batching: Batching, pixels: int) -> None:  # type: ignore[misc]  # Serve awaits it
+        keep_freed()
         self.device = visible_device()
         self.pixels = pixels
         batching.apply(self._run)

@@ -18,6 +18,7 @@ from PIL import Image
 from imgray.data.fields import ClassMap, Input, Picture, Values, sole_picture
 from imgray.data.pixels import Rejected, check_header, decode, encode, scaled
 from imgray.features.backbones import visible_device
+from imgray.features.memory import keep_freed
 from imgray.serving.metrics import timed
 from imgray.serving.pace import Pace
 from imgray.serving.passes import Passes
@@ -62,6 +63,7 @@ class Predictor:
     """
 
     def __init__(self, uri: str, batching: Batching, limits: Limits) -> None:
+        keep_freed()
         self.device = visible_device()
         self.model, self.limits = load_model(uri), limits
         self.model.to(self.device)

@@ -88,7 +88,9 @@ def _open(version: Version) -> Space | None:
         return None
     from imgray.engine.joint import load_words  # which loads torch
     from imgray.features.backbones import visible_device
+    from imgray.features.memory import keep_freed
 
+    keep_freed()
     return load_words(folder, manifest).to(visible_device())
 
 

@@ -1,0 +1,43 @@
+"""Workers keep what they free: a second map of a network's size faults in no page."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, sys, threading
+import torch
+from imgray.features.memory import keep_freed
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(25 * 2**20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def run():
+    faults()
+    found.append(faults())
+
+found = []
+if sys.argv[1] == "kept":
+    keep_freed()
+run()
+thread = threading.Thread(target=run)
+thread.start()
+thread.join()
+print(*found)
+"""
+
+
+def _faults(how: str) -> list[int]:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, check=True
+    )
+    return [int(word) for word in done.stdout.split()]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc")
+def test_freed_memory_is_used_again_by_every_thread() -> None:
+    assert max(_faults("kept")) < 100
+    assert min(_faults("given back")) > 100
