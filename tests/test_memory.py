@@ -1,4 +1,4 @@
-"""Workers keep what they free: a second map of a network's size faults in no page."""
+"""Workers keep what they free: another map of a size that was freed faults in no page."""
 
 import subprocess
 import sys
@@ -16,8 +16,9 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 def run():
-    faults()
-    found.append(faults())
+    for _ in range(20):  # what lies between two maps has to come to rest
+        faults()
+    found.append(sum(faults() for _ in range(5)))
 
 found = []
 if sys.argv[1] == "kept":

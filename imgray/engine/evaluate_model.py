@@ -31,6 +31,9 @@ from imgray.training.recipe import Recipe, with_changes
 from imgray.training.task import Plots, Task, settled_recipe
 from imgray.training.workers import merged
 
+SCORED_BY = ("settings", "data", "batch_size", "precision")
+"""Of a recipe."""
+
 
 def evaluate_model(config: EvaluateModelConfig) -> Scores:
     """Sum over the part in parallel tasks, and sum up."""
@@ -44,18 +47,18 @@ def evaluate_model(config: EvaluateModelConfig) -> Scores:
         pool = plan_pool(config.workers, config.cpus_per_worker, config.gpus_per_worker)
         world = min(pool.workers, examples.validations(0, 1))
         task = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, max_retries=TASK_RETRIES)(_sums)
-        waiting = [
+        waiting = tasks = [
             task.remote(
                 config.cpus_per_worker, rank, world, folder.absolute, recipe, source, config.part
             )
             for rank in range(world)
         ]
-        parts: list[dict[str, Tensor]] = []
         progress = Progress("evaluate", len(examples.val))
         while waiting:
             done, waiting = ray.wait(waiting)
-            parts.append(ray.get(done[0]))
+            ray.get(done[0])  # raises at once what it has met
             progress.add(min(-(-len(examples.val) // world), progress.total - progress.done))
+        parts: list[dict[str, Tensor]] = [ray.get(one) for one in tasks]
     sums = merged(parts, examples.task.rows)
     if plots and config.figure:
         plots.plot(sums, Path(config.figure))
@@ -63,8 +66,11 @@ def evaluate_model(config: EvaluateModelConfig) -> Scores:
 
 
 def _recipe(model: Folder, changes: Sequence[str]) -> Recipe:
-    """That of the model with changes. Raises `UserError`."""
+    """That of the model with changes of what scores depend on. Raises `UserError`."""
     recipe, _ = load_task(model, read_manifest(model, "model"))
+    for change in changes:
+        if change.partition("=")[0].partition(".")[0] not in SCORED_BY:
+            raise UserError(f"--set {change}: scores depend on {', '.join(SCORED_BY)} alone")
     if not changes:
         return recipe
     values = recipe.model_dump(mode="json", by_alias=True)

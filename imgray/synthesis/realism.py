@@ -53,17 +53,19 @@ class Describer:
 
         hook = backbone.net.get_submodule(config.layers["high"]).register_forward_hook(keep)
         try:
-            backbone.net(batch)
+            with torch.autocast(batch.device.type, enabled=False):
+                backbone.net(batch)
         finally:
             hook.remove()
         return found[0]
 
 
 def distances(made: Tensor, real: Tensor) -> dict[str, float]:
-    """KID, the mean over subsets, and FID of features, float32 (N, D) and (M, D).
+    """KID, the mean over subsets, and FID of features, float32 (N, D) and (M, D), in any order.
 
     Without two pictures on either side there is neither.
     """
+    made, real = (rows[rows.sum(dim=1).argsort()] for rows in (made, real))
     least = min(len(made), len(real))
     if least < 2:
         return {}

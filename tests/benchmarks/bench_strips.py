@@ -34,6 +34,7 @@ from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import Manifest, publish
 from imgray.engine.predict import PredictStep
 from imgray.engine.train import read_recipe
+from imgray.features.memory import keep_freed
 from imgray.synthesis import strips, translator
 from imgray.training.models import load_model, save_model
 from imgray.training.task import task_of
@@ -65,6 +66,7 @@ def drawn(width: int, folder: Path) -> str:
 def step(model: str, picture: Path, output: Path) -> dict[str, float]:
     """Seconds and MB of the step of `imgray predict`, in this process."""
     torch.set_num_threads(1)
+    keep_freed()  # as workers do
     made = PredictStep(model, Folder(str(output)), longest=max(SIZE))
     times, before = [time.perf_counter()], psutil.Process().memory_info().rss
     prepared = [made.prepare({"image": picture.read_bytes()})]

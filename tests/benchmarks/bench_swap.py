@@ -15,11 +15,10 @@ import argparse
 import csv
 import json
 import multiprocessing
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import budget
 import common
 import numpy as np
 import torch
@@ -31,12 +30,11 @@ from imgray.data.sources import Source
 from imgray.engine.examples import open_examples
 from imgray.engine.train import read_recipe
 from imgray.training.examples import Examples
-from imgray.training.loop import Line, Loader, Place, Run, add_up, in_threads
+from imgray.training.loop import Loader, Run, add_up, in_threads
 from imgray.training.models import load_model
 from imgray.training.recipe import Recipe
 from imgray.training.sheet import sample_sheet
 
-EVERY = 250
 VARIANTS: dict[str, tuple[str, ...]] = {
     "SwapGAN": (),
     "one stage": ("settings.stages=1",),
@@ -46,15 +44,11 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 PICTURES, PARSING = "photos/{}.jpg", "parsing/{}.png"
 
 
-class Enough(Exception):
-    """The time of a variant is up."""
-
-
 def recipe_of(name: str, seed: int, *more: str) -> Recipe:
     """The recipe of a variant."""
-    budget = ["epochs=null", "steps=1000000", "schedule.kind=constant", "checkpoint_every=1000000"]
-    own = [f"seed={seed}", "evaluate_every=1000000", "log_every=50"]
-    return read_recipe("swapgan-ccp-small", [*budget, *own, *VARIANTS[name], *more])
+    return read_recipe(
+        "swapgan-ccp-small", [*budget.CHANGES, f"seed={seed}", *VARIANTS[name], *more]
+    )
 
 
 def people(data: Path, work: Path) -> Path:
@@ -83,10 +77,6 @@ def examples_of(recipe: Recipe, data: Path, work: Path) -> Examples:
     return open_examples(recipe, Source(str(people(data, work)), layout))
 
 
-def folder_of(name: str, seed: int, work: Path) -> Path:
-    return work / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
-
-
 def parser(data: Path, work: Path) -> Path:
     """The model that finds people, made once."""
     output = work / "parser"
@@ -99,38 +89,19 @@ def parser(data: Path, work: Path) -> Path:
 
 def train(name: str, seed: int, minutes: float, data: Path, work: Path) -> None:
     """Train a variant until its time is up."""
-    found = folder_of(name, seed, work)
-    if (found / "done").exists():
-        return
-    torch.set_num_threads(1)
-    found.mkdir(parents=True, exist_ok=True)
-    recipe = recipe_of(name, seed)
-    examples = examples_of(recipe, data, work)
-    began = time.process_time()
-
-    def report(done: int, steps: int, line: Line | None) -> None:
-        spent = time.process_time() - began
-        if done % EVERY == 0 or spent > 60 * minutes:
-            nets = {n: net.state_dict() for n, net in run.learner.modules.items()}
-            kept = {"step": done, "seconds": spent, "nets": nets, "lines": run.lines}
-            torch.save(kept, found / f"{done:06d}.pt")
-        if spent > 60 * minutes:
-            raise Enough
-
-    run = Run(recipe, examples, Folder(str(found)), Place(report=report))
-    try:
-        run.fit()
-    except Enough:
-        (found / "done").touch()
+    folder = budget.folder_of(name, seed, work)
+    if not budget.done(folder):
+        recipe = recipe_of(name, seed)
+        budget.run(recipe, examples_of(recipe, data, work), minutes, folder)
 
 
 def steps_of(folder: Path) -> list[int]:
-    return sorted(int(path.stem) for path in folder.glob("*.pt"))
+    return [int(path.stem) for path in budget.snapshots(folder)]
 
 
 def score(name: str, seed: int, step: int, data: Path, work: Path) -> dict[str, float]:
     """The metrics of a variant after so many steps; a sheet of its pictures is drawn."""
-    folder = folder_of(name, seed, work)
+    folder = budget.folder_of(name, seed, work)
     kept = folder / f"{step:06d}.json"
     if kept.exists():
         found: dict[str, float] = json.loads(kept.read_text())
@@ -152,17 +123,20 @@ def score(name: str, seed: int, step: int, data: Path, work: Path) -> dict[str, 
     return found
 
 
-def table(rows: dict[str, list[dict[str, float]]]) -> Iterator[str]:
+def table(rows: dict[str, list[dict[str, float]]]) -> None:
     """Means and standard deviations over the seeds, of each variant."""
     names = list(dict.fromkeys(name for runs in rows.values() for run in runs for name in run))
-    yield " | ".join(["variant", *names])
-    for variant, runs in rows.items():
-        cells = [variant]
-        for name in names:
-            values = [run[name] for run in runs if name in run]
-            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.3f}{spread}" if values else "-")
-        yield " | ".join(cells)
+    cells = {
+        variant: [[run[name] for run in runs if name in run] for name in names]
+        for variant, runs in rows.items()
+    }
+    common.table(
+        ["variant", *names],
+        [
+            [variant, *(common.spread(v) if v else "" for v in some)]
+            for variant, some in cells.items()
+        ],
+    )
 
 
 def main() -> None:
@@ -185,8 +159,9 @@ def main() -> None:
             jobs: list[Any] = [(*run, given.minutes, data, work) for run in runs]
             pool.starmap(train, jobs, chunksize=1)
             return
-        last = {run: steps_of(folder_of(*run, work))[-1] for run in runs}
-        equal = max(EVERY, min(last.values()) // EVERY * EVERY)
+        runs = [run for run in runs if budget.done(budget.folder_of(*run, work))]
+        last = {run: steps_of(budget.folder_of(*run, work))[-1] for run in runs}
+        equal = max(budget.EVERY, min(last.values()) // budget.EVERY * budget.EVERY)
         for title, steps in (
             ("equal seconds", last),
             (f"{equal} steps", dict.fromkeys(runs, equal)),
@@ -194,9 +169,10 @@ def main() -> None:
             found = pool.starmap(score, [(*run, steps[run], data, work) for run in runs], 1)
             rows = {
                 name: [one for run, one in zip(runs, found, strict=True) if run[0] == name]
-                for name in VARIANTS
+                for name in dict.fromkeys(name for name, _ in runs)
             }
-            print(f"\n{title}", *table(rows), sep="\n")
+            print(f"\n{title}")
+            table(rows)
 
 
 def _metrics(model: Path) -> dict[str, float]:

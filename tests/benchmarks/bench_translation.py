@@ -18,10 +18,10 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import time
 from pathlib import Path
 from typing import Any
 
+import budget
 import common
 import numpy as np
 import torch
@@ -36,12 +36,12 @@ from imgray.engine.train import read_recipe
 from imgray.synthesis.segmenter import Palette
 from imgray.synthesis.translator import Routes
 from imgray.training.examples import Examples
-from imgray.training.loop import Line, Place, Run, add_up
+from imgray.training.loop import Run, add_up
 from imgray.training.models import load_nets, save_model
 from imgray.training.recipe import Recipe
 from imgray.training.task import Arrays
 
-EVERY, SIDE, TOGETHER = 250, 64, 20
+SIDE, TOGETHER = 64, 20
 PALETTE = {
     "background": "#0000de", "facade": "#0030ff", "window": "#0080ff", "door": "#00cfff",
     "cornice": "#20ffe0", "sill": "#72ff8e", "balcony": "#c0ff3f", "blind": "#fff200",
@@ -60,46 +60,18 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 
 
-class Enough(Exception):
-    """The time of a variant is up."""
-
-
 def recipe_of(name: str, seed: int) -> Recipe:
     """The recipe of a variant."""
-    budget = ["epochs=null", "steps=1000000", "schedule.kind=constant", "checkpoint_every=1000000"]
-    own = [f"seed={seed}", "evaluate_every=1000000", "log_every=50", "settings.paired=true"]
-    return read_recipe("cyclegan-64", [*budget, *own, *VARIANTS[name]])
-
-
-def folder_of(name: str, seed: int, work: Path) -> Path:
-    return work / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+    own = [f"seed={seed}", "settings.paired=true"]
+    return read_recipe("cyclegan-64", [*budget.CHANGES, *own, *VARIANTS[name]])
 
 
 def train(name: str, seed: int, minutes: float, data: Path, work: Path) -> None:
     """Train a variant until its time is up."""
-    found = folder_of(name, seed, work)
-    if (found / "done").exists():
-        return
-    torch.set_num_threads(1)
-    found.mkdir(parents=True, exist_ok=True)
-    recipe = recipe_of(name, seed)
-    examples = open_examples(recipe, str(data / "facades"))
-    began = time.process_time()
-
-    def report(done: int, steps: int, line: Line | None) -> None:
-        spent = time.process_time() - began
-        if done % EVERY == 0 or spent > 60 * minutes:
-            nets = {n: net.state_dict() for n, net in run.learner.modules.items()}
-            kept = {"step": done, "seconds": spent, "nets": nets, "lines": run.lines}
-            torch.save(kept, found / f"{done:06d}.pt")
-        if spent > 60 * minutes:
-            raise Enough
-
-    run = Run(recipe, examples, Folder(str(found)), Place(report=report))
-    try:
-        run.fit()
-    except Enough:
-        (found / "done").touch()
+    folder = budget.folder_of(name, seed, work)
+    if not budget.done(folder):
+        recipe = recipe_of(name, seed)
+        budget.run(recipe, open_examples(recipe, str(data / "facades")), minutes, folder)
 
 
 def segmenter(data: Path, work: Path) -> Path:
@@ -137,8 +109,7 @@ def _masks(pairs: Path, folder: Path) -> None:
 def score(name: str, seed: int, data: Path, work: Path) -> list[dict[str, Any]]:
     """Scores of all that was kept of a variant, or what was found before."""
     torch.set_num_threads(1)
-    found = folder_of(name, seed, work)
-    kept = sorted(found.glob("*.pt"))
+    kept = budget.snapshots(budget.folder_of(name, seed, work))
     recipe = recipe_of(name, seed)
     own = {"maps": "label", "palette": PALETTE, "segmenter": str(work / "segmenter")}
     return [
@@ -194,7 +165,7 @@ def report(found: dict[str, list[list[dict[str, Any]]]]) -> None:
     whole = max(int(o["step"]) for runs in found.values() for one in runs for o in one)
     steps = [
         step
-        for step in range(EVERY, whole, EVERY)
+        for step in range(budget.EVERY, whole, budget.EVERY)
         if all(any(o["step"] == step for o in one) for runs in found.values() for one in runs)
     ]
     columns = [
@@ -234,7 +205,7 @@ def main() -> None:
         if given.what == "train":
             pool.starmap(train, jobs, chunksize=1)
             return
-        done = [j for j in jobs if (folder_of(j[0], j[1], given.work) / "done").exists()]
+        done = [j for j in jobs if budget.done(budget.folder_of(j[0], j[1], given.work))]
         scores = pool.starmap(score, [(n, s, d, w) for n, s, _, d, w in done], chunksize=1)
     found: dict[str, list[list[dict[str, Any]]]] = {}
     for (name, *_), one in zip(done, scores, strict=True):
