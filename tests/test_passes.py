@@ -1,9 +1,11 @@
 """Forward passes that gather what waits, and work that nobody waits for any more."""
 
 import asyncio
+import contextvars
 import threading
 import time
 from collections.abc import Awaitable, Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -107,6 +109,71 @@ def test_a_fault_is_that_of_its_pass_alone() -> None:
     one, fault, other = asyncio.run(ask())
     assert (one, other) == (1, 1)
     assert isinstance(fault, ValueError)
+
+
+def test_what_fails_in_a_batch_fails_alone() -> None:
+    def run(items: list[Item]) -> list[int]:
+        if ("wide", 2) in items:
+            raise ValueError("a bug")
+        return [number for _, number in items]
+
+    async def ask() -> list[Any]:
+        passes: Passes[Item, int] = Passes(run, _shared, Batching())
+        asked = [passes(("wide", number), LONG) for number in (1, 2, 3)]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    one, fault, other = asyncio.run(ask())
+    assert (one, other) == (1, 3)
+    assert isinstance(fault, ValueError)
+
+
+def test_an_answer_too_few_is_a_fault_and_leaves_nobody_waiting() -> None:
+    async def ask() -> list[Any]:
+        passes: Passes[Item, int] = Passes(lambda items: [], _shared, Batching())
+        asked = [passes(("wide", number), LONG) for number in (1, 2)]
+        return await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 5)
+
+    assert all(isinstance(one, ValueError) for one in asyncio.run(ask()))
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_full_batch_waits_for_nothing(size: int) -> None:
+    gate = Gate(open=True)
+
+    async def ask() -> None:
+        passes: Passes[Item, int] = Passes(gate, _shared, Batching(size=size, wait_ms=1000))
+        asked = [asyncio.create_task(passes(("wide", number), LONG)) for number in range(3)]
+        await asyncio.sleep(0.01)
+        asked.append(asyncio.create_task(passes(("wide", 3), LONG)))
+        await asyncio.wait_for(asyncio.gather(*asked), 0.5)
+
+    asyncio.run(ask())
+    assert [len(batch) for batch in gate.seen] == [size] * (4 // size)
+
+
+def test_passes_have_a_thread_of_their_own_and_no_request_s_context() -> None:
+    asked_in: contextvars.ContextVar[str] = contextvars.ContextVar("asked_in", default="none")
+    busy, found = threading.Event(), []
+
+    def run(items: list[Item]) -> list[int]:
+        found.append(asked_in.get())
+        return [0 for _ in items]
+
+    async def ask() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        decoding = asyncio.create_task(asyncio.to_thread(busy.wait, LONG))
+        await asyncio.sleep(0.01)
+        asked_in.set("a request")
+        passes: Passes[Item, int] = Passes(run, _shared, Batching())
+        try:
+            await asyncio.wait_for(passes(("wide", 1), LONG), 5)
+        finally:
+            busy.set()
+            await decoding
+
+    asyncio.run(ask())
+    assert found == ["none"]
 
 
 def _cancelled(asked: asyncio.Task[int]) -> Awaitable[Any]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from imgray.errors import UserError
@@ -24,6 +27,7 @@ class _Waiting(Generic[Item]):
     until: float
     """The moment, of `time.monotonic`, after which nobody waits for it."""
     answer: asyncio.Future[Any]
+    came: float = field(default_factory=time.monotonic)
 
     @property
     def wanted(self) -> bool:
@@ -31,15 +35,17 @@ class _Waiting(Generic[Item]):
 
 
 class Passes(Generic[Item, Found]):
-    """Runs items in batches, one after the other, in a thread.
+    """Runs items in batches, one after the other, in a thread of its own.
 
     `serve.batch` makes batches of what arrives at one moment, before it is their turn; here a batch
-    is made when its turn comes, of those alike that wait by then, the oldest first.
+    is made when its turn comes, of those alike that wait by then, the oldest first. Where a batch
+    fails, its items run one by one, so that each has its own outcome.
 
     Args:
         run: gives what it finds for each item; work that takes long asks `check_wanted`.
         shared: what items that may share a batch have in common, and how many may.
-        batching: how many at most whatever they are, and how long a batch waits to be filled.
+        batching: how many at most whatever they are, and how long the oldest of a batch waits for
+            it to be filled.
     """
 
     def __init__(
@@ -50,25 +56,49 @@ class Passes(Generic[Item, Found]):
     ) -> None:
         self.run, self.shared, self.batching = run, shared, batching
         self.waiting: deque[_Waiting[Item]] = deque()
+        self.arrived = asyncio.Event()
         self.working: asyncio.Task[None] | None = None
+        self.thread = ThreadPoolExecutor(1, "passes")
 
     async def __call__(self, item: Item, seconds: float) -> Found:
         """What is found for an item, which is left out where its turn comes after `seconds`."""
         answer: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
         self.waiting.append(_Waiting(item, time.monotonic() + seconds, answer))
-        if self.working is None:
-            self.working = asyncio.create_task(self._work())
+        self.arrived.set()
+        if self.working is None:  # in the context of no request: it works for all of them
+            self.working = asyncio.create_task(self._work(), context=contextvars.Context())
         return await answer
 
     async def _work(self) -> None:
         try:
             while self.waiting:
-                if self.batching.wait_ms:
-                    await asyncio.sleep(self.batching.wait_ms / 1000)
+                await self._filled()
                 if batch := self._next():
                     await self._answer(batch)
         finally:
             self.working = None
+
+    async def _filled(self) -> None:
+        """Wait until there are enough for a batch, or the oldest has waited long enough."""
+        while (left := self._left()) > 0:
+            self.arrived.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.arrived.wait(), left)
+
+    def _left(self) -> float:
+        """Seconds that the oldest may yet wait for others; 0 where its batch is full."""
+        oldest = self.waiting[0]
+        left = oldest.came + self.batching.wait_ms / 1000 - time.monotonic()
+        if left <= 0:
+            return 0.0
+        key, most = self._room(oldest)
+        alike = sum(self._room(one)[0] == key for one in self.waiting)
+        return left if alike < most else 0.0
+
+    def _room(self, one: _Waiting[Item]) -> tuple[Hashable, int]:
+        """What those of its batch have in common, and how many they may be."""
+        key, most = self.shared(one.item)
+        return key, min(most, self.batching.size)
 
     def _next(self) -> list[_Waiting[Item]]:
         """Those that go together now; of those that nobody waits for any more none."""
@@ -85,21 +115,30 @@ class Passes(Generic[Item, Found]):
         return batch
 
     def _fits(self, one: _Waiting[Item], batch: Sequence[_Waiting[Item]]) -> bool:
-        key, most = self.shared(batch[0].item)
-        return len(batch) < min(most, self.batching.size) and self.shared(one.item)[0] == key
+        key, most = self._room(batch[0])
+        return len(batch) < most and self._room(one)[0] == key
 
     async def _answer(self, batch: Sequence[_Waiting[Item]]) -> None:
         metrics().batch_size.observe(len(batch))
         try:
             with while_wanted(lambda: any(one.wanted for one in batch)):
-                found = await asyncio.to_thread(self.run, [one.item for one in batch])
+                found = await self._run([one.item for one in batch])
+            answers = list(zip(batch, found, strict=True))
         except Exception as fault:
+            if len(batch) > 1 and not isinstance(fault, UserError):
+                for one in batch:
+                    await self._answer([one])
             for one in batch:
                 _fail(one, fault)
         else:
-            for one, value in zip(batch, found, strict=True):
+            for one, value in answers:
                 if not one.answer.done():
                     one.answer.set_result(value)
+
+    async def _run(self, items: list[Item]) -> Sequence[Found]:
+        """In the thread; asyncio's own are for decoding, and would be waited for there."""
+        work = contextvars.copy_context().run
+        return await asyncio.get_running_loop().run_in_executor(self.thread, work, self.run, items)
 
 
 def _fail(one: _Waiting[Any], fault: Exception) -> None:
