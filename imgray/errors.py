@@ -12,6 +12,10 @@ LINE = 1000
 """Letters of a message at most."""
 
 
+class NoRoom(UserError):
+    """There is no room for temporary files, or no folder for them."""
+
+
 class TooManyRejected(UserError):
     """A finished job set aside more images than `--max-rejected` allows; exit code 3."""
 

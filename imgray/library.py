@@ -201,7 +201,12 @@ class Model:
         return [found for batch in batches for found in self._predict(batch)]
 
     def _predict(self, records: Sequence[tuple[str, Record]]) -> list[Prediction]:
-        return self._model.predict([self._prepared(*one) for one in records], self._device)
+        prepared = [self._prepared(*one) for one in records]
+        found = self._model.predict(prepared, self._device)
+        for (place, _), one in zip(records, found, strict=True):
+            if one.fault:
+                raise UserError(f"record{place}: {one.fault}")
+        return found
 
     def _prepared(self, place: str, record: Record) -> Prepared:
         named = isinstance(record, Mapping)

@@ -1,8 +1,11 @@
 """A translator from two folders of pictures to artifact, batch job, library and service."""
 
 import io
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import inprocess
 import numpy as np
@@ -15,6 +18,8 @@ from PIL import Image
 import imgray
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_manifest
+from imgray.data import pixels
+from imgray.data.pixels import Rejected
 from imgray.engine.evaluate_model import evaluate_model
 from imgray.engine.predict import predict
 from imgray.engine.settings import EvaluateModelConfig, PredictConfig, TrainConfig, VerifyConfig
@@ -22,7 +27,8 @@ from imgray.engine.train import train
 from imgray.engine.verify import verify
 from imgray.errors import UserError
 from imgray.serving.pace import Pace
-from imgray.synthesis import translator
+from imgray.synthesis import strips, translator
+from imgray.synthesis.translation import Translation
 from imgray.training.models import load_model
 from imgray.training.sheet import SAMPLES
 
@@ -231,8 +237,9 @@ def test_what_cannot_be_done_in_time_is_refused_beforehand(
     model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At 0.1 s for 1,000 pixels, of a request of 10 s."""
+    pace = {"best": 1e-4, "lately": 1e-4}
+    monkeypatch.setattr(Pace, "measured", lambda self, *_: vars(self).update(pace))
     with inprocess.client({"colours": model}, limits={"seconds": 10.0}) as client:
-        monkeypatch.setattr(Pace, "rate", 1e-4)
         large = {"image": ("x", _noise(600, 400))}
         for route in ("/v1/translate", "/v1/models/colours"):
             answer = client.post(route, files=large)
@@ -255,3 +262,87 @@ def test_a_replica_knows_its_pace_as_it_starts(model: str) -> None:
     with inprocess.client({"colours": model}, limits={"seconds": 1e-6}) as client:
         answer = client.post("/v1/translate", files={"image": ("x", _noise(300, 200))})
         assert answer.status_code in (422, 504), answer.text
+
+
+def test_what_does_not_end_in_time_is_refused_from_then_on(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Strips that take far longer than the small picture that was measured at start."""
+    write = strips.Maps.write
+
+    def slow(self: strips.Maps, *rows: Any) -> None:
+        time.sleep(0.01)
+        write(self, *rows)
+
+    monkeypatch.setattr(strips.Maps, "write", slow)
+    monkeypatch.setattr(strips, "STRIP", 2**12)
+    monkeypatch.setattr(translator, "WHOLE", 200 * 200 * 3 * 4)
+    with inprocess.client({"colours": model}, limits={"seconds": 0.3}) as client:
+        statuses = set()
+        for _ in range(8):
+            answer = client.post("/v1/translate", files={"image": ("x", _noise(300, 300))})
+            statuses.add(answer.status_code)
+            time.sleep(0.05)
+        assert answer.status_code in (422, 503), statuses
+        assert 504 in statuses
+
+
+def test_a_model_that_refuses_the_probe_is_served(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare, refuse = Translation.prepare, [True]
+
+    def prepared(self: Translation, values: Any) -> Any:
+        if refuse:
+            raise Rejected(f"no noise please {refuse.pop()}")
+        return prepare(self, values)
+
+    monkeypatch.setattr(Translation, "prepare", prepared)
+    with inprocess.client({"colours": model}) as client:
+        answer = client.post("/v1/translate", files={"image": ("x", _noise(30, 20))})
+        assert answer.status_code == 200, answer.text
+
+
+def test_no_room_names_no_folder_of_the_server(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with inprocess.client({"colours": model}) as client:
+        monkeypatch.setattr(translator, "WHOLE", 0)
+        monkeypatch.setattr(tempfile, "tempdir", "/nonexistent")
+        answer = client.post("/v1/translate", content=_noise(30, 20))
+        assert answer.status_code == 503
+        assert answer.json()["error"]["message"] == "no room for work; come again"
+
+
+def test_what_is_no_picture_is_none_for_service_job_and_library(
+    model: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(translator, "to_range", lambda pixels: pixels.permute(0, 3, 1, 2) * np.nan)
+    with inprocess.client({"colours": model}) as client:
+        answer = client.post("/v1/translate", content=_noise(30, 20))
+        assert answer.status_code == 422
+        assert "numbers that are not finite" in answer.json()["error"]["message"]
+    config = {"images": str(data / "val/blue"), "model": model, "output": str(tmp_path / "out")}
+    found = predict(PredictConfig(workers=1, max_rejected=1.0, **config))
+    assert (found.done, found.rejected) == (0, 3)
+    with pytest.raises(UserError, match="numbers that are not finite"):
+        imgray.open_model(model).predict(image=_noise(30, 20))
+
+
+def test_a_side_that_no_jpeg_has_is_refused(
+    model: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pixels, "JPEG_SIDE", 25)
+    said = "30 x 20 pixels; a JPEG has 25 a side, use png"
+    with inprocess.client({"colours": model}) as client:
+        jpeg = {"Accept": "image/jpeg"}
+        answer = client.post("/v1/translate", content=_noise(30, 20), headers=jpeg)
+        assert (answer.status_code, answer.json()["error"]["message"]) == (422, said)
+    config = {"images": str(data / "val/blue"), "model": model, "output": str(tmp_path / "out")}
+    found = predict(PredictConfig(workers=1, max_rejected=1.0, encode="jpeg", **config))
+    assert (found.done, found.rejected) == (1, 2)
+
+
+def test_libjpeg_ends_where_we_say() -> None:
+    side = pixels.JPEG_SIDE
+    assert pixels.encoded(np.zeros((8, side, 3), np.uint8), "jpeg")
+    with pytest.raises(Rejected, match=f"{side + 1} x 8 pixels"):
+        pixels.encoded(np.zeros((8, side + 1, 3), np.uint8), "jpeg")

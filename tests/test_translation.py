@@ -24,7 +24,7 @@ from imgray.engine.examples import open_examples
 from imgray.errors import UserError
 from imgray.synthesis import strips, translator
 from imgray.synthesis.discriminator import PatchDiscriminator
-from imgray.synthesis.generator import Generator
+from imgray.synthesis.generator import Generator, to_pixels, to_range
 from imgray.synthesis.pool import Pool
 from imgray.synthesis.settings import TranslationSettings
 from imgray.synthesis.translation import Translation
@@ -405,6 +405,52 @@ def test_strips_end_where_nobody_waits_for_them() -> None:
     ):
         strips.run(_settings().generator(), maps)
     assert next(wanted, None) is None, "it was asked until it said no"
+
+
+def test_a_batch_ends_where_nobody_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(translator, "TOGETHER", 1)
+    wanted = iter([True, False])
+    batch = {
+        "image": torch.zeros(3, 8, 8, 3, dtype=torch.uint8),
+        "to": torch.zeros(3, dtype=torch.int64),
+    }
+    with (
+        torch.inference_mode(),
+        while_wanted(lambda: next(wanted)),
+        pytest.raises(UserError, match="nobody waits"),
+    ):
+        TranslationLearner(_settings()).predict(batch)
+
+
+@pytest.mark.parametrize("whole", [0, translator.WHOLE])
+def test_numbers_that_are_not_finite_are_no_picture(
+    whole: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(translator, "WHOLE", whole)
+    learner = TranslationLearner(_settings())
+    batch = {"image": torch.zeros(1, 8, 8, 3, dtype=torch.uint8), "to": torch.tensor([0])}
+    for net in learner.made.values():
+        for values in net.parameters():
+            nn.init.constant_(values, float("nan"))
+    with torch.inference_mode():
+        [found] = learner.predict(batch)
+    assert (found.picture, found.fault) == (None, "numbers that are not finite")
+
+
+@pytest.mark.parametrize("strip", [300, 2**20])
+def test_strips_keep_what_varies_little_beside_its_mean(
+    strip: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strips, "STRIP", strip)
+    torch.manual_seed(0)
+    net = Generator(8, 2)
+    flat = (250 + np.random.default_rng(0).integers(0, 2, (64, 64, 3))).astype(np.uint8)
+    with torch.inference_mode():
+        for values in net.parameters():
+            values.fill_(3.0) if values.ndim == 1 else values.mul_(5.0)
+        whole = to_pixels(net(to_range(torch.tensor(flat)[None])))[0].numpy()
+        found = strips.picture_of(strips.run(net, strips.Pixels(flat)))
+    assert np.abs(whole.astype(int) - found).max() <= 1
 
 
 def test_no_room_for_strips_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

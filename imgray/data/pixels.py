@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 120_000_000
 MAX_BYTES = 256 * 2**20
+QUALITY, JPEG_SIDE = 95, 65_500
+"""Of a JPEG that is written, and the pixels of a side at which libjpeg ends."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -136,6 +138,32 @@ def encode(image: Image.Image | NDArray[Any]) -> bytes:
         raise
     except Exception as error:
         raise Rejected(f"damaged or truncated: {_line(error)}") from None
+    return buffer.getvalue()
+
+
+def encoded(
+    picture: NDArray[np.uint8],
+    encoding: Literal["png", "jpeg"],
+    palette: NDArray[np.uint8] | None = None,
+) -> bytes:
+    """What a model has painted, as a file.
+
+    Args:
+        picture: uint8 (H, W) or (H, W, 3).
+        encoding: a JPEG has all of the colours, none subsampled.
+        palette: colours (n, 3) that a PNG has beside the numbers of classes.
+
+    Raises:
+        Rejected: a side is longer than a JPEG's may be.
+    """
+    if encoding == "jpeg" and max(picture.shape[:2]) > JPEG_SIDE:
+        height, width = picture.shape[:2]
+        raise Rejected(f"{width} x {height} pixels; a JPEG has {JPEG_SIDE:,} a side, use png")
+    image, buffer = Image.fromarray(picture), io.BytesIO()
+    if palette is not None:
+        image.putpalette(palette.tobytes())
+    jpeg = {"quality": QUALITY, "subsampling": 0}
+    image.save(buffer, encoding, **(jpeg if encoding == "jpeg" else {}))
     return buffer.getvalue()
 
 

@@ -7,11 +7,11 @@ from typing import IO, Any
 
 from numpy.typing import NDArray
 
-from imgray.errors import UserError
+from imgray.errors import NoRoom
 
 
 def unnamed_file() -> IO[bytes]:
-    """A new one, below TMPDIR. Raises `UserError` where none can be made."""
+    """A new one, below TMPDIR. Raises `NoRoom` where none can be made."""
     try:
         return tempfile.TemporaryFile(prefix="imgray-", buffering=0)
     except OSError as error:
@@ -19,7 +19,7 @@ def unnamed_file() -> IO[bytes]:
 
 
 def write(file: IO[bytes], data: bytes | memoryview) -> None:
-    """Write all of it, where the file stands. Raises `UserError` where there is no room."""
+    """Write all of it, where the file stands. Raises `NoRoom` where there is no room."""
     left = memoryview(data).cast("B")
     try:
         while left:
@@ -38,8 +38,8 @@ def read(file: Any, into: NDArray[Any]) -> None:
         left = left[count:]
 
 
-def _refused(error: OSError) -> UserError:
+def _refused(error: OSError) -> NoRoom:
     place = tempfile.tempdir or "a folder for temporary files"
-    return UserError(
+    return NoRoom(
         f"cannot write to {place}: {error.strerror or error}; set TMPDIR to a folder with room"
     )

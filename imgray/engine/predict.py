@@ -7,17 +7,13 @@ holds its name and digest.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
-from PIL import Image
 from pydantic import BaseModel
 
 from imgray.artifacts.folder import Folder
@@ -26,6 +22,7 @@ from imgray.artifacts.manifest import Manifest, read_manifest, sha256
 from imgray.data.collections import Collection, open_collection
 from imgray.data.fields import ClassMap, Input, Values
 from imgray.data.layout import place_of
+from imgray.data.pixels import Rejected, encoded
 from imgray.engine.cluster import cluster, given_device
 from imgray.engine.collection import LISTED, Rejections, check_rejected, process_configured
 from imgray.engine.examples import digests
@@ -35,10 +32,8 @@ from imgray.engine.sheets import draw_predictions
 from imgray.errors import UserError
 from imgray.training.carried import check_same, inputs_of
 from imgray.training.models import Prepared, fingerprint_of, load_model, load_task
-from imgray.training.task import Prediction, Task, set_longest
+from imgray.training.task import NOT_FINITE, Prediction, Task, set_longest
 
-QUALITY = 95
-"""Of a JPEG, whose colours are not subsampled."""
 LONGEST_PATH, LONGEST_NAME = 800, 200
 """Bytes of an id, and of one part of it, that is the name of a file."""
 
@@ -91,26 +86,26 @@ class PredictStep:
     ) -> tuple[pa.Table, Rejections]:
         rows, refused = [], []
         for id, one in zip(ids, found, strict=True):
-            if _finite(one.row):
+            fault = one.fault or ("" if _finite(one.row) else NOT_FINITE)
+            try:
+                if fault:
+                    raise Rejected(fault)
                 rows.append({"id": id, **one.row, **self._painted(id, one)})
-            else:
-                refused.append((id, "predict", "numbers that are not finite"))
+            except Rejected as error:
+                refused.append((id, "predict", str(error)))
         return pa.Table.from_pylist(rows, self.schema), refused
 
     def _painted(self, id: str, prediction: Prediction) -> dict[str, str | None]:
-        """Write the picture of an image, if there is one: its name and digest."""
+        """Write the picture of an image, if there is one: its name and digest.
+
+        Raises:
+            Rejected: it cannot be encoded.
+        """
         if prediction.picture is None:
             return {"picture": None, "sha256": None}
         data, name = encoded(prediction.picture, self.encoding), picture_name(id, self.encoding)
         self.output.write(name, data)
         return {"picture": name, "sha256": sha256(data)}
-
-
-def encoded(picture: NDArray[np.uint8], encoding: Encoding) -> bytes:
-    """A picture, uint8 (H, W) or (H, W, 3), as a file."""
-    buffer, jpeg = io.BytesIO(), {"quality": QUALITY, "subsampling": 0}
-    Image.fromarray(picture).save(buffer, encoding, **(jpeg if encoding == "jpeg" else {}))
-    return buffer.getvalue()
 
 
 def picture_name(id: str, suffix: str = "png") -> str:

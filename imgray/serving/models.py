@@ -16,10 +16,10 @@ from imgray.data.pixels import Rejected
 from imgray.retrieval.modalities import IMAGE, TEXT
 from imgray.serving.calls import call_with_pictures, refused
 from imgray.serving.guard import Refusal
-from imgray.serving.predictor import Answer, longest_of
+from imgray.serving.predictor import Answer
 from imgray.training.carried import inputs_of
 from imgray.training.models import fingerprint_of, load_task
-from imgray.training.task import Task
+from imgray.training.task import Task, longest_of
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import io
+import logging
 import math
 import sys
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from imgray.data.fields import ClassMap, Input, Picture, Values, sole_picture
-from imgray.data.pixels import Rejected, check_header, decode, encode, scaled
+from imgray.data.pixels import Rejected, check_header, decode, encode, encoded, scaled
+from imgray.errors import NoRoom, UserError
 from imgray.features.backbones import visible_device
 from imgray.features.memory import keep_freed
 from imgray.serving.metrics import timed
@@ -25,15 +25,14 @@ from imgray.serving.passes import Passes
 from imgray.serving.requests import JPEG
 from imgray.serving.settings import Batching, Limits
 from imgray.training.models import Model, Prepared, load_model
-from imgray.training.task import Prediction, Task
+from imgray.training.task import Prediction, Task, longest_of
 
 Found = TypeVar("Found")
 Embedded = dict[str, NDArray[np.float32]]
 Sizes = Mapping[str, tuple[int, int]]
-QUALITY = 95
-"""Of JPEG."""
-PROBE = 128
-"""Pixels of a side of the picture by which a replica measures its pace as it starts."""
+PROBE, PROBES = 128, 3
+"""Pixels of a side of the picture by which a replica measures its pace as it starts; how often."""
+log = logging.getLogger("ray.serve")
 Item = tuple[Prepared, int]
 """A record on its way, and the pixels of its pictures."""
 
@@ -78,9 +77,18 @@ class Predictor:
         if name is None or self.model.task.one_shape:
             return
         noise = np.random.default_rng(0).integers(0, 256, (PROBE, PROBE, 3), np.uint8)
-        item = self.model.prepare({name: encode(noise)})
+        try:
+            item = self.model.prepare({name: encode(noise)})
+        except Rejected:
+            return
         self.model.predict([item], self.device)  # the first pass takes longer
-        self._run([(item, math.prod(seen_by(self.model.task, {name: (PROBE, PROBE)})[name]))])
+        taken = []
+        for _ in range(PROBES):
+            began = time.perf_counter()
+            self.model.predict([item], self.device)
+            taken.append(time.perf_counter() - began)
+        pixels = math.prod(seen_by(self.model.task, {name: (PROBE, PROBE)})[name])
+        self.pace.measured(min(taken), pixels, 1)
 
     async def predict(
         self, values: Values, encoding: str | None, longest: int | None = None
@@ -96,7 +104,10 @@ class Predictor:
         found = await self._asked(self.run, values, longest)
         if isinstance(found, Rejected):
             return found
-        return await asyncio.to_thread(answer_of, self.model.task, found, encoding)
+        try:
+            return await asyncio.to_thread(answer_of, self.model.task, found, encoding)
+        except Rejected as error:
+            return error
 
     async def embed(self, values: Values) -> Embedded | Rejected:
         """The joint embeddings (D,) of a record, by input, as `predict` takes and refuses it."""
@@ -118,6 +129,9 @@ class Predictor:
                     return await passes((prepared, pixels), left)
         except Rejected as error:
             return error
+        except NoRoom as error:
+            log.error("%s", error)
+            raise UserError("no room for work; come again") from None
 
     def _admitted(self, model: Model, sizes: Sizes) -> int:
         """The pixels of a record's pictures as the model sees them, if it can be done in time.
@@ -144,20 +158,18 @@ class Predictor:
         return (None, sys.maxsize) if self.model.extractors else self.model.shared(item[0])
 
     def _run(self, items: Sequence[Item]) -> list[Prediction]:
-        began = time.perf_counter()
-        found = self.model.predict([prepared for prepared, _ in items], self.device)
-        if not self.model.task.one_shape:
-            pixels = sum(pixels for _, pixels in items)
-            self.pace.measured(time.perf_counter() - began, pixels, len(items))
+        began, learn = time.perf_counter(), self.pace.given_up
+        try:
+            found = self.model.predict([prepared for prepared, _ in items], self.device)
+            learn = self.pace.measured
+        finally:
+            if not self.model.task.one_shape:
+                pixels = sum(pixels for _, pixels in items)
+                learn(time.perf_counter() - began, pixels, len(items))
         return found
 
     def _embed(self, items: Sequence[Item]) -> list[Embedded]:
         return self.model.embed([prepared for prepared, _ in items], self.device)
-
-
-def longest_of(task: Task) -> int | None:
-    """Pixels to which a task scales longer pictures down; None where it brings all to one size."""
-    return getattr(task.settings, "longest", None)
 
 
 def seen_by(task: Task, sizes: Sizes) -> Sizes:
@@ -219,23 +231,20 @@ def _broken(pictures: Mapping[str, bytes]) -> str | None:
 
 
 def answer_of(task: Task, prediction: Prediction, encoding: str | None) -> Answer:
-    """An answer from a prediction, with the picture of a media type if one is wanted."""
+    """An answer from a prediction, with the picture of a media type if one is wanted.
+
+    Raises:
+        Rejected: the prediction is none, or of the picture there is no such file.
+    """
+    if prediction.fault:
+        raise Rejected(f"what the model makes of this is no picture: {prediction.fault}")
     picture = prediction.picture
     if picture is None:
         return Answer(prediction.row)
     is_map = task.painted is not None and isinstance(task.outputs[task.painted], ClassMap)
     labels = tuple(np.bincount(picture.ravel()).nonzero()[0].tolist()) if is_map else ()
-    encoded = _encoded(picture, task.palette if is_map else None, encoding) if encoding else None
-    return Answer(prediction.row, (picture.shape[1], picture.shape[0]), labels, encoded)
-
-
-def _encoded(picture: NDArray[np.uint8], palette: NDArray[np.uint8] | None, encoding: str) -> bytes:
-    """Classes keep their numbers, with the palette beside them; a JPEG has all of the colours."""
-    image, buffer = Image.fromarray(picture), io.BytesIO()
-    if palette is not None:
-        image.putpalette(palette.tobytes())
-    if encoding == JPEG:
-        image.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
-    else:
-        image.save(buffer, "PNG")
-    return buffer.getvalue()
+    data = None
+    if encoding:
+        kind: Literal["png", "jpeg"] = "jpeg" if encoding == JPEG else "png"
+        data = encoded(picture, kind, task.palette if is_map else None)
+    return Answer(prediction.row, (picture.shape[1], picture.shape[0]), labels, data)

@@ -18,8 +18,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from imgray.data.pixels import Rejected
 from imgray.data.scratch import read, unnamed_file, write
 from imgray.synthesis.generator import Residual, to_pixels, to_range
+from imgray.training.task import NOT_FINITE
 from imgray.training.wanted import check_wanted
 
 STRIP = 2**20
@@ -59,12 +61,20 @@ class Maps(Source):
         self.shape = channels, height, width
         self.file = unnamed_file()
         self.sums = torch.zeros(2, channels, dtype=torch.float64)
+        self.shift: Tensor | None = None
         self.steps: list[Callable[[Tensor], Tensor]] = []  # may change the rows that they are given
 
     def write(self, start: int, rows: Tensor) -> None:
-        """Keep rows from a place on, and add them to the statistics."""
-        parts = rows[0].sum(dim=(1, 2)), rows[0].square().sum(dim=(1, 2))
-        self.sums += torch.stack(parts).double().cpu()
+        """Keep rows from a place on, and add them to the statistics.
+
+        Those are of what lies beyond the mean of the first rows: of a channel whose mean is large
+        beside its spread, the squares themselves would leave no digits for the variance.
+        """
+        if self.shift is None:
+            self.shift = rows[0].mean(dim=(1, 2), dtype=torch.float64).float()[:, None, None]
+        beyond = rows[0] - self.shift
+        sums = [one.sum(dim=2).sum(dim=1, dtype=torch.float64) for one in (beyond, beyond.square())]
+        self.sums += torch.stack(sums).cpu()
         data = rows[0].transpose(0, 1).contiguous().float().cpu().numpy()
         self.file.seek(start * self._row)
         write(self.file, data.data)
@@ -83,8 +93,9 @@ class Maps(Source):
         """From now on rows are read as instance normalisation makes them."""
         _, height, width = self.shape
         mean, square = self.sums / (height * width)
-        scale = (square - mean.square()).clamp(min=0).add(eps).rsqrt()
-        shift, factor = (values.float()[:, None, None] for values in (mean, scale))
+        factor = (square - mean.square()).clamp(min=0).add(eps).rsqrt().float()[:, None, None]
+        assert self.shift is not None
+        shift = mean.float()[:, None, None] + self.shift.cpu()
         self.steps.append(lambda rows: rows.sub_(shift).mul_(factor))
 
     @property
@@ -130,11 +141,18 @@ def run(layers: Iterable[nn.Module], maps: Source, device: str = "cpu") -> Sourc
 
 
 def picture_of(maps: Source) -> NDArray[np.uint8]:
-    """Maps from -1 to 1 as a picture (H, W, C)."""
+    """Maps from -1 to 1 as a picture (H, W, C).
+
+    Raises:
+        Rejected: numbers among them are not finite.
+    """
     channels, height, width = maps.shape
     found = np.empty((height, width, channels), np.uint8)
     for start, stop in _strips(height, channels * width):
-        found[start:stop] = to_pixels(maps.read(start, stop))[0].numpy()
+        rows = maps.read(start, stop)
+        if not rows.isfinite().all():
+            raise Rejected(NOT_FINITE)
+        found[start:stop] = to_pixels(rows)[0].numpy()
     return found
 
 

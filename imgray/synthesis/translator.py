@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from imgray.data.pixels import Rejected
 from imgray.data.unpaired import DOMAINS
 from imgray.synthesis import strips
 from imgray.synthesis.generator import LEAST, STRIDE, to_pixels, to_range
@@ -21,7 +22,8 @@ from imgray.synthesis.pool import Pool
 from imgray.synthesis.scoring import Scoring
 from imgray.synthesis.settings import TranslationSettings
 from imgray.synthesis.wiring import Route, other
-from imgray.training.task import At, Batch, Learner, Prediction
+from imgray.training.task import NOT_FINITE, At, Batch, Learner, Prediction
+from imgray.training.wanted import check_wanted
 
 WHOLE = 2**26
 """Values of pictures times the width of generators, up to which they go through whole: 0.8 GB."""
@@ -175,15 +177,18 @@ class TranslationLearner(Learner):
 
     def predict(self, batch: Batch) -> list[Prediction]:
         towards = batch["to"].tolist()
-        found: dict[int, NDArray[np.uint8]] = {}
+        found: dict[int, NDArray[np.uint8] | None] = {}
         for to in set(towards):
             places = [place for place, one in enumerate(towards) if one == to]
             way = self.wiring.translations[DOMAINS[1 - to]]
             found |= zip(places, self._translated(batch["image"][places], way), strict=True)
-        return [Prediction({}, found[place]) for place in range(len(towards))]
+        pictures = [found[place] for place in range(len(towards))]
+        return [Prediction({}, one, NOT_FINITE if one is None else "") for one in pictures]
 
-    def _translated(self, pictures: Tensor, way: Route) -> Iterator[NDArray[np.uint8]]:
+    def _translated(self, pictures: Tensor, way: Route) -> Iterator[NDArray[np.uint8] | None]:
         """Pictures, uint8 (N, H, W, 3), that have gone a way, in float32 whatever was learnt in.
+
+        None is one of which the generators make numbers that are not finite.
 
         As many go together as have `WHOLE` values, or `TOGETHER`; one of more than `WHOLE` goes
         through by strips.
@@ -195,23 +200,29 @@ class TranslationLearner(Learner):
         painted = self._whole if values <= WHOLE else self._by_strips
         with torch.autocast(pictures.device.type, enabled=False):
             for start in range(0, len(framed), most):
-                made = painted(framed[start : start + most], way, pictures.device)
-                yield from made[:, :height, :width]
+                check_wanted()
+                for made in painted(framed[start : start + most], way, pictures.device):
+                    yield made if made is None else made[:height, :width]
 
     def _whole(
         self, framed: NDArray[np.uint8], way: Route, device: torch.device
-    ) -> NDArray[np.uint8]:
+    ) -> list[NDArray[np.uint8] | None]:
         made = to_range(torch.tensor(framed, device=device))
         for name in way[1:]:
             made = self._painters[name](made)
-        return to_pixels(made).cpu().numpy()
+        finite = made.isfinite().flatten(1).all(dim=1).tolist()
+        painted = to_pixels(made).cpu().numpy()
+        return [one if whole else None for one, whole in zip(painted, finite, strict=True)]
 
     def _by_strips(
         self, framed: NDArray[np.uint8], way: Route, device: torch.device
-    ) -> NDArray[np.uint8]:
+    ) -> list[NDArray[np.uint8] | None]:
         nets: Any = [self._painters[name] for name in way[1:]]
         maps = strips.run(chain.from_iterable(nets), strips.Pixels(framed[0]), str(device))
-        return strips.picture_of(maps)[None]
+        try:
+            return [strips.picture_of(maps)]
+        except Rejected:
+            return [None]
 
 
 class Routes:

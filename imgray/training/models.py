@@ -51,7 +51,16 @@ from imgray.training.loop import (
 )
 from imgray.training.recipe import Recipe
 from imgray.training.sheet import SAMPLES
-from imgray.training.task import Arrays, Batch, Learner, Prediction, Task, set_longest, task_of
+from imgray.training.task import (
+    Arrays,
+    Batch,
+    Learner,
+    Prediction,
+    Task,
+    longest_of,
+    set_longest,
+    task_of,
+)
 
 Answer = TypeVar("Answer")
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -110,7 +119,7 @@ class Model:
             UserError: its pictures are brought to one size.
         """
         task = copy.copy(self.task)
-        set_longest(task, min(longest, getattr(task.settings, "longest", longest)))
+        set_longest(task, min(longest, longest_of(task) or longest))
         return replace(self, task=task)
 
     def decoded(self, values: Values) -> dict[str, Any]:

@@ -34,15 +34,20 @@ Arrays = dict[str, NDArray[Any]]
 Batch = dict[str, Tensor]
 
 
+NOT_FINITE = "numbers that are not finite"
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What a model says of one record: a row of the predictions table, and perhaps a picture.
 
-    row: by column of `Task.columns`; picture: uint8 (H, W) or (H, W, 3).
+    row: by column of `Task.columns`; picture: uint8 (H, W) or (H, W, 3); fault: why what the model
+    has found is no answer, if it is none.
     """
 
     row: dict[str, Any]
     picture: NDArray[np.uint8] | None = None
+    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -306,9 +311,14 @@ def task_of(recipe: Recipe, classes: Sequence[str]) -> Task:
     return task
 
 
+def longest_of(task: Task) -> int | None:
+    """Pixels to which a task scales longer pictures down; None where it brings all to one size."""
+    return getattr(task.settings, "longest", None)
+
+
 def set_longest(task: Task, longest: int) -> None:
     """Have a task take images of another size. Raises `UserError` where it has no such setting."""
-    if "longest" not in type(task.settings).model_fields:
+    if longest_of(task) is None:
         raise UserError(f"--longest: {type(task).__name__} brings all images to one size")
     task.settings = task.settings.model_copy(update={"longest": longest})
 
