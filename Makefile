@@ -27,7 +27,8 @@ SERVED = digits=out/models/digits materials=out/models/materials edges=out/model
          tint=out/models/tint
 
 serve: setup  ## serve the demo's index and models, with a web page; MODELS="NAME=URI ..." adds more
-	test -e out/models/tint/manifest.json || $(VENV)/bin/imgray demo --models --translator
+	test -e out/models/edges/manifest.json -a -e out/models/tint/manifest.json || \
+	  $(VENV)/bin/imgray demo --models --translator
 	$(VENV)/bin/imgray serve --index out/photographs/index-2 --model $(SERVED) $(MODELS)
 
 test: setup  ## run the tests; pyproject.toml says which

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pages
@@ -25,26 +26,39 @@ class Beside:
     def __init__(self) -> None:
         self.pool = ThreadPoolExecutor(1)
         self.jobs: list[Job] = []
+        self.lock, self.closed = Lock(), False
 
     def begin(self, start: Callable[[], Job]) -> "Future[Ended]":
         """Begin a job in its turn."""
-        return self.pool.submit(lambda: self._kept(start()).finish())
+        return self.pool.submit(lambda: self._kept(start).finish())
 
     def serve(self, flags: list[str]) -> "Future[service.Service]":
         """Begin a service in its turn."""
         return self.pool.submit(self._serve, flags)
 
     def _serve(self, flags: list[str]) -> service.Service:
-        begun = service.begin(*flags)
-        self._kept(Job(begun.process))
-        return service.answering(begun)
+        begun: list[service.Service] = []
 
-    def _kept(self, job: Job) -> Job:
-        self.jobs.append(job)
-        return job
+        def start() -> Job:
+            begun.append(service.begin(*flags))
+            return Job(begun[0].process)
+
+        self._kept(start)
+        return service.answering(begun[0])
+
+    def _kept(self, start: Callable[[], Job]) -> Job:
+        """Begin a job that `end` knows of; after it none."""
+        with self.lock:
+            if self.closed:
+                raise CancelledError
+            job = start()
+            self.jobs.append(job)
+            return job
 
     def end(self) -> None:
         """Kill what still runs."""
+        with self.lock:
+            self.closed = True
         self.pool.shutdown(wait=False, cancel_futures=True)
         for job in self.jobs:
             job.kill()
@@ -81,7 +95,7 @@ def demo(_beside: Programs) -> tuple[Path, str, str]:
 
 
 @pytest.fixture(scope="session")
-def printed(_beside: Programs) -> dict[str, str]:
+def printed(_beside: Programs, demo: tuple[Path, str, str]) -> dict[str, str]:
     """What each command of the pages prints, one after the other in the demo's folder."""
     found: dict[str, str] = json.loads(_good(_beside[1]["printed"])[0])
     return found
@@ -95,8 +109,8 @@ def notebooks(_beside: Programs) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def page_service(_beside: Programs) -> service.Service:
-    """The service that the pages start, of what the demo has made."""
+def page_service(_beside: Programs, printed: dict[str, str]) -> service.Service:
+    """The service that the pages start, of what the demo and the pages' commands have made."""
     found: service.Service = _beside[1]["page_service"].result()
     return found
 
