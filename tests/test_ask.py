@@ -138,6 +138,8 @@ def test_the_routes_of_kinds_are_the_same_answers(client: TestClient) -> None:
         ("application/json;q=0, */*;q=0.1", "image/png"),
         ("text/html", None),
         ("application/json;q=0", None),
+        ("application/json;q=.9, image/png;q=0.95", "image/png"),
+        ("application/json, image/png;q=1.9", "application/json"),
     ],
 )
 def test_json_or_png_as_the_client_prefers(
@@ -256,6 +258,12 @@ def test_every_model_has_a_route_in_the_description(client: TestClient) -> None:
     assert segments["requestBody"]["content"].keys() == raw
     answers = segments["responses"]["200"]["content"]
     assert answers.keys() == {"application/json", "image/png"}
+    assert "406" in paths["/v1/segment"]["post"]["responses"]
+    named = {one["name"] for one in paths[PAIRS]["post"]["parameters"]}
+    assert named == {"picture"}, "it takes no longest"
+    swap = paths["/v1/swap"]["post"]
+    assert swap["requestBody"]["content"].keys() == {"multipart/form-data"}
+    assert {"image/png", "image/jpeg"} < swap["responses"]["200"]["content"].keys()
     outputs = answers["application/json"]["schema"]["properties"]["outputs"]
     assert outputs["properties"].keys() == {"classes", "mask"}
 

@@ -633,6 +633,23 @@ def test_a_swap_takes_two_pictures_and_a_pose(page: Page, photo: Path) -> None:
     expect(page.locator(".pair figcaption")).to_have_text(["Reference", "Target", "Picture"])
 
 
+def test_the_longest_side_is_asked_for_where_the_model_has_one(page: Page, photo: Path) -> None:
+    inputs = {"image": {"type": "picture", "required": True}}
+    more = {"inputs": inputs, "outputs": {"caption": {"type": "text"}}}
+    models = [declared(kind="translate", longest=1024, **more), declared(kind="segment", **more)]
+    answer_with(page, models, {"caption": "done"})
+    page.goto("/#tab=translate")
+    page.set_input_files("#file", photo)
+    expect(page.locator(".text")).to_have_text("done")
+    with page.expect_request("**/v1/models/m?picture=true&longest=512"):
+        page.get_by_label("Longest side in pixels").fill("512")
+    with page.expect_request("**/v1/models/m?picture=true"):
+        page.get_by_label("Longest side in pixels").fill("")
+    with page.expect_request("**/v1/models/m?picture=true"):
+        page.get_by_role("tab", name="Segment").click()
+    expect(page.get_by_label("Longest side in pixels")).to_be_hidden()
+
+
 def test_one_of_some_texts_is_chosen(page: Page, photo: Path) -> None:
     to = {"type": "text", "required": False, "longest": 99, "choices": ["day", "night"]}
     inputs = {"image": {"type": "picture", "required": True}, "to": to}

@@ -117,6 +117,9 @@ def test_batch_job_library_and_service_agree(model: str, data: Path, tmp_path: P
         )
         assert answer.status_code == 422
         assert "there are blue, red" in answer.text
+        answer = client.post("/v1/translate?to=a%00b", files={"image": ("x", encoded)})
+        said = "no 'a\\x00b'; there are blue, red"
+        assert answer.json()["error"]["message"] == said, "escaped once"
 
 
 def test_a_table_says_which_way(model: str, data: Path, tmp_path: Path) -> None:
@@ -231,6 +234,11 @@ def test_a_picture_comes_as_png_or_jpeg(model: str) -> None:
         assert "image/png or image/jpeg" in refused.json()["error"]["message"]
         types = client.get("/openapi.json").json()["paths"]["/v1/translate"]["post"]["responses"]
         assert {"image/png", "image/jpeg"} < types["200"]["content"].keys()
+        assert "406" in types
+        [served] = client.get("/v1/models").json()["models"]
+        assert served["longest"] == 1024
+        own = client.get("/openapi.json").json()["paths"]["/v1/models/colours"]["post"]
+        assert "longest" in {one["name"] for one in own["parameters"]}
 
 
 def test_what_cannot_be_done_in_time_is_refused_beforehand(

@@ -160,7 +160,7 @@ class Text(Input, Output):
         if any("\ud800" <= letter <= "\udfff" for letter in given):
             raise Rejected("a text with half of a surrogate pair, which is no Unicode")
         if self.choices and given not in self.choices:
-            raise Rejected(f"no {brief(given)!r}; there are {', '.join(self.choices)}")
+            raise Rejected(f"no '{brief(given)}'; there are {', '.join(self.choices)}")
         return given
 
     @property

@@ -19,6 +19,7 @@ from imgray.serving.guard import ErrorAnswer, Refusal
 from imgray.serving.models import Served
 from imgray.serving.predictor import Answer
 from imgray.serving.search import Described, JointInfo, SearchAnswer
+from imgray.training.task import longest_of
 
 
 class BatchAnswer(BaseModel):
@@ -121,6 +122,9 @@ class ModelAnswer(BaseModel):
     uri: str
     fingerprint: str
     classes: list[str]
+    longest: int | None = Field(
+        default=None, description="pixels to which it scales longer pictures down, if it does"
+    )
     inputs: dict[str, InputAnswer]
     outputs: dict[str, FieldAnswer]
 
@@ -141,6 +145,7 @@ class ModelAnswer(BaseModel):
             uri=model.uri,
             fingerprint=model.fingerprint,
             classes=list(task.classes),
+            longest=longest_of(task),
             inputs=inputs,
             outputs=outputs,
         )

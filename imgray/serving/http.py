@@ -52,7 +52,7 @@ from imgray.serving.guard import (
 from imgray.serving.match import MatchAnswer, chosen, compare
 from imgray.serving.metrics import replica_name, timed
 from imgray.serving.models import Models, Served
-from imgray.serving.openapi import ASK, description, documented, in_query
+from imgray.serving.openapi import ASK, SWAP, description, documented, in_query, of_form
 from imgray.serving.options import (
     AskOptions,
     BatchOptions,
@@ -88,6 +88,8 @@ POLICY = "default-src 'self'; img-src 'self' blob: data:"
 
 BODY = errors(400, 413)
 """What may be wrong with a body, beside what may go wrong with every request."""
+RECORD = errors(400, 406, 413)
+"""As `BODY`, of a route whose answer has several media types."""
 
 
 def _service() -> Any:
@@ -130,7 +132,7 @@ def paints(kind: str, asked: type[PaintOptions], answered: type[Painted], *types
     return app.post(
         f"/v1/{kind}",
         response_model=answered,
-        responses=BODY,
+        responses=RECORD,
         openapi_extra=documented(asked, PNG, *types),
     )
 
@@ -312,13 +314,13 @@ class Service:
         async with self._heard(request):
             return ModelsAnswer(models=[ModelAnswer.of(one) for one in self.models.served.values()])
 
-    @app.post(ASK, responses=errors(400, 406, 413))
+    @app.post(ASK, responses=RECORD)
     async def ask(self, request: Request, name: str) -> Response:
         """What a model says of a record: all outputs as JSON, or what it paints as a picture."""
         async with self._heard(request):
             return await self._answered(request, AskOptions, self.models.named(name))
 
-    @app.post("/v1/swap", responses=errors(400, 406, 413), openapi_extra=in_query(NamedOptions))
+    @app.post(SWAP, responses=RECORD, openapi_extra=of_form(NamedOptions, PNG, JPEG))
     async def swap_clothes(self, request: Request) -> Response:
         """A person in the clothes of another, as the model's own route answers a form."""
         async with self._heard(request):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -11,9 +11,12 @@ from imgray.data.fields import ClassMap, Input, Output, Picture, sole_picture
 from imgray.serving.models import Served
 from imgray.serving.options import AskOptions, Options
 from imgray.serving.requests import PICTURE, pictures_of
+from imgray.training.task import longest_of
 
 ASK = "/v1/models/{name}"
 """The route that stands for one of every model."""
+SWAP = "/v1/swap"
+"""The route of the models that swap, whose inputs are those of the first of them."""
 BINARY = {"type": "string", "format": "binary"}
 
 
@@ -28,15 +31,30 @@ def documented(model: type[Options], *types: str, pictures: bool = True) -> dict
         content |= {"application/octet-stream": {"schema": BINARY}}
         content |= {"multipart/form-data": {"schema": form}}
         found |= in_query(model)
-    if types:
-        found["responses"] = {"200": {"content": {kind: {"schema": BINARY} for kind in types}}}
-    return found
+    return {**found, **_pictures(*types)}
 
 
-def in_query(model: type[Options]) -> dict[str, Any]:
-    """OpenAPI of options in the query string; objects come as JSON, and lists field by field."""
+def of_form(model: type[Options], *types: str) -> dict[str, Any]:
+    """OpenAPI of a request with options in the query string, and a form of a model's inputs."""
+    content = {"multipart/form-data": {"schema": {"type": "object"}}}
+    return {**in_query(model), "requestBody": {"content": content}, **_pictures(*types)}
+
+
+def _pictures(*types: str) -> dict[str, Any]:
+    """OpenAPI of answers that are pictures, of some media types."""
+    content = {kind: {"schema": BINARY} for kind in types}
+    return {"responses": {"200": {"content": content}}} if types else {}
+
+
+def in_query(model: type[Options], but: Collection[str] = ()) -> dict[str, Any]:
+    """OpenAPI of options in the query string; objects come as JSON, and lists field by field.
+
+    `but`: names of options that are left out.
+    """
     parameters = []
     for name, one in _fields(model).items():
+        if name in but:
+            continue
         described = {"name": name, "in": "query", "description": one.pop("description", "")}
         if one.get("type") == "object":
             one, described["description"] = {"type": "string"}, f"{described['description']} (JSON)"
@@ -62,6 +80,10 @@ def description(app: FastAPI, models: Iterable[Served], indexed: bool) -> dict[s
     schema = FastAPI.openapi(app)
     paths = dict(schema["paths"])
     any_model = paths.pop(ASK)["post"]
+    models = list(models)
+    swap = next((model for model in models if model.task.kind == "swap"), None)
+    if swap:
+        paths[SWAP]["post"]["requestBody"] = {"content": _bodies(swap.inputs, indexed)}
     paths |= {ASK.format(name=m.name): {"post": _asked(any_model, m, indexed)} for m in models}
     security = {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}}
     return {
@@ -85,7 +107,7 @@ def _asked(any_model: Mapping[str, Any], model: Served, indexed: bool) -> dict[s
     content |= {kind: {"schema": BINARY} for kind in pictures_of(task.outputs)}
     return {
         **any_model,
-        **in_query(AskOptions),
+        **in_query(AskOptions, () if longest_of(task) else ("longest",)),
         "summary": f"Ask {model.name}",
         "operationId": f"ask_{model.name}",
         "requestBody": {"content": _bodies(model.inputs, indexed)},

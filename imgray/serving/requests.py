@@ -107,8 +107,8 @@ def _rank(asked: str, kind: str) -> tuple[float, int]:
         for item in asked.split(","):
             name, _, more = item.lower().partition(";")
             if name.strip() == wanted:
-                quality = re.search(r"(?:^|;)\s*q\s*=\s*([01](?:\.\d*)?)", more)
-                found = (place, float(quality[1]) if quality else 1.0)
+                quality = re.search(r"(?:^|;)\s*q\s*=\s*(\d*\.?\d+)", more)
+                found = (place, min(1.0, float(quality[1])) if quality else 1.0)
     return found[1], found[0]
 
 

@@ -51,7 +51,9 @@ function isBlend() {
 
 async function ask(signal) {
   const { model, values } = state;
-  const answer = await json(`models/${model.name}?picture=true`, record(values, signal));
+  const longest = options.elements.longest.value;
+  const asked = new URLSearchParams({ picture: true, ...(longest && { longest }) });
+  const answer = await json(`models/${model.name}?${asked}`, record(values, signal));
   const facts = [`model ${answer.model}`, `fingerprint ${answer.fingerprint.slice(0, 12)}`];
   return [answered(model, answer.outputs, values), facts];
 }
@@ -203,6 +205,9 @@ function draw(model) {
   $("#words").hidden = !$("#words").elements.length;
   $("#collection").hidden = !state.index || !slotNames().length;
   const maps = Object.values(model.outputs).some(({ type }) => type === "class map");
+  const { longest } = options.elements;
+  $("#longest").hidden = !model.longest;
+  [longest.value, longest.max, longest.placeholder] = ["", model.longest ?? "", model.longest ?? ""];
   $("#mask").hidden = !maps || !slotNames().length;
 }
 
