@@ -7,7 +7,7 @@ import faiss
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from imgray.retrieval.backend import FEW, threads_for
+from imgray.retrieval.backend import FEW, limit_numpy, threads_for
 
 MANY = 2
 
@@ -55,3 +55,8 @@ def test_another_thread_leaves_what_belongs_to_the_process() -> None:
     other.join()
     assert found == [(1, MANY), (MANY, MANY)]
     assert _taken() == (MANY, MANY)
+
+
+def test_a_process_that_only_searches_has_one_thread_of_numpy() -> None:
+    limit_numpy()
+    assert _taken() == (MANY, 1)

@@ -41,7 +41,9 @@ FEW = 16
 
 @contextlib.contextmanager
 def threads_for(queries: int) -> Iterator[None]:
-    """Within the block FAISS takes one thread for few queries, and all for many; numpy takes one.
+    """Within the block FAISS takes one thread for few queries, and all for many.
+
+    On the main thread numpy takes one; elsewhere what it takes is left, see `limit_numpy`.
 
     A query is work for a millisecond. Threads that share it wait for each other in loops, which
     takes ten times as long, and far longer where the machine has other work. What numpy multiplies
@@ -60,6 +62,11 @@ def threads_for(queries: int) -> Iterator[None]:
             yield
     finally:
         faiss.omp_set_num_threads(before)
+
+
+def limit_numpy() -> None:
+    """From now on numpy takes one thread, in this whole process: for one that only searches."""
+    _blas().limit(limits=1)
 
 
 @cache

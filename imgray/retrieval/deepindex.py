@@ -302,7 +302,8 @@ class DeepIndex:
             prefix: only images whose id starts so are results; their scores are what they were.
             among: likewise, only images at these positions.
 
-        A few images are answered by a thread for each shard, and many by all threads.
+        A few images take one thread of FAISS, and many all of them; votes of regions are counted
+        by a thread for each shard. See `threads_for` for what numpy takes.
         """
         with threads_for(len(next(iter(vectors.values())))):
             return self._search(vectors, top, weights, prefix, among)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imgray.engine.shards import open_parts
+from imgray.retrieval.backend import limit_numpy
 from imgray.retrieval.deepindex import DeepIndex, Hits
 from imgray.retrieval.modalities import IMAGE, ask
 from imgray.serving.metrics import replica_name, timed
@@ -39,6 +40,7 @@ class ShardGroup:
     """Some consecutive shards of the index versions."""
 
     async def __init__(self, registry: Any, group: int, shard_groups: int) -> None:  # type: ignore[misc]  # Serve awaits it
+        limit_numpy()  # searches are not on the main thread, which alone could do it for each
         self.group, self.shard_groups = group, shard_groups
         self.holder = Holder(registry, replica_name(), self._open)
         await self.holder.start()

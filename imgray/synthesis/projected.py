@@ -22,7 +22,8 @@ from imgray.features import weights
 from imgray.features.trunk import Trunk
 
 SIDE, STRIDE, SCALES = 224, 32, 4
-"""Pictures are enlarged to so many pixels at least, and to a multiple of the coarsest stride."""
+"""Pictures are enlarged to so many pixels at least, and to a multiple of the stride of the coarsest
+map (vgg16's is 16, which divides it); so many of a trunk's maps are judged."""
 
 
 class FrozenTrunk(nn.Module):
@@ -69,7 +70,10 @@ class FrozenTrunk(nn.Module):
 
 
 class ProjectedDiscriminator(nn.Module):
-    """Maps of a `FrozenTrunk` to logits (N, 4, h, w), 4 x 4 for each scale at 224 pixels.
+    """Maps of a `FrozenTrunk` to logits (N, 4, h, w), a channel for each scale.
+
+    At 224 pixels h and w are 4 for trunks whose coarsest map has 7 x 7 cells, and 11 for vgg16's,
+    which has 14 x 14.
 
     Args:
         channels: of the maps.

@@ -83,6 +83,10 @@ class TranslationSettings(Settings):
                 f"crop {self.crop} is too small for judge_layers {self.judge_layers}: at least "
                 f"{3 << self.judge_layers} is needed"
             )
+        unused = ("trunk", "weights") if self.judge == "patch" else ("judge_layers",)
+        for name in unused:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name}: means nothing to judge {self.judge}")
         if self.stages == 1 and (self.inner or self.judged):
             raise ValueError("inner and judged need stages above 1")
         if self.judged and self.reading != "cascaded":
