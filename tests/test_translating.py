@@ -285,14 +285,14 @@ def test_what_does_not_end_in_time_is_refused_from_then_on(
     monkeypatch.setattr(strips.Maps, "write", slow)
     monkeypatch.setattr(strips, "STRIP", 2**12)
     monkeypatch.setattr(translator, "WHOLE", 200 * 200 * 3 * 4)
-    with inprocess.client({"colours": model}, limits={"seconds": 0.3}) as client:
-        statuses = set()
-        for _ in range(8):
+    with inprocess.client({"colours": model}, limits={"seconds": 1.0}) as client:
+        statuses = [504]
+        while statuses[-1] == 504 and len(statuses) < 8:
             answer = client.post("/v1/translate", files={"image": ("x", _noise(300, 300))})
-            statuses.add(answer.status_code)
+            statuses.append(answer.status_code)
             time.sleep(0.05)
-        assert answer.status_code in (422, 503), statuses
-        assert 504 in statuses
+        assert len(statuses) > 2, "the first was tried"
+        assert statuses[-1] in (422, 503), statuses
 
 
 def test_a_model_that_refuses_the_probe_is_served(
