@@ -240,7 +240,13 @@ def test_a_pool_keeps_no_graph() -> None:
     [
         {"pool": 3, "average": 0.9},
         {"stages": 2, "inner": True},
-        {"judge": "projected", "weights": "none", "judge_width": 2, "recipe": {"batch_size": 1}},
+        {
+            "judge": "projected",
+            "weights": "none",
+            "judge_width": 2,
+            "judge_layers": 3,
+            "recipe": {"batch_size": 1},
+        },
     ],
 )
 def test_a_run_that_stops_goes_on_to_equal_tensors(

@@ -34,7 +34,7 @@ SETTINGS: dict[str, Any] = {
 SYSTEMS: dict[str, dict[str, Any]] = {
     "cyclegan": {},
     "nest": {"stages": 2, "inner": True, "identity": 0.5},
-    "projected": {"judge": "projected", "weights": "none", "judge_width": 2},
+    "projected": {"judge": "projected", "weights": "none", "judge_width": 2, "judge_layers": 3},
 }
 
 

@@ -86,7 +86,7 @@ class TranslationSettings(Settings):
         unused = ("trunk", "weights") if self.judge == "patch" else ("judge_layers",)
         for name in unused:
             if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name}: means nothing to judge {self.judge}")
+                raise ValueError(f"{name}: means nothing to judge {self.judge}, leave it out")
         if self.stages == 1 and (self.inner or self.judged):
             raise ValueError("inner and judged need stages above 1")
         if self.judged and self.reading != "cascaded":
