@@ -26,6 +26,7 @@ class SwapSettings(Settings):
     """
 
     uris = frozenset({"parser", "kid_weights"})
+    models = frozenset({"parser"})
 
     labels: tuple[str, ...] = Field(min_length=2, max_length=256, description="of the parsing")
     background: tuple[str, ...] = Field(min_length=1, description="labels that are no person")
