@@ -157,7 +157,9 @@ class Task(ABC):
 
     Settings: ClassVar[type[Settings]]
     one_shape: ClassVar[bool] = True
-    """Whether images have one shape when they are not augmented, and so can form batches."""
+    """Whether records of prediction come out at one shape, and so can form batches."""
+    alike: ClassVar[bool | None] = None
+    """Whether examples have one shape when they are not augmented; as `one_shape` if not said."""
     rows: ClassVar[frozenset[str]] = frozenset()
     """What of `Learner.evaluate` are rows to be kept, in any order, rather than sums."""
     kind: ClassVar[str] = ""
