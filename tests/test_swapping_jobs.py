@@ -103,6 +103,15 @@ def test_training_reports_and_draws(model: str, data: Path) -> None:
     assert all(0 <= scored[name] <= 1 for name in scored if "iou" in name)
 
 
+def test_a_model_keeps_the_parser_that_it_has(model: str, data: Path, tmp_path: Path) -> None:
+    plain = _train(_recipe(kid=None), str(data), tmp_path)
+    for scored, said in ((model, "the one that it was trained with"), (plain, "none")):
+        config = {"model": scored, "data": str(data), "set": [f"settings.parser={plain}"]}
+        with pytest.raises(UserError, match=f"^settings.parser .*{said}.*; leave it out") as told:
+            evaluate_model(EvaluateModelConfig(workers=1, **config))
+        assert "\n" not in str(told.value)
+
+
 def _given(data: Path, n: int, *left_out: str) -> dict[str, Any]:
     read = {"reference": f"photo-{n}", "target": f"photo-{n + 1}", "parsing": f"parsing-{n}"}
     found: dict[str, Any] = {k: (data.parent / f"{v}.png").read_bytes() for k, v in read.items()}
@@ -135,6 +144,13 @@ def test_a_table_of_pairs_is_swapped_once(
         painted = np.asarray(Image.open(tmp_path / f"out/pictures/pair-{n}.png"))
         assert painted.shape == (*persons.SIZE[::-1], 3)
         assert np.array_equal(opened.predict(**_given(data, n, *absent)).picture, painted)
+    given = _given(data, 0)
+    image = Image.open(io.BytesIO(given["parsing"]))
+    for one in (image, np.asarray(image)):
+        from_pixels = opened.predict(**given | {"parsing": one}).picture
+        assert np.array_equal(from_pixels, opened.predict(**given).picture)
+    with pytest.raises(UserError, match="parsing: uint8, 2 x 2 x 3; labels are expected"):
+        opened.predict(**given | {"parsing": np.zeros((2, 2, 3), np.uint8)})
     assert predict(PredictConfig(workers=1, max_rejected=1.0, **config)).done == 3
     assert Layout.parse([], None, flags["pattern"]).patterns(["target"])["target"] == "photo-{}.png"
 
