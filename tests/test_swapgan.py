@@ -320,6 +320,14 @@ def test_targets_of_a_large_table_are_of_the_same_piece(
     assert {one["ids"]["target"] for one in drawn} == {*train.names[2:]}
 
 
+def test_validation_goes_by_batches_though_predictions_differ_in_shape(data: str) -> None:
+    assert not Swapping.one_shape
+    examples = open_examples(persons.recipe({"batch_size": 2}), data)
+    assert len(examples.val) > 2
+    assert len(examples.validation(0, 0, 1)["reference"]) == 2
+    assert examples.validations(0, 1) == -(-len(examples.val) // 2)
+
+
 def test_targets_are_any_other_person(data: str) -> None:
     train = open_examples(persons.recipe(), data).train
     count = len(train)
