@@ -6,7 +6,7 @@ Torch is loaded by the first index or model that is opened.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, overload
 
 import numpy as np
@@ -38,7 +38,8 @@ Picture = bytes | str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 
 Pixels are encoded without loss and go the way of all images: one picture has one answer. Only a
 JPEG of more than about twice the size that a network takes may answer in slightly other numbers
-by its pixels than by its bytes, which are decoded at a fraction of the size."""
+by its pixels than by its bytes, which are decoded at a fraction of the size. A map of classes has
+its labels as pixels: uint8 (H, W), or of Pillow in mode L or P."""
 Record = Picture | Mapping[str, Any]
 """What a model is asked about: its inputs by name, or for one that takes a picture just that."""
 Each = TypeVar("Each", bound=Record)
@@ -232,10 +233,17 @@ class Model:
 def _value(name: str, declared: Input | None, given: Any) -> Any:
     """An input as `checked` takes it. Raises `UserError`."""
     absent = given is None and declared is not None and declared.optional
-    return given if absent or not isinstance(declared, fields.Picture) else _bytes(given, name)
+    if absent or not isinstance(declared, fields.Picture):
+        return given
+    encode = pixels.encode_map if isinstance(declared, fields.ClassMap) else pixels.encode
+    return _bytes(given, name, encode)
 
 
-def _bytes(image: Picture | None, name: str = "image") -> bytes:
+def _bytes(
+    image: Picture | None,
+    name: str = "image",
+    encode: Callable[[Image.Image | NDArray[Any]], bytes] = pixels.encode,
+) -> bytes:
     """The image encoded. Raises `UserError` for what is none."""
     if isinstance(image, bytes):
         return image
@@ -245,7 +253,7 @@ def _bytes(image: Picture | None, name: str = "image") -> bytes:
         kinds = "bytes, a path, a PIL image or an array of uint8"
         raise UserError(f"{name} of type {type(image).__name__}: expected {kinds}")
     try:
-        return pixels.encode(image)
+        return encode(image)
     except pixels.Rejected as error:
         raise UserError(f"{name}: {error}") from None
 

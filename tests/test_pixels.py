@@ -1,17 +1,28 @@
 import io
+import struct
 import subprocess
 import sys
 import textwrap
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 from poison import ORANGE, TURNED, encoded, exif_of, halves, scene, stored, write_poison
 
 from imgray.data import pixels
-from imgray.data.pixels import Rejected, decode, decode_sized, encode, resize
+from imgray.data.pixels import (
+    Rejected,
+    decode,
+    decode_map,
+    decode_sized,
+    encode,
+    encode_map,
+    resize,
+)
 
 Kinds = tuple[Path, dict[str, str | None]]
 
@@ -240,6 +251,59 @@ def test_a_picture_in_memory_is_encoded_without_loss(kinds: Kinds) -> None:
 @pytest.mark.parametrize("mode", ["CMYK", "HSV", "LAB", "YCbCr", "F", "1", "P", "RGBa"])
 def test_every_mode_of_pillow_is_encoded(mode: str) -> None:
     assert decode(encode(Image.new(mode, (80, 60)))).size == (80, 60)
+
+
+def _grey(values: np.ndarray, bits: int) -> bytes:
+    """A PNG (1, W) in grey of so many bits a value, which Pillow itself does not write."""
+    packed = "".join(f"{value:0{bits}b}" for value in values).ljust(8, "0")
+    data = b"\0" + int(packed, 2).to_bytes(len(packed) // 8)
+    head = struct.pack(">IIBBBBB", len(values), 1, bits, 0, 0, 0, 0)
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(data)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in chunks
+    )
+
+
+def test_a_map_of_classes_is_encoded_as_it_is() -> None:
+    labels = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    coloured = Image.fromarray(labels, "P")
+    coloured.putpalette(list(range(255, -1, -1)) * 3)
+    for given in (labels, labels[:, ::-1], Image.fromarray(labels), coloured):
+        assert np.array_equal(decode_map(encode_map(given)), np.asarray(given))
+    for wrong in (
+        np.zeros((3, 4, 3), np.uint8),
+        labels.astype(int),
+        labels[:0],
+        Image.new("1", (2, 2)),
+    ):
+        with pytest.raises(Rejected, match="labels are expected"):
+            encode_map(wrong)
+
+
+def test_a_map_of_fewer_bits_is_refused_before_its_labels_are_scaled() -> None:
+    assert decode_map(_grey(np.array([0, 1]), 8)).tolist() == [[0, 1]]
+    for bits in (2, 4):
+        with pytest.raises(Rejected, match=f"grey of {bits} bits; one 8-bit channel is needed"):
+            decode_map(_grey(np.array([0, 1]), bits))
+    with pytest.raises(Rejected, match="one 8-bit channel is needed"):
+        decode_map(_grey(np.array([0, 1]), 1))
+
+
+def test_a_map_of_too_many_bytes_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = _grey(np.array([0, 1]), 8)
+    monkeypatch.setattr(pixels, "MAX_BYTES", len(data) - 1)
+    with pytest.raises(Rejected, match="at most"):
+        decode_map(data)
+
+
+def test_memory_that_lacks_is_no_fault_of_a_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(*args: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(PngImageFile, "load", lacking)
+    with pytest.raises(MemoryError):
+        decode_map(_grey(np.array([0, 1]), 8))
 
 
 def test_an_array_is_encoded_as_it_is() -> None:

@@ -15,10 +15,11 @@ from trained import write as write_files
 
 from imgray.artifacts.folder import Folder
 from imgray.data.datasets import Dataset
-from imgray.data.fields import Label, Text
+from imgray.data.fields import Label, Picture, Text
 from imgray.data.layout import Layout
 from imgray.data.names import FROZEN, Snapshot
 from imgray.data.sources import Source
+from imgray.data.unpaired import Unpaired
 from imgray.engine.examples import check_examples, frozen, open_examples
 from imgray.errors import UserError
 from imgray.training.recipe import DataSettings, Recipe
@@ -46,6 +47,19 @@ def test_the_column_split_cuts_a_table_into_parts(tmp_path: Path, suffix: str) -
     assert len(whole) == 5
     with pytest.raises(UserError, match="no row whose split is 'dev'; there are test, train, val"):
         _parts(path, validate="dev")
+
+
+def test_domains_have_the_pieces_of_the_larger(tmp_path: Path) -> None:
+    """So that a large table is read row group by row group."""
+    path = tmp_path / "t.parquet"
+    labels = ["x", "y", "y", "y", "x", "y", "y"]
+    table = pa.table({"image": [b"."] * 7, "label": labels})
+    pq.write_table(table, path, row_group_size=3)
+    fields = {"image": Picture(), "label": Label()}
+    whole = Source(str(path)).part(".", fields, "columns", whole=True)
+    counts, sizes = Unpaired(whole).pieces
+    assert counts.tolist() == [2, 2, 1]
+    assert np.array_equal(sizes, whole.pieces[1])
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv"])

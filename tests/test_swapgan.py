@@ -1,7 +1,9 @@
 """SwapGAN: terms by hand, poses and masks, triples, runs that stop and go on, and bad input."""
 
+import io
 import math
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,19 +16,22 @@ from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
 from imgray.artifacts.folder import Folder
+from imgray.data import people
+from imgray.data.people import People
 from imgray.data.pixels import Rejected, decode
 from imgray.engine.examples import check_examples, open_examples
 from imgray.errors import UserError
-from imgray.synthesis.parsing import nearest
+from imgray.synthesis.parsing import Parser, nearest
 from imgray.synthesis.pose import COCO18, MEDIAPIPE33, body18, heat_maps, mirrored
 from imgray.synthesis.swapgan import SwapLearner, overlap
 from imgray.synthesis.swapping import Swapping
-from imgray.training.loop import Run
+from imgray.training.loop import Run, load_start
 from imgray.training.recipe import Recipe
-from imgray.training.task import At
+from imgray.training.task import At, Prediction
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 AT = At(0, 9, 0.0)
+RECIPE = persons.recipe().model_dump(mode="json", by_alias=True)
 
 
 def _learner(**changes: Any) -> SwapLearner:
@@ -295,6 +300,34 @@ def test_a_run_that_stops_goes_on_to_equal_tensors(
         assert all(torch.equal(a["exp_avg"], b["exp_avg"]) for a, b in pairs)
 
 
+def test_targets_of_a_large_table_are_of_the_same_piece(
+    data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = open_examples(persons.recipe(), data).train
+    assert isinstance(given, People)
+    whole = given.whole
+    pieces = np.array([2, len(whole) - 2]), np.array([60, 60])
+    monkeypatch.setattr(type(whole), "pieces", pieces)
+    monkeypatch.setattr(people, "WINDOW", 100)
+    train = People(whole)
+    assert train.pieces is pieces
+    for index in range(len(train)):
+        drawn = [train.drawn(index, np.random.default_rng(n)) for n in range(40)]
+        own = train.names[:2] if index < 2 else train.names[2:]
+        assert {one["ids"]["target"] for one in drawn} == {*own} - {train.names[index]}
+    train.people = np.array([0, 0, *range(1, len(whole) - 1)])
+    drawn = [train.drawn(0, np.random.default_rng(n)) for n in range(40)]
+    assert {one["ids"]["target"] for one in drawn} == {*train.names[2:]}
+
+
+def test_validation_goes_by_batches_though_predictions_differ_in_shape(data: str) -> None:
+    assert not Swapping.one_shape
+    examples = open_examples(persons.recipe({"batch_size": 2}), data)
+    assert len(examples.val) > 2
+    assert len(examples.validation(0, 0, 1)["reference"]) == 2
+    assert examples.validations(0, 1) == -(-len(examples.val) // 2)
+
+
 def test_targets_are_any_other_person(data: str) -> None:
     train = open_examples(persons.recipe(), data).train
     count = len(train)
@@ -341,6 +374,80 @@ def test_a_prediction_has_the_size_of_the_reference() -> None:
     assert np.array_equal(found[True][worn], found[False][worn])
     assert np.array_equal(found[True][~worn], persons.photo(0)[~worn])
     assert not np.array_equal(found[False][~worn], persons.photo(0)[~worn])
+
+
+def test_without_clothes_there_are_no_scores_of_clothes() -> None:
+    learner, batch = _learner(), _batch()
+    bare = batch["target_parsing"].clamp(max=2)
+    with torch.no_grad():
+        sums = learner.evaluate({**batch, "target_parsing": bare})
+    found = Swapping(settings(kid=None), ()).summarize(sums)
+    assert found.keys() == {"ssim", "ssim_mirrored", "apart", "mask_iou"}
+
+
+def test_an_average_begins_from_a_model_without_one() -> None:
+    plain, learner = _learner(), _learner(average=0.9)
+    states = {name: net.state_dict() for name, net in plain.modules.items()}
+    load_start(learner, states, persons.recipe({"start": "x"}, average=0.9))
+    with pytest.raises(UserError, match="but this model has"):
+        load_start(learner, {"generators": states["generators"]}, persons.recipe({"start": "x"}))
+
+
+def test_a_benchmark_paints_each_picture_once() -> None:
+    """The third generator sees the swapped pictures alone."""
+    learner, batch = _learner(kid=None), _batch()
+    third = learner.net.third
+    assert third is not None
+    seen: list[int] = []
+    third.register_forward_hook(lambda *_: seen.append(1))
+    with torch.no_grad():
+        learner.benchmark(batch)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "seen"),
+    [((24, 36), (32, 48)), ((8, 1024), (32, 128)), ((1024, 2), (128, 32)), ((64, 256), (32, 128))],
+)
+def test_what_a_parser_sees_is_bounded(size: tuple[int, int], seen: tuple[int, int]) -> None:
+    shapes: list[torch.Size] = []
+
+    class Learner:
+        modules = MappingProxyType({"net": nn.Linear(1, 1)})
+
+        def predict(self, batch: dict[str, Tensor]) -> list[Prediction]:
+            shapes.append(batch["image"].shape)
+            return [Prediction({}, np.zeros(batch["image"].shape[1:3], np.uint8))]
+
+    learner: Any = Learner()
+    found = Parser(learner, "image", 32).labels(np.zeros((*size, 3), np.uint8))
+    assert shapes == [(1, *seen, 3)]
+    assert found.shape == size
+
+
+def test_a_sample_of_long_pictures_is_bounded() -> None:
+    task, given = Swapping(settings(), ()), record()
+    long, high = (png(np.zeros((*shape, 3), np.uint8)) for shape in ((1, 20_000), (9000, 3)))
+    for reference, target in ((long, long), (high, long), (long, high)):
+        shown = task.shown(given | {"reference": reference, "target": target})
+        assert max(decode(shown).size) <= 2 * 512
+
+
+def test_a_photograph_is_decoded_at_the_size_that_crops_need() -> None:
+    """A JPEG by a fraction; the pose is still that of the whole."""
+    task, given = Swapping(settings(), ()), record()
+    noise = np.random.default_rng(0).integers(0, 256, (360, 240, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "JPEG")
+    size, found = (240, 360), given | {"reference": buffer.getvalue(), "pose": persons.pose() * 10}
+    found["pose"][:, 2] = 1
+    found["parsing"] = png(np.kron(parsing(), np.ones((10, 10), np.uint8)))
+    image, whole = task._decoded("reference", found["reference"])
+    assert (image.size, whole) == ((60, 90), size)
+    plain = task.example(given, None)
+    large = task.example(found, None)
+    np.testing.assert_allclose(large["pose"], plain["pose"])
+    assert np.array_equal(large["parsing"], plain["parsing"])
 
 
 def test_a_sample_shows_both_people() -> None:
@@ -423,6 +530,10 @@ def test_tables_are_checked_before_a_run(tmp_path: Path) -> None:
         ({"skeleton": "coco17"}, "no 'coco17'; choose among mediapipe33, coco18"),
         ({"own": 0.5}, "own and reconstruction need each other"),
         ({"stages": 3}, "stages"),
+        ({"sigma": 1e300}, "sigma"),
+        ({"sigma": 1e-30}, "sigma"),
+        ({"parser": "x", "parser_recipe": {"a": 1}}, "parser_recipe.recipe is required"),
+        ({"parser_recipe": {"recipe": RECIPE, "classes": []}}, "parser_recipe without parser"),
     ],
 )
 def test_settings_are_checked(changes: dict[str, Any], fault: str) -> None:

@@ -19,6 +19,7 @@ import imgray
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_manifest
 from imgray.data.layout import Layout
+from imgray.engine import train as training
 from imgray.engine.evaluate_model import evaluate_model
 from imgray.engine.examples import open_examples
 from imgray.engine.predict import predict
@@ -51,12 +52,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return persons.write(tmp_path_factory.mktemp("people"))
 
 
-def _parser(data: Path, folder: Path, labels: tuple[str, ...]) -> str:
+def _parser(data: Path, folder: Path, labels: tuple[str, ...], seed: int = 0) -> str:
     recipe = {
         "task": "imgray.classification.segmentation:Segmentation",
         "settings": SEGMENTATION | {"classes": list(labels)},
         "data": {"hold_out": 0.4, "validate": None, "truth": "columns"},
-        "batch_size": 2, "steps": 3,
+        "batch_size": 2, "steps": 3, "seed": seed,
     }  # fmt: skip
     return _train(recipe, str(data), folder, columns=["image=photo", "mask=parsing"])
 
@@ -102,6 +103,15 @@ def test_training_reports_and_draws(model: str, data: Path) -> None:
     assert all(0 <= scored[name] <= 1 for name in scored if "iou" in name)
 
 
+def test_a_model_keeps_the_parser_that_it_has(model: str, data: Path, tmp_path: Path) -> None:
+    plain = _train(_recipe(kid=None), str(data), tmp_path)
+    for scored, said in ((model, "the one that it was trained with"), (plain, "none")):
+        config = {"model": scored, "data": str(data), "set": [f"settings.parser={plain}"]}
+        with pytest.raises(UserError, match=f"^settings.parser .*{said}.*; leave it out") as told:
+            evaluate_model(EvaluateModelConfig(workers=1, **config))
+        assert "\n" not in str(told.value)
+
+
 def _given(data: Path, n: int, *left_out: str) -> dict[str, Any]:
     read = {"reference": f"photo-{n}", "target": f"photo-{n + 1}", "parsing": f"parsing-{n}"}
     found: dict[str, Any] = {k: (data.parent / f"{v}.png").read_bytes() for k, v in read.items()}
@@ -134,6 +144,13 @@ def test_a_table_of_pairs_is_swapped_once(
         painted = np.asarray(Image.open(tmp_path / f"out/pictures/pair-{n}.png"))
         assert painted.shape == (*persons.SIZE[::-1], 3)
         assert np.array_equal(opened.predict(**_given(data, n, *absent)).picture, painted)
+    given = _given(data, 0)
+    image = Image.open(io.BytesIO(given["parsing"]))
+    for one in (image, np.asarray(image)):
+        from_pixels = opened.predict(**given | {"parsing": one}).picture
+        assert np.array_equal(from_pixels, opened.predict(**given).picture)
+    with pytest.raises(UserError, match="parsing: uint8, 2 x 2 x 3; labels are expected"):
+        opened.predict(**given | {"parsing": np.zeros((2, 2, 3), np.uint8)})
     assert predict(PredictConfig(workers=1, max_rejected=1.0, **config)).done == 3
     assert Layout.parse([], None, flags["pattern"]).patterns(["target"])["target"] == "photo-{}.png"
 
@@ -165,6 +182,37 @@ def test_the_service_takes_a_pose_as_json(model: str, data: Path) -> None:
             "requestBody"
         ]
         assert "pose" in json.dumps(body)
+
+
+def test_a_run_does_not_overwrite_its_parser(data: Path, tmp_path: Path) -> None:
+    parser = _parser(data, tmp_path, persons.LABELS)
+    with pytest.raises(UserError, match="which is read, lies there; choose another folder"):
+        _train(_recipe(parser=parser), str(data), tmp_path, overwrite=True)
+    assert read_manifest(Folder(parser), "model").about["task"].endswith("Segmentation")
+
+
+def test_a_run_goes_on_without_its_parser_but_not_with_another(data: Path, tmp_path: Path) -> None:
+    """Killed after its checkpoint; what it ends with is what it ends with unstopped."""
+    given = _recipe(parser=_parser(data, tmp_path / "parser", persons.LABELS))
+    whole = _train(given, str(data), tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "save_model", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            _train(given, str(data), tmp_path / "swap")
+    shutil.rmtree(tmp_path / "parser")
+    _parser(data, tmp_path / "parser", persons.LABELS, seed=1)
+    with pytest.raises(UserError, match="other settings"):
+        _train(given, str(data), tmp_path / "swap")
+    shutil.rmtree(tmp_path / "parser")
+    again = _train(given, str(data), tmp_path / "swap")
+    assert Folder(again).read("model.safetensors") == Folder(whole).read("model.safetensors")
+    assert _train(given, str(data), tmp_path / "swap") == again
+    with pytest.raises(UserError, match=r"^settings.parser: "):
+        _train(given, str(data), tmp_path / "anew")
+
+
+def _killed(*args: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_parser_finds_the_same_labels(data: Path, tmp_path: Path) -> None:

@@ -30,6 +30,17 @@ def settled(settings: Mapping[str, Any], uris: Collection[str]) -> Identity:
     }
 
 
+def places(settings: Mapping[str, Any], uris: Collection[str]) -> dict[str, str]:
+    """The URIs by setting, of settings that hold one each; `KEYWORDS` and what is not set left out.
+
+    Args:
+        settings: by name.
+        uris: names of the settings that hold a URI.
+    """
+    found = {key: settings[key] for key in sorted(uris) if settings.get(key) is not None}
+    return {key: uri for key, uri in found.items() if uri not in KEYWORDS.get(key, ())}
+
+
 def _absolute(value: Any, keywords: Collection[str]) -> Any:
     if isinstance(value, list):
         pairs = [item.partition("=") for item in value]

@@ -245,6 +245,16 @@ def begin(
     return None
 
 
+def stored_config(folder: Folder, kind: Kind) -> Identity:
+    """The settings of the artifact, finished or begun, that a folder holds; {} where it has none.
+
+    Raises `UserError` where it holds one of another kind, or a damaged one.
+    """
+    if folder.exists(NAME):
+        return read_manifest(folder, kind).config
+    return read_object(folder, _RUN) if folder.exists(_RUN) else {}
+
+
 def read_object(folder: Folder, name: str) -> dict[str, Any]:
     """A JSON object that an unfinished run has kept. Raises `UserError` where it is damaged."""
     try:

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from imgray.data.datasets import Dataset, Record
+from imgray.data.tables import WINDOW
 from imgray.errors import UserError
 
 PARTS = ("photo", "pose", "parsing")
@@ -49,20 +51,41 @@ class People(Dataset):
 
     def __getitem__(self, index: int) -> Record:
         """With the next person of all, the first after the last."""
-        places = (index + np.arange(1, len(self))) % len(self)
-        others = places[self.people[places] != self.people[index]]
-        return self._record(index, int(others[0]))
+        other = (index + 1) % len(self)
+        while self.people[other] == self.people[index]:
+            other = (other + 1) % len(self)
+        return self._record(index, other)
 
     def drawn(self, index: int, chance: np.random.Generator) -> Record:
-        """With a view of the same person where chance has it, otherwise with any other person."""
+        """With a view of the same person where chance has it, otherwise with any other person.
+
+        Of a data set that is read in pieces and larger than a window it is any other of that piece,
+        unless all of it is one person: so who holds a window reads each piece once in an epoch.
+        """
         if self.own and chance.random() < self.own:
             views = np.flatnonzero(self.people == self.people[index])
             views = views[views != index]
             return self._record(index, int(chance.choice(views)) if len(views) else index)
+        near = self._near(index)
         while True:
-            other = int(chance.integers(len(self)))
+            other = int(chance.integers(near.start, near.stop))
             if self.people[other] != self.people[index]:
                 return self._record(index, other)
+
+    @property
+    def pieces(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return self.whole.pieces
+
+    def _near(self, index: int) -> range:
+        """The rows that a target is drawn from."""
+        counts, sizes = self.pieces
+        if len(counts) > 1 and sizes.sum() > WINDOW:
+            ends = np.cumsum(counts)
+            piece = np.searchsorted(ends, index, side="right")
+            rows = range(int(ends[piece] - counts[piece]), int(ends[piece]))
+            if (self.people[rows.start : rows.stop] != self.people[index]).any():
+                return rows
+        return range(len(self))
 
     def _record(self, index: int, other: int) -> Record:
         reference = self.whole[index]

@@ -16,6 +16,10 @@ MAX_PIXELS = 120_000_000
 MAX_BYTES = 256 * 2**20
 QUALITY, JPEG_SIDE = 95, 65_500
 """Of a JPEG that is written, and the pixels of a side at which libjpeg ends."""
+MAPS = ("L", "P")
+"""Pillow's modes of maps of classes."""
+_DEPTH = 24
+"""The byte of a PNG that says how many bits a value has."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -101,15 +105,20 @@ def decode_map(data: bytes) -> NDArray[np.uint8]:
     Raises:
         Rejected: what is none.
     """
+    _check_length(data)
     try:
         image = Image.open(io.BytesIO(data), formats=["PNG"])
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels")
         image.load()
+    except MemoryError:
+        raise
     except Exception as error:
         raise Rejected(f"no PNG: {_line(error)}") from None
-    if image.mode not in ("L", "P"):
+    if image.mode not in MAPS:
         raise Rejected(f"{image.mode}; one 8-bit channel is needed")
+    if image.mode == "L" and data[_DEPTH] != 8:  # Pillow has scaled the labels to 0 to 255
+        raise Rejected(f"grey of {data[_DEPTH]} bits; one 8-bit channel is needed")
     return np.asarray(image, dtype=np.uint8)
 
 
@@ -167,6 +176,30 @@ def encoded(
     return buffer.getvalue()
 
 
+def encode_map(image: Image.Image | NDArray[Any]) -> bytes:
+    """A map of classes in memory as a PNG of which `decode_map` makes the same labels.
+
+    Args:
+        image: of Pillow, in mode L or P; or uint8 (H, W).
+
+    Raises:
+        Rejected: another array or mode, or a picture that cannot be loaded.
+    """
+    try:
+        labels = np.asarray(image)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise Rejected(f"damaged or truncated: {_line(error)}") from None
+    mode = image.mode if isinstance(image, Image.Image) else MAPS[0]
+    if mode not in MAPS or labels.dtype != np.uint8 or labels.ndim != 2 or not labels.size:
+        shape = " x ".join(map(str, labels.shape))
+        raise Rejected(f"{labels.dtype}, {shape}; labels are expected: uint8, H x W, or mode L, P")
+    buffer = io.BytesIO()
+    Image.fromarray(labels).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
 def _from_array(values: NDArray[Any]) -> Image.Image:
     whole = values.ndim == 2 or (values.ndim == 3 and values.shape[2] == 3)
     if values.dtype != np.uint8 or not whole or not values.size:
@@ -184,11 +217,15 @@ def resize(image: Image.Image, size: int) -> NDArray[np.uint8]:
     return np.asarray(square, dtype=np.uint8)
 
 
+def _check_length(data: bytes) -> None:
+    if len(data) > MAX_BYTES:
+        raise Rejected(f"file of {len(data):,} bytes; at most {MAX_BYTES:,} are read")
+
+
 def _opened(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
         raise Rejected("empty file")
-    if len(data) > MAX_BYTES:
-        raise Rejected(f"file of {len(data):,} bytes; at most {MAX_BYTES:,} are read")
+    _check_length(data)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from imgray.data.datasets import Dataset, Record
 from imgray.errors import UserError
@@ -75,6 +77,13 @@ class Unpaired(Dataset):
             return self[index]
         x, y = self.rows
         return self._record([index % len(x), int(chance.integers(len(y)))])
+
+    @cached_property
+    def pieces(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Those of the larger domain; the other's pictures are read as they are drawn."""
+        counts, sizes = self.whole.pieces
+        whose = np.repeat(np.arange(len(counts)), counts)[max(self.rows, key=len)]
+        return np.bincount(whose, minlength=len(counts)), sizes
 
     def _record(self, places: list[int]) -> Record:
         taken = zip(DOMAINS, self.rows, places, strict=True)

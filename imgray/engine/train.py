@@ -6,6 +6,7 @@ import os
 import threading
 import traceback
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +20,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.identity import Identity
-from imgray.artifacts.manifest import WORK, Manifest, read_manifest
+from imgray.artifacts.manifest import WORK, Manifest, read_manifest, stored_config
 from imgray.config import read_yaml
 from imgray.data.sources import Source
 from imgray.engine.cluster import cluster, given_device, named_cluster
@@ -45,7 +46,14 @@ from imgray.training.loop import Place, Run, States, in_threads, load_start
 from imgray.training.models import fingerprint_of, save_model
 from imgray.training.recipe import Recipe, with_changes
 from imgray.training.sheet import SAMPLES
-from imgray.training.task import Task, check_names, settled_recipe, with_dims
+from imgray.training.task import (
+    Task,
+    check_names,
+    named_models,
+    named_places,
+    settled_recipe,
+    with_dims,
+)
 
 CHECKPOINTS = f"{WORK}/checkpoints"
 PLACE_SECONDS = 20
@@ -110,6 +118,8 @@ def train(config: TrainConfig) -> TrainResult:
     if recipe.start:
         prints = {name: _fingerprint(uri) for name, uri in recipe.starts.items()}
         identity["start"] = prints.get("", prints)
+    if named := named_models(recipe):
+        identity["models"] = _prints(named, output, config.overwrite)
     if config.features:
         identity["joined"] = digests(source.features)
     identity = _migrated(identity)
@@ -118,7 +128,7 @@ def train(config: TrainConfig) -> TrainResult:
         "model",
         identity,
         partial(_train, config, recipe, identity, source, output),
-        sources=[*source.uris, *recipe.starts.values()],
+        sources=[*source.uris, *named_places(recipe)],
         note=CHECKPOINTS,
         overwrite=config.overwrite,
         migrate=_migrated,
@@ -129,6 +139,20 @@ def train(config: TrainConfig) -> TrainResult:
         fingerprint=manifest.about["fingerprint"],
         metrics=manifest.about["metrics"],
     )
+
+
+def _prints(named: Mapping[str, str], output: Folder, anew: bool) -> dict[str, str]:
+    """Fingerprints of models by name; of one that has gone since, what the run began with."""
+    found = {}
+    for name, uri in named.items():
+        try:
+            found[name] = _fingerprint(uri)
+        except UserError as error:
+            kept = {} if anew else stored_config(output, "model").get("models", {})
+            if name not in kept:
+                raise UserError(f"settings.{name}: {error}") from None
+            found[name] = kept[name]
+    return found
 
 
 def _fingerprint(model: str) -> str:

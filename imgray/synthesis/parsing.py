@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
-from imgray.config import validate
 from imgray.data.pixels import Rejected, decode_map
 from imgray.synthesis.segmenter import picture_input
-from imgray.synthesis.swap_settings import SwapSettings
+from imgray.synthesis.swap_settings import Map, SwapSettings
 from imgray.training.models import load_model
-from imgray.training.recipe import Recipe
 from imgray.training.task import Learner, Task, task_of
 
-Map = TypeVar("Map", NDArray[np.uint8], Tensor)
+LEAST, LONGER = 32, 4
+"""Pixels of the sides of what a parser sees at least, and of the longer one by its `side`."""
 
 
 def read_parsing(data: bytes, size: tuple[int, int], settings: SwapSettings) -> NDArray[np.uint8]:
@@ -69,8 +67,7 @@ def composed(
     Pictures are uint8 (H, W, 3), the parsing (H, W).
     """
     regions = settings.region_of[parsing]
-    swapped = (regions >= settings.swapped.start) & (regions < settings.swapped.stop)
-    return np.where(swapped[:, :, None], painted, whole)
+    return np.where(settings.are_clothes(regions)[:, :, None], painted, whole)
 
 
 class Parser:
@@ -79,7 +76,8 @@ class Parser:
     Args:
         learner: its networks.
         input: what its task calls the photograph.
-        side: shorter side in pixels of the pictures that it sees.
+        side: shorter side in pixels of the pictures that it sees; of those more than four times as
+            long as wide it is less, 32 at least.
     """
 
     def __init__(self, learner: Learner, input: str, side: int) -> None:
@@ -88,8 +86,9 @@ class Parser:
     @torch.inference_mode()
     def labels(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The labels (H, W) of a picture, uint8 (H, W, 3)."""
-        scale = self.side / min(picture.shape[:2])
-        width, height = (max(1, round(scale * side)) for side in picture.shape[1::-1])
+        sides = picture.shape[1::-1]
+        scale = self.side / max(min(sides), max(sides) / LONGER)
+        width, height = (max(LEAST, round(scale * side)) for side in sides)
         seen = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
         device = next(next(iter(self.learner.modules.values())).parameters()).device
         image = torch.tensor(np.asarray(seen), device=device)[None]
@@ -112,8 +111,7 @@ def open_parser(settings: SwapSettings, initial: bool) -> Parser | None:
     if settings.parser is None:
         return None
     if settings.parser_recipe and not initial:
-        recipe = validate(Recipe, settings.parser_recipe["recipe"], "parser_recipe")
-        task = task_of(recipe, settings.parser_recipe["classes"])
+        task = task_of(settings.parser_recipe.recipe, settings.parser_recipe.classes)
         learner = task.learner(initial=False)
     else:
         model = load_model(settings.parser)

@@ -84,7 +84,7 @@ def check_pose(points: NDArray[np.float32], size: tuple[int, int], visible: floa
         worst = shares[np.argmax(np.abs(shares - 0.5))]
         raise Rejected(f"pose: visibility {worst:g}; 0 to 1 is expected")
     if shares[SHOULDERS].max() < visible:
-        raise Rejected(f"pose: no shoulder has a visibility of {visible:g}; the neck needs them")
+        raise Rejected(f"pose: no shoulder has a visibility of {visible:g}; one at least is needed")
     seen = points[shares >= visible, :2]
     if max(size) > 2 and np.abs(seen).max() <= 1:
         raise Rejected("pose: all points lie within one pixel; pixels are expected, not shares")

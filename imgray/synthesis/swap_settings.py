@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from imgray.synthesis.generator import LEAST, STRIDE, Upsampling
 from imgray.synthesis.pose import SKELETONS
-from imgray.training.recipe import Settings, one_of
+from imgray.training.recipe import Recipe, Settings, one_of
 
 Regions = dict[str, Annotated[tuple[str, ...], Field(min_length=1)]]
 """By name the labels of a region."""
+Map = TypeVar("Map", NDArray[Any], Tensor)
+
+
+class ParserRecipe(Settings):
+    """What makes a parser's networks without its artifact."""
+
+    recipe: Recipe
+    classes: tuple[str, ...]
 
 
 class SwapSettings(Settings):
@@ -26,6 +35,7 @@ class SwapSettings(Settings):
     """
 
     uris = frozenset({"parser", "kid_weights"})
+    models = frozenset({"parser"})
 
     labels: tuple[str, ...] = Field(min_length=2, max_length=256, description="of the parsing")
     background: tuple[str, ...] = Field(min_length=1, description="labels that are no person")
@@ -33,13 +43,15 @@ class SwapSettings(Settings):
     kept: Regions = Field(default={}, description="regions that stay the reference's, of labels")
     skeleton: Annotated[str, one_of(SKELETONS)] = "mediapipe33"
     visible: float = Field(default=0.5, gt=0, le=1, description="least visibility of a point")
-    sigma: float = Field(default=3.0, gt=0, description="of heat maps, pixels of the crop")
+    sigma: float = Field(
+        default=3.0, ge=0.1, le=4096, description="of heat maps, pixels of the crop"
+    )
 
     parser: str | None = Field(
         default=None, description="URI of a model that fills in the parsing where there is none"
     )
-    parser_recipe: dict[str, Any] | None = Field(
-        default=None, description="of the parser: `recipe` and `classes`; filled in as a run begins"
+    parser_recipe: ParserRecipe | None = Field(
+        default=None, description="of the parser; filled in as a run begins"
     )
     parser_side: int = Field(
         default=192, ge=32, le=2048, description="shorter side of the pictures that it sees"
@@ -106,6 +118,8 @@ class SwapSettings(Settings):
                 )
         if bool(self.own) != bool(self.reconstruction):
             raise ValueError("own and reconstruction need each other: set both, or none")
+        if self.parser_recipe and self.parser is None:
+            raise ValueError("parser_recipe without parser: it is filled in as a run begins")
         return self
 
     @property
@@ -121,7 +135,10 @@ class SwapSettings(Settings):
             found[[self.labels.index(label) for label in labels]] = place
         return found
 
-    @property
-    def swapped(self) -> range:
-        """The regions that are clothes; those after them are kept."""
-        return range(1, 1 + len(self.clothes))
+    def are_clothes(self, regions: Map) -> Map:
+        """Where regions, by number, are clothes: bool of their shape."""
+        return (regions >= 1) & (regions <= len(self.clothes))
+
+    def are_kept(self, regions: Map) -> Map:
+        """Where regions, by number, are kept: bool of their shape."""
+        return regions > len(self.clothes)

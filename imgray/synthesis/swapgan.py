@@ -26,11 +26,11 @@ from imgray.training.task import At, Batch, Learner, Prediction
 
 
 class Swapped(NamedTuple):
-    """What a batch becomes: pictures (N, 3, H, W) from -1 to 1, and the masks of their bodies."""
+    """What a batch becomes: its references (N, 3, H, W) from -1 to 1, and what is made of them."""
 
     references: Tensor
+    conditions: Conditions
     painted: Painted
-    bodies: Tensor
 
 
 class SwapLearner(Learner):
@@ -51,6 +51,8 @@ class SwapLearner(Learner):
         settings: of the recipe.
         parser: what fills in parsing, if there is such a model.
     """
+
+    derived = frozenset({"averaged"})
 
     def __init__(self, settings: SwapSettings, parser: Parser | None = None) -> None:
         self.settings, self.parser = settings, parser
@@ -108,22 +110,25 @@ class SwapLearner(Learner):
         """What `Swapping` gives of references, as the networks take it."""
         settings, regions = self.settings, self._regions(batch["parsing"])
         layout = F.one_hot(regions, len(settings.regions)).permute(0, 3, 1, 2).float()
-        stays = (regions >= settings.swapped.stop)[:, None]
+        stays = settings.are_kept(regions)[:, None]
         kept = to_range(batch["reference"]) * stays
         pose = heat_maps(batch["pose"], settings.crop, settings.sigma, settings.visible)
         return Conditions(pose, layout, kept)
 
-    def swapped(self, batch: Batch, target: Tensor | None = None) -> Swapped:
-        """References in the clothes of targets, by the averaged generators where there are such.
+    @property
+    def _painter(self) -> SwapNet:
+        """The averaged generators where there are such."""
+        if not self.settings.average:
+            return self.net
+        found = self.averaged.module
+        assert isinstance(found, SwapNet)
+        return found
 
-        Args:
-            batch: as of `Swapping.example`.
-            target: uint8 (N, H, W, 3), by default the batch's own.
-        """
-        net = self.averaged.module if self.settings.average else self.net
+    def _swapped(self, batch: Batch) -> Swapped:
+        """References of a batch of `Swapping.example` in the clothes of targets."""
         conditions = self.conditions(batch)
-        painted: Painted = net(to_range(batch["target"] if target is None else target), conditions)
-        return Swapped(to_range(batch["reference"]), painted, conditions.body)
+        painted: Painted = self._painter(to_range(batch["target"]), conditions)
+        return Swapped(to_range(batch["reference"]), conditions, painted)
 
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
         """Sums over the pictures of a batch, of the networks' pictures as they are.
@@ -136,17 +141,19 @@ class SwapLearner(Learner):
         of the target's clothes, `clothes_before`: how far that of the reference's is; of `clothed`
         pairs, in which both wear some.
         """
-        found = self.swapped(batch)
-        own = self.swapped(batch, batch["reference"])
-        other = self.swapped(batch, batch["reference"].flip(2))
+        return self._scores(batch, self._swapped(batch))
+
+    def _scores(self, batch: Batch, found: Swapped) -> dict[str, Tensor]:
+        *_, own = self._painter.paint(found.references, found.conditions)
+        *_, other = self._painter.paint(found.references.flip(3), found.conditions)
         sums = {
             "count": torch.tensor(float(len(found.references))),
-            "ssim": similar(own.painted.picture, own.references),
-            "ssim_mirrored": similar(other.painted.picture, own.references),
-            "apart": apart(own.painted.picture, own.references),
+            "ssim": similar(own, found.references),
+            "ssim_mirrored": similar(other, found.references),
+            "apart": apart(own, found.references),
         }
         if found.painted.mask is not None:
-            sums["mask_iou"] = overlap(found.painted.mask > 0.5, found.bodies > 0.5)
+            sums["mask_iou"] = overlap(found.painted.mask > 0.5, found.conditions.body > 0.5)
         wanted = self._clothes(to_range(batch["target"]), batch["target_parsing"])
         worn = self._clothes(found.painted.picture, batch["parsing"])
         before = self._clothes(found.references, batch["parsing"])
@@ -163,14 +170,15 @@ class SwapLearner(Learner):
         `parser_iou`: as `mask_iou`, of the mask that it finds in the swapped picture;
         `parser_iou_before`: of the one that it finds in the reference, which bounds the other.
         """
-        sums, found = self.evaluate(batch), self.swapped(batch)
+        found = self._swapped(batch)
+        sums = self._scores(batch, found)
         pictures = (found.painted.picture, found.references)
         if self._describer:
             rows = (self._describer(to_pixels(one)) for one in pictures)
             sums |= zip(ROWS, rows, strict=True)
         if self.parser:
             for name, one in zip(("parser_iou", "parser_iou_before"), pictures, strict=True):
-                sums[name] = overlap(self._bodies(one), found.bodies > 0.5)
+                sums[name] = overlap(self._bodies(one), found.conditions.body > 0.5)
         return sums
 
     @cached_property
@@ -191,8 +199,7 @@ class SwapLearner(Learner):
 
     def _clothes(self, pictures: Tensor, parsing: Tensor) -> Tensor:
         """The mean colours (N, 3) of clothes; nan where there are none."""
-        regions, swapped = self._regions(parsing), self.settings.swapped
-        worn = ((regions >= swapped.start) & (regions < swapped.stop))[:, None].float()
+        worn = self.settings.are_clothes(self._regions(parsing))[:, None].float()
         return (pictures * worn).sum(dim=(2, 3)) / worn.sum(dim=(2, 3))
 
     def predict(self, batch: Batch) -> list[Prediction]:
@@ -205,7 +212,8 @@ class SwapLearner(Learner):
             parsing = torch.as_tensor(found).to(batch["reference"].device)
         with torch.autocast(parsing.device.type, enabled=False):
             small = nearest(parsing, self.settings.crop)
-            made = self.swapped({**batch, "parsing": small}).painted.picture
+            conditions = self.conditions({**batch, "parsing": small})
+            *_, made = self._painter.paint(to_range(batch["target"]), conditions)
         pairs = zip(to_pixels(made).cpu().numpy(), whole, parsing.cpu().numpy(), strict=True)
         return [Prediction({}, self._finished(*one)) for one in pairs]
 

@@ -79,11 +79,14 @@ class SwapNet(nn.Module):
 
     def forward(self, target: Tensor, conditions: Conditions) -> Painted:
         """Paint the references in the clothes of targets (N, 3, H, W), from -1 to 1."""
+        stages = self.paint(target, conditions)
+        mask = None if self.third is None else (self.third(stages[-1]) + 1) / 2
+        return Painted(stages, mask)
+
+    def paint(self, target: Tensor, conditions: Conditions) -> tuple[Tensor, ...]:
+        """The pictures of the stages alone, without the third generator."""
         layout = [conditions.layout, *([conditions.kept] if self.seen else [])]
         if self.second is None:
-            stages = [self.first(torch.cat([target, conditions.pose, *layout], dim=1))]
-        else:
-            posed = self.first(torch.cat([target, conditions.pose], dim=1))
-            stages = [posed, self.second(torch.cat([posed, *layout], dim=1))]
-        mask = None if self.third is None else (self.third(stages[-1]) + 1) / 2
-        return Painted(tuple(stages), mask)
+            return (self.first(torch.cat([target, conditions.pose, *layout], dim=1)),)
+        posed = self.first(torch.cat([target, conditions.pose], dim=1))
+        return posed, self.second(torch.cat([posed, *layout], dim=1))

@@ -23,6 +23,10 @@ from imgray.synthesis.swap_settings import SwapSettings
 from imgray.synthesis.swapgan import SwapLearner
 from imgray.training.task import Arrays, Task
 
+SHOWN = 512
+"""Pixels of the longer side of what a sheet of samples shows."""
+CLOTHED = ("clothes", "clothes_before")
+
 
 class Swapping(Task):
     """The person of a reference in the clothes of a target.
@@ -35,6 +39,8 @@ class Swapping(Task):
     Settings = SwapSettings
     settings: SwapSettings
     outputs: Mapping[str, Output] = {"picture": Picture()}
+    one_shape = False
+    alike = True
     rows = frozenset(ROWS)
 
     @property
@@ -74,7 +80,7 @@ class Swapping(Task):
         found: Arrays = {
             "whole": whole,
             "reference": self._cropped(Image.fromarray(whole)),
-            "target": self._cropped(_decoded("target", values["target"])[0]),
+            "target": self._cropped(self._decoded("target", values["target"])[0]),
             "pose": self._points(values["pose"], size),
         }
         if values.get("parsing") is not None:
@@ -95,7 +101,7 @@ class Swapping(Task):
     def _part(self, record: Record, id: str, picture: str, parsing: str | None = None) -> Arrays:
         """What a record holds of one person, at the size of crops. Raises `UserError`."""
         try:
-            image, size = _decoded(picture, record[picture])
+            image, size = self._decoded(picture, record[picture])
             found: Arrays = {picture: self._cropped(image)}
             if picture == "reference":
                 found["pose"] = self._points(record["pose"], size)
@@ -114,6 +120,16 @@ class Swapping(Task):
             for name, one in arrays.items()
         }
 
+    def _decoded(self, name: str, data: bytes) -> tuple[Image.Image, tuple[int, int]]:
+        """A picture, twice as large as crops at least if it is, and its whole width and height.
+
+        Raises `Rejected`, which names the input.
+        """
+        try:
+            return pixels.decode_sized(data, shortest=max(self.settings.crop))
+        except Rejected as error:
+            raise Rejected(f"{name}: {error}") from None
+
     def _cropped(self, image: Image.Image) -> NDArray[np.uint8]:
         """A picture squashed to the size of crops, uint8 (h, w, 3)."""
         squashed = image.resize(self.settings.crop[::-1], Image.Resampling.BICUBIC, reducing_gap=3)
@@ -130,34 +146,29 @@ class Swapping(Task):
         return {name: record[name] for name in ("id", *self.inputs)}
 
     def shown(self, record: Record) -> bytes:
-        """The reference, and beside it the target at the same height."""
-        pictures = [pixels.decode(record[name]) for name in ("reference", "target")]
-        height = pictures[0].height
-        shown = [
-            one.resize((max(1, round(one.width * height / one.height)), height)) for one in pictures
-        ]
-        both = Image.new("RGB", (sum(one.width for one in shown), height))
-        both.paste(shown[0], (0, 0))
-        both.paste(shown[1], (shown[0].width, 0))
+        """The reference, and beside it the target, as high where that is not too wide."""
+        first, other = (
+            Image.fromarray(pixels.decode_within(record[name], SHOWN)[0])
+            for name in ("reference", "target")
+        )
+        scale = min(first.height / other.height, SHOWN / other.width)
+        other = other.resize([max(1, round(scale * side)) for side in other.size])
+        both = Image.new("RGB", (first.width + other.width, first.height))
+        both.paste(first, (0, 0))
+        both.paste(other, (first.width, 0))
         return pixels.encode(both)
 
     def learner(self, initial: bool = True) -> SwapLearner:
         return SwapLearner(self.settings, open_parser(self.settings, initial))
 
     def summarize(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """Means over the pictures of what `SwapLearner.evaluate` or `benchmark` says."""
-        counts = {name: float(sums[name]) for name in ("count", "clothed")}
-        found = {
-            name: float(one) / counts["clothed" if name.startswith("clothes") else "count"]
-            for name, one in sums.items()
-            if name not in counts and name not in self.rows
-        }
+        """Means over the pictures of what `SwapLearner.evaluate` or `benchmark` says.
+
+        Those of clothes are left out where no pair wears some.
+        """
+        count, clothed = float(sums["count"]), float(sums["clothed"])
+        beside = {"count", "clothed", *CLOTHED, *self.rows}
+        found = {name: float(one) / count for name, one in sums.items() if name not in beside}
+        if clothed:
+            found |= {name: float(sums[name]) / clothed for name in CLOTHED}
         return found | (near(self.settings.kid, sums) if self.settings.kid else {})
-
-
-def _decoded(name: str, data: bytes) -> tuple[Image.Image, tuple[int, int]]:
-    """A picture with its width and height. Raises `Rejected`, which names the input."""
-    try:
-        return pixels.decode_sized(data)
-    except Rejected as error:
-        raise Rejected(f"{name}: {error}") from None

@@ -61,7 +61,8 @@ class Examples:
 
     @property
     def _together(self) -> int:
-        return self.batch_size if self.task.one_shape else 1
+        alike = self.task.one_shape if self.task.alike is None else self.task.alike
+        return self.batch_size if alike else 1
 
     def _drawn(self, place: int) -> Arrays:
         chance = np.random.default_rng((self.seed, place))

@@ -118,9 +118,10 @@ class Run:
                 recipe with names of no optimizer or network.
             DistError: the other workers are gone.
         """
+        found = self._newest()
         torch.manual_seed(self.recipe.seed)
         whole = self.start is not None and isinstance(self.recipe.start, str | None)
-        self.learner = self.examples.task.learner(initial=not whole)
+        self.learner = self.examples.task.learner(initial=found is None and not whole)
         check_names(self.recipe, self.learner)
         own = {name: self.recipe.optimizer(name) for name in self.learner.optimizers}
         self.learner.clips = {name: settings.clip for name, settings in own.items()}
@@ -130,7 +131,8 @@ class Run:
             name: [group["lr"] for group in optimizer.param_groups]
             for name, optimizer in self.learner.optimizers.items()
         }
-        steps = range(self._restore(), self.steps)
+        steps = range(self._restored(found), self.steps)
+        del found  # its networks are copied
         workers.spread(self.nets)
         batches = self.place.batches(self._loader(self.examples.training), steps)
         for step, arrays in zip(steps, batches, strict=True):
@@ -140,9 +142,8 @@ class Run:
     def _loader(self, load: Callable[[int, int, int], Arrays]) -> Loader:
         return Loader(load, self.place.rank, self.place.world)
 
-    def _restore(self) -> int:
-        """Steps done by the newest checkpoint, after loading it."""
-        found = self._newest()
+    def _restored(self, found: Checkpoint | None) -> int:
+        """Steps done by a checkpoint, after loading it, or what the recipe starts from."""
         if found is None:
             if self.start is not None:
                 load_start(self.learner, self.start, self.recipe)

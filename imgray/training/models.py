@@ -58,6 +58,7 @@ from imgray.training.task import (
     Prediction,
     Task,
     longest_of,
+    named_models,
     set_longest,
     task_of,
 )
@@ -299,8 +300,23 @@ def load_task(
     """The recipe, or another, and the task of a model artifact without its tensors. `UserError`."""
     with opening(folder):
         settings = json.loads(read_file(folder, manifest.file(CONFIG)))
-        recipe = recipe or validate(Recipe, settings["recipe"], f"{folder.uri}/{CONFIG}")
+        own = validate(Recipe, settings["recipe"], f"{folder.uri}/{CONFIG}")
+        if recipe:
+            _check_models(own, recipe, folder)
+        recipe = recipe or own
         return recipe, task_of(recipe, settings["classes"])
+
+
+def _check_models(own: Recipe, other: Recipe, folder: Folder) -> None:
+    """Refuse another of a model's `Settings.models`: it carries their tensors. `UserError`."""
+    before, after = named_models(own), named_models(other)
+    if changed := sorted(n for n in before | after if before.get(n) != after.get(n)):
+        name = changed[0]
+        carried = "the one that it was trained with" if name in before else "none"
+        raise UserError(
+            f"settings.{name} {after.get(name)}: {folder.uri} carries {carried}, which cannot be "
+            "changed afterwards; leave it out, or train anew"
+        )
 
 
 def load_states(folder: Folder, manifest: Manifest) -> States:

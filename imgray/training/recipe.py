@@ -22,6 +22,8 @@ class Settings(BaseModel):
 
     uris: ClassVar[frozenset[str]] = frozenset()
     """Settings that name places."""
+    models: ClassVar[frozenset[str]] = frozenset()
+    """Those of them whose model a run takes tensors from: it is known by their fingerprints."""
 
 
 def one_of(names: Collection[str]) -> AfterValidator:

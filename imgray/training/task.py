@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from imgray.artifacts.folder import Folder
-from imgray.artifacts.identity import settled
+from imgray.artifacts.identity import places, settled
 from imgray.config import class_named, validate
 from imgray.data.datasets import Dataset, Record
 from imgray.data.fields import ClassMap, Input, Labels, Output, Values, first_picture
@@ -162,7 +162,9 @@ class Task(ABC):
 
     Settings: ClassVar[type[Settings]]
     one_shape: ClassVar[bool] = True
-    """Whether images have one shape when they are not augmented, and so can form batches."""
+    """Whether records of prediction come out at one shape, and so can form batches."""
+    alike: ClassVar[bool | None] = None
+    """Whether examples have one shape when they are not augmented; as `one_shape` if not said."""
     rows: ClassVar[frozenset[str]] = frozenset()
     """What of `Learner.evaluate` are rows to be kept, in any order, rather than sums."""
     kind: ClassVar[str] = ""
@@ -358,15 +360,30 @@ def _check_declared(task: Task) -> None:
 
 def settled_recipe(recipe: Recipe) -> Recipe:
     """A recipe whose URIs are absolute: a worker elsewhere finds the same. Raises `UserError`."""
-    kind: type[Task] = class_named(recipe.task, Task, "task")
-    validate(kind.Settings, recipe.settings, "recipe: settings")
-    settings = settled(recipe.settings, kind.Settings.uris)
+    settings = settled(recipe.settings, _settings_of(recipe).uris)
     start = recipe.start
     if isinstance(start, dict):
         start = settled(start, start.keys())
     elif start is not None:
         start = Folder(start).absolute
     return recipe.model_copy(update={"settings": settings, "start": start})
+
+
+def named_places(recipe: Recipe) -> list[str]:
+    """The URIs of all that a recipe has read. Raises `UserError` for settings that are none."""
+    return [*recipe.starts.values(), *places(recipe.settings, _settings_of(recipe).uris).values()]
+
+
+def named_models(recipe: Recipe) -> dict[str, str]:
+    """By setting the URIs of `Settings.models`. Raises `UserError` for settings that are none."""
+    return places(recipe.settings, _settings_of(recipe).models)
+
+
+def _settings_of(recipe: Recipe) -> type[Settings]:
+    """The kind of a recipe's settings, which are valid. Raises `UserError`."""
+    kind: type[Task] = class_named(recipe.task, Task, "task")
+    validate(kind.Settings, recipe.settings, "recipe: settings")
+    return kind.Settings
 
 
 def check_names(recipe: Recipe, learner: Learner) -> None:
