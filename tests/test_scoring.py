@@ -168,7 +168,15 @@ def test_a_segmenter_of_other_classes_is_refused(segmenter: str) -> None:
     ({"maps": "map", "paired": True}, "maps: needs paired, and a palette"),
     ({"maps": "map", "palette": COLOURS}, "maps: needs paired, and a palette"),
     ({"segmenter": "x"}, "segmenter: needs maps"),
-    ({"palette": {"wall": "red"}}, "palette.wall: no colour 'red'; expected #rrggbb"),
+    ({"palette": COLOURS}, "palette: needs maps"),
+    (
+        {"paired": True, "maps": "map", "palette": {"wall": "red", "door": "#00ff00"}},
+        "palette.wall: no colour 'red'; expected #rrggbb",
+    ),
+    (
+        {"paired": True, "maps": "map", "palette": {"wall": "#aa0000", "door": "#AA0000"}},
+        "palette: two classes have one colour",
+    ),
 ])  # fmt: skip
 def test_settings_that_mean_nothing_are_refused(changes: dict[str, object], told: str) -> None:
     with pytest.raises(UserError, match=told):

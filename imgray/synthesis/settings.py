@@ -105,9 +105,13 @@ class TranslationSettings(Settings):
             raise ValueError("maps: needs paired, and a palette of two classes at least")
         if self.segmenter and not self.maps:
             raise ValueError("segmenter: needs maps, the domain whose pictures are class maps")
+        if self.palette and not self.maps:
+            raise ValueError("palette: needs maps, the domain whose pictures have these colours")
         for name, colour in self.palette.items():
             if not re.fullmatch("#[0-9a-fA-F]{6}", colour):
                 raise ValueError(f"palette.{name}: no colour {colour!r}; expected #rrggbb")
+        if len({colour.lower() for colour in self.palette.values()}) < len(self.palette):
+            raise ValueError("palette: two classes have one colour")
         return self
 
     @property

@@ -22,7 +22,7 @@ from imgray.synthesis.realism import Describer
 from imgray.synthesis.scoring import ROWS
 from imgray.synthesis.swap_settings import SwapSettings
 from imgray.synthesis.swapnet import Conditions, Painted, SwapNet
-from imgray.training.task import At, Batch, Learner, Prediction
+from imgray.training.task import NOT_FINITE, At, Batch, Learner, Prediction
 
 
 class Swapped(NamedTuple):
@@ -214,8 +214,10 @@ class SwapLearner(Learner):
             small = nearest(parsing, self.settings.crop)
             conditions = self.conditions({**batch, "parsing": small})
             *_, made = self._painter.paint(to_range(batch["target"]), conditions)
+        faults = ["" if one.isfinite().all() else NOT_FINITE for one in made]
         pairs = zip(to_pixels(made).cpu().numpy(), whole, parsing.cpu().numpy(), strict=True)
-        return [Prediction({}, self._finished(*one)) for one in pairs]
+        found = [self._finished(*one) for one in pairs]
+        return [Prediction({}, *one) for one in zip(found, faults, strict=True)]
 
     def _finished(
         self, made: NDArray[np.uint8], whole: NDArray[np.uint8], parsing: NDArray[np.uint8]
