@@ -27,7 +27,7 @@ from imgray.synthesis.swapgan import SwapLearner, overlap
 from imgray.synthesis.swapping import Swapping
 from imgray.training.loop import Run, load_start
 from imgray.training.recipe import Recipe
-from imgray.training.task import At, Prediction
+from imgray.training.task import NOT_FINITE, At, Prediction
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 AT = At(0, 9, 0.0)
@@ -374,6 +374,17 @@ def test_a_prediction_has_the_size_of_the_reference() -> None:
     assert np.array_equal(found[True][worn], found[False][worn])
     assert np.array_equal(found[True][~worn], persons.photo(0)[~worn])
     assert not np.array_equal(found[False][~worn], persons.photo(0)[~worn])
+
+
+def test_a_picture_that_is_not_finite_is_none() -> None:
+    task = Swapping(settings(), ())
+    learner, given = task.learner(), record()
+    with torch.no_grad():
+        next(learner.modules["generators"].parameters()).fill_(float("nan"))
+    arrays = task.prepare({name: given[name] for name in task.inputs})
+    with torch.inference_mode():
+        [one] = learner.predict({n: torch.as_tensor(np.stack([a])) for n, a in arrays.items()})
+    assert one.fault == NOT_FINITE
 
 
 def test_without_clothes_there_are_no_scores_of_clothes() -> None:

@@ -208,8 +208,8 @@ class SwapLearner(Learner):
         parsing = batch.get("parsing")
         if parsing is None:
             assert self.parser
-            found = np.stack([self.parser.labels(one) for one in whole])
-            parsing = torch.as_tensor(found).to(batch["reference"].device)
+            labels = np.stack([self.parser.labels(one) for one in whole])
+            parsing = torch.as_tensor(labels).to(batch["reference"].device)
         with torch.autocast(parsing.device.type, enabled=False):
             small = nearest(parsing, self.settings.crop)
             conditions = self.conditions({**batch, "parsing": small})
