@@ -21,7 +21,7 @@ Programs = tuple[Path, dict[str, "Future[Any]"]]
 
 
 class Beside:
-    """A queue of programs, each begun when the one before has ended, or answers."""
+    """A queue of programs, each begun when the one before has ended."""
 
     def __init__(self) -> None:
         self.pool = ThreadPoolExecutor(1)
@@ -31,20 +31,6 @@ class Beside:
     def begin(self, start: Callable[[], Job]) -> "Future[Ended]":
         """Begin a job in its turn."""
         return self.pool.submit(lambda: self._kept(start).finish())
-
-    def serve(self, flags: list[str]) -> "Future[service.Service]":
-        """Begin a service in its turn."""
-        return self.pool.submit(self._serve, flags)
-
-    def _serve(self, flags: list[str]) -> service.Service:
-        begun: list[service.Service] = []
-
-        def start() -> Job:
-            begun.append(service.begin(*flags))
-            return Job(begun[0].process)
-
-        self._kept(start)
-        return service.answering(begun[0])
 
     def _kept(self, start: Callable[[], Job]) -> Job:
         """Begin a job that `end` knows of; after it none."""
@@ -70,8 +56,7 @@ def _beside(
 ) -> Iterator[Programs]:
     """A folder, and what runs beside the tests that are to come, each on a Ray of its own.
 
-    By the fixture that tells what it gave: the demo, the pages' commands, the notebooks, and the
-    pages' service.
+    By the fixture that tells what it gave: the demo, the pages' commands, and the notebooks.
     """
     folder, beside = tmp_path_factory.mktemp("demo"), Beside()
     used = {name for item in request.session.items for name in fixtures_of(item)}
@@ -81,8 +66,6 @@ def _beside(
         "notebooks": lambda: program(TESTS / "executed.py", *NOTEBOOKS),
     }
     programs = {name: beside.begin(start) for name, start in jobs.items() if name in used}
-    if "page_service" in used:
-        programs["page_service"] = beside.serve(pages.served(folder))
     yield folder, programs
     beside.end()
 
@@ -109,10 +92,11 @@ def notebooks(_beside: Programs) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def page_service(_beside: Programs, printed: dict[str, str]) -> service.Service:
+def page_service(_beside: Programs, printed: dict[str, str]) -> Iterator[service.Service]:
     """The service that the pages start, of what the demo and the pages' commands have made."""
-    found: service.Service = _beside[1]["page_service"].result()
-    return found
+    found = service.start(*pages.served(_beside[0]))
+    yield found
+    found.process.kill()
 
 
 def _good(ended: "Future[Ended]") -> tuple[str, str]:

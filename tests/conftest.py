@@ -59,8 +59,6 @@ pytest_plugins = ["beside", "jointly"]
 
 STAYING = ("ray_cluster", "_beside", "_nodes", "shared_head", "running")
 """Fixtures that run beside all tests after the first that uses them."""
-EARLY = {"_beside": 0, "_service": STAYING.index("shared_head") + 1}
-"""Fixtures that are begun before they are needed: by the place from which on they run."""
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -73,7 +71,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Divided | No
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put modules that start what stays running last, those that share it together.
 
-    What is begun early is begun in the process that will ask for it.
+    What runs beside them is begun with the first test of the process that will ask for it.
     """
 
     def place(item: pytest.Item) -> int:
@@ -83,11 +81,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         places[item.path] = max(places.get(item.path, 0), place(item))
     items.sort(key=lambda item: places[item.path])
-    for name, begin in EARLY.items():
-        if any(name in fixtures_of(item) for item in items):
-            for item in items:
-                if places[item.path] >= begin and (around_ray(item.path.name) or _alone()):
-                    cast(pytest.Function, item).fixturenames.insert(0, name)
+    if any("_beside" in fixtures_of(item) for item in items):
+        for item in items:
+            if around_ray(item.path.name) or _alone():
+                cast(pytest.Function, item).fixturenames.insert(0, "_beside")
 
 
 def _alone() -> bool:
@@ -297,20 +294,12 @@ def artifacts(
 
 
 @pytest.fixture(scope="session")
-def _service(artifacts: service.Artifacts) -> Iterator[service.Service]:
-    """The service that runs, begun before it is needed."""
+def running(artifacts: service.Artifacts) -> Iterator[service.Service]:
+    """A running service, open to all, with an admin key; it must stop when its work is done."""
     models = [f"{name}={uri}" for name, uri in artifacts.models.items()]
     flags = ["--index", artifacts.indexes[0], "--model", *models]
     flags += ["--captions", str(artifacts.captions), "--columns", "id=image", "text=caption"]
-    found = service.begin(*flags, IMGRAY_ADMIN_KEYS=service.ADMIN)
-    yield found
-    found.process.kill()
-
-
-@pytest.fixture(scope="session")
-def running(_service: service.Service, artifacts: service.Artifacts) -> Iterator[service.Service]:
-    """A running service, open to all, with an admin key; it must stop when its work is done."""
-    found = service.answering(_service)
+    found = service.start(*flags, IMGRAY_ADMIN_KEYS=service.ADMIN)
     yield found
     found.stop_at_work(min(artifacts.images.rglob("*.jpg")).read_bytes())
 

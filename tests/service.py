@@ -124,11 +124,6 @@ class Service:
 
 def start(*flags: str, **environment: str) -> Service:
     """Start on a free port, and wait until it answers."""
-    return answering(begin(*flags, **environment))
-
-
-def begin(*flags: str, **environment: str) -> Service:
-    """Start on a free port."""
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, "jobs/serve.py", "--port", str(port), *flags],
@@ -140,11 +135,7 @@ def begin(*flags: str, **environment: str) -> Service:
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    return Service(process, f"http://127.0.0.1:{port}")
-
-
-def answering(service: Service) -> Service:
-    """A service that was begun, once it answers."""
+    service = Service(process, f"http://127.0.0.1:{port}")
     end = time.monotonic() + 240
     while not ready(service):
         if service.process.poll() is not None or time.monotonic() > end:
