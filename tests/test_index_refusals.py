@@ -15,19 +15,13 @@ from imgray.cli import run_job
 from imgray.engine.index import build_index
 from imgray.engine.settings import IndexConfig
 from imgray.errors import UserError
-from imgray.features.columns import Vectors
 
 
 @pytest.fixture(scope="module")
-def vectors() -> Vectors:
-    return clustered(0, IMAGES, 14, DIMS)
-
-
-@pytest.fixture(scope="module")
-def features(vectors: Vectors, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("features")
-    write_features(str(folder), vectors)
-    return str(folder)
+def features(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("features"))
+    write_features(folder, clustered(0, IMAGES, 14, DIMS))
+    return folder
 
 
 def test_other_features_at_the_same_place_are_refused(ray_cluster: None, tmp_path: Path) -> None:

@@ -20,8 +20,9 @@ from imgray.engine.settings import EvaluateModelConfig
 from imgray.errors import UserError
 from imgray.synthesis.realism import Describer, distances
 from imgray.synthesis.scoring import Scoring
-from imgray.synthesis.segmenter import Palette, Segmenter, agreement
+from imgray.synthesis.segmenter import Palette, Segmenter
 from imgray.synthesis.settings import TranslationSettings
+from imgray.training.classes import agreement
 from imgray.training.loop import Run
 from imgray.training.recipe import Recipe
 

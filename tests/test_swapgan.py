@@ -2,6 +2,7 @@
 
 import io
 import math
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,6 +15,7 @@ from persons import SIZE, parsing, png, record, settings
 from PIL import Image
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
+from trained import check_goes_on
 
 from imgray.artifacts.folder import Folder
 from imgray.data import people
@@ -282,16 +284,8 @@ def test_a_run_that_stops_goes_on_to_equal_tensors(
     changes: dict[str, Any], data: str, tmp_path: Path
 ) -> None:
     recipe = persons.recipe(**changes)
-    whole = _run(recipe, data, tmp_path / "whole")
-    whole.fit()
-    stopped = _run(recipe, data, tmp_path / "stopped")
-    stopped.steps = 4  # one after a checkpoint
-    stopped.fit()
-    again = _run(recipe, data, tmp_path / "stopped")
-    again.fit()
-    for name, net in whole.nets.items():
-        for key, tensor in net.state_dict().items():
-            assert torch.equal(tensor, again.nets[name].state_dict()[key]), (name, key)
+    run = partial(_run, recipe, data)
+    whole, again = check_goes_on(run, tmp_path, steps=4)  # one after a checkpoint
     optimizers = whole.learner.optimizers
     for name, optimizer in optimizers.items():
         pairs = zip(

@@ -3,6 +3,7 @@
 import io
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from domains import COUNTS, picture, write_domains
 from PIL import Image
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
-from trained import count_parameters
+from trained import check_goes_on, count_parameters
 
 from imgray.artifacts.folder import Folder
 from imgray.config import validate
@@ -253,16 +254,8 @@ def test_a_run_that_stops_goes_on_to_equal_tensors(
     changes: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:
     recipe = _recipe(**changes)
-    whole = _run(recipe, data, tmp_path / "whole")
-    whole.fit()
-    stopped = _run(recipe, data, tmp_path / "stopped")
-    stopped.steps = 4  # one after a checkpoint
-    stopped.fit()
-    again = _run(recipe, data, tmp_path / "stopped")
-    again.fit()
-    for name, net in whole.nets.items():
-        for key, tensor in net.state_dict().items():
-            assert torch.equal(tensor, again.nets[name].state_dict()[key]), (name, key)
+    run = partial(_run, recipe, data)
+    whole, again = check_goes_on(run, tmp_path, steps=4)  # one after a checkpoint
     for name, items in whole.learner.state().items():
         assert torch.equal(items, again.learner.state()[name])
 

@@ -1,5 +1,6 @@
 """Small models of every task, trained in seconds on pictures that differ by halves."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,22 @@ def published(output: Folder, recipe: Recipe, classes: Any, nets: Any, lines: An
 
 def count_parameters(net: nn.Module) -> int:
     return sum(parameter.numel() for parameter in net.parameters())
+
+
+def check_goes_on(make: Callable[[Path], Run], folder: Path, steps: int) -> tuple[Run, Run]:
+    """A run that ends after some steps, and goes on, has the networks of one that did not end.
+
+    `make` makes it in a folder. Returns both: the whole one, and the one that went on.
+    """
+    whole, stopped, again = (make(folder / name) for name in ("whole", "stopped", "stopped"))
+    whole.fit()
+    stopped.steps = steps
+    stopped.fit()
+    again.fit()
+    for name, net in whole.nets.items():
+        for key, tensor in net.state_dict().items():
+            assert torch.equal(tensor, again.nets[name].state_dict()[key]), (name, key)
+    return whole, again
 
 
 def check_equal(output: Path, whole: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from imgray.data.datasets import Dataset, Record
 from imgray.drawing import plots
 from imgray.errors import UserError
 from imgray.features.backbones import standardised
-from imgray.training.classes import confusion
+from imgray.training.classes import agreement, confusion, overlaps
 from imgray.training.rates import sgd
 from imgray.training.task import Arrays, At, Batch, Learner, Prediction
 
@@ -81,19 +82,13 @@ class Segmentation(PixelTask):
     def summarize(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """Mean IoU over the classes that occur, pixel accuracy, loss, and IoU by class."""
         counts = sums["confusion"]
-        both = counts.diagonal()
-        either = counts.sum(dim=0) + counts.sum(dim=1) - both
-        present = either > 0
-        by_class = {
-            f"iou/{name}": float(b / e)
-            for name, b, e, p in zip(self.classes, both, either, present, strict=True)
-            if p
-        }
+        scores = agreement(counts)
+        by_class = zip(self.classes, overlaps(counts).tolist(), strict=True)
         return {
-            "miou": float((both[present] / either[present]).mean()),
-            "pixel_accuracy": float(both.sum() / counts.sum()),
+            "miou": scores["miou"],
+            "pixel_accuracy": scores["pixel_accuracy"],
             "loss": float(sums["loss"] / counts.sum()),
-            **by_class,
+            **{f"iou/{name}": one for name, one in by_class if not math.isnan(one)},
         }
 
     def plot(self, sums: Mapping[str, Tensor], path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -78,14 +79,18 @@ class People(Dataset):
 
     def _near(self, index: int) -> range:
         """The rows that a target is drawn from."""
-        counts, sizes = self.pieces
-        if len(counts) > 1 and sizes.sum() > WINDOW:
-            ends = np.cumsum(counts)
+        if len(ends := self._ends):
             piece = np.searchsorted(ends, index, side="right")
-            rows = range(int(ends[piece] - counts[piece]), int(ends[piece]))
+            rows = range(int(ends[piece - 1]) if piece else 0, int(ends[piece]))
             if (self.people[rows.start : rows.stop] != self.people[index]).any():
                 return rows
         return range(len(self))
+
+    @cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        """Behind the last row of each piece; empty where all are in a window together."""
+        counts, sizes = self.pieces
+        return np.cumsum(counts if len(counts) > 1 and sizes.sum() > WINDOW else counts[:0])
 
     def _record(self, index: int, other: int) -> Record:
         reference = self.whole[index]

@@ -65,14 +65,14 @@ def evaluate_model(config: EvaluateModelConfig) -> Scores:
     return Scores(examples.task.summarize(sums))
 
 
-def _recipe(model: Folder, changes: Sequence[str]) -> Recipe:
-    """That of the model with changes of what scores depend on. Raises `UserError`."""
+def _recipe(model: Folder, changes: Sequence[str]) -> Recipe | None:
+    """That of the model with changes of what scores depend on; None without. `UserError`."""
+    if not changes:
+        return None
     recipe, _ = load_task(model, read_manifest(model, "model"))
     for change in changes:
         if change.partition("=")[0].partition(".")[0] not in SCORED_BY:
             raise UserError(f"--set {change}: scores depend on {', '.join(SCORED_BY)} alone")
-    if not changes:
-        return recipe
     values = recipe.model_dump(mode="json", by_alias=True)
     return settled_recipe(with_changes(values, changes, f"{model.uri}: the recipe"))
 
@@ -84,10 +84,10 @@ def _plots(task: Task) -> Plots:
     return task
 
 
-def _open(model: Folder, recipe: Recipe, source: Source, part: str | None) -> Examples:
+def _open(model: Folder, recipe: Recipe | None, source: Source, part: str | None) -> Examples:
     """The part, of which a table holds what the model takes, and the truth. Raises `UserError`."""
     manifest = read_manifest(model, "model")
-    _, task = load_task(model, manifest, recipe)
+    recipe, task = load_task(model, manifest, recipe)
     check_same(manifest, source.features)
     fields = fields_of(manifest, task, source.features)
     val = recipe.data.part(source, part, fields) if part else recipe.data.validation(source, fields)
@@ -129,7 +129,7 @@ def _sums(
     rank: int,
     world: int,
     model: str,
-    recipe: Recipe,
+    recipe: Recipe | None,
     source: Source,
     part: str | None,
 ) -> dict[str, Tensor]:

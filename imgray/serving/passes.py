@@ -27,6 +27,10 @@ class _Waiting(Generic[Item]):
     until: float
     """The moment, of `time.monotonic`, after which nobody waits for it."""
     answer: asyncio.Future[Any]
+    key: Hashable
+    """What those of its batch have in common."""
+    most: int
+    """How many they may be."""
     came: float = field(default_factory=time.monotonic)
 
     @property
@@ -63,7 +67,9 @@ class Passes(Generic[Item, Found]):
     async def __call__(self, item: Item, seconds: float) -> Found:
         """What is found for an item, which is left out where its turn comes after `seconds`."""
         answer: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
-        self.waiting.append(_Waiting(item, time.monotonic() + seconds, answer))
+        key, most = self.shared(item)
+        most = min(most, self.batching.size)
+        self.waiting.append(_Waiting(item, time.monotonic() + seconds, answer, key, most))
         self.arrived.set()
         if self.working is None:  # in the context of no request: it works for all of them
             self.working = asyncio.create_task(self._work(), context=contextvars.Context())
@@ -91,14 +97,8 @@ class Passes(Generic[Item, Found]):
         left = oldest.came + self.batching.wait_ms / 1000 - time.monotonic()
         if left <= 0:
             return 0.0
-        key, most = self._room(oldest)
-        alike = sum(self._room(one)[0] == key for one in self.waiting)
-        return left if alike < most else 0.0
-
-    def _room(self, one: _Waiting[Item]) -> tuple[Hashable, int]:
-        """What those of its batch have in common, and how many they may be."""
-        key, most = self.shared(one.item)
-        return key, min(most, self.batching.size)
+        alike = sum(one.key == oldest.key for one in self.waiting)
+        return left if alike < oldest.most else 0.0
 
     def _next(self) -> list[_Waiting[Item]]:
         """Those that go together now; of those that nobody waits for any more none."""
@@ -107,16 +107,12 @@ class Passes(Generic[Item, Found]):
         for one in self.waiting:
             if not one.wanted:
                 _fail(one, UserError("its turn did not come in time"))
-            elif not batch or self._fits(one, batch):
+            elif not batch or (one.key == batch[0].key and len(batch) < batch[0].most):
                 batch.append(one)
             else:
                 left.append(one)
         self.waiting = left
         return batch
-
-    def _fits(self, one: _Waiting[Item], batch: Sequence[_Waiting[Item]]) -> bool:
-        key, most = self._room(batch[0])
-        return len(batch) < most and self._room(one)[0] == key
 
     async def _answer(self, batch: Sequence[_Waiting[Item]]) -> None:
         metrics().batch_size.observe(len(batch))

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from imgray.data.unpaired import DOMAINS
-from imgray.synthesis.realism import Describer, distances
-from imgray.synthesis.segmenter import Palette, Segmenter, agreement
+from imgray.synthesis.realism import distances
+from imgray.synthesis.segmenter import Palette, Segmenter
 from imgray.synthesis.settings import TranslationSettings
-from imgray.training.classes import confusion
+from imgray.training.classes import agreement, confusion
 
 ROWS = ("made", "real")
-"""Features of pictures, by domain."""
+"""Of which pictures the features are kept."""
 
 
 class Scoring:
@@ -29,7 +29,7 @@ class Scoring:
 
     def __init__(self, settings: TranslationSettings, mapped: str | None) -> None:
         self.mapped, self.classes = mapped, len(settings.palette)
-        self.describer = Describer(settings.kid, settings.kid_weights) if settings.kid else None
+        self.describer = settings.describer()
         readers: dict[str, Palette | Segmenter] = {}
         if mapped:
             readers[mapped] = self.palette = Palette(settings.palette)
@@ -61,8 +61,8 @@ class Scoring:
         return found
 
 
-def near(net: str, sums: Mapping[str, Tensor]) -> dict[str, float]:
-    """KID and FID by the name of a network of whose features `sums` have rows, and how many."""
+def near(net: str | None, sums: Mapping[str, Tensor]) -> dict[str, float]:
+    """KID and FID by the name of the network of whose features `sums` have rows, if they have."""
     found = distances(sums["made"], sums["real"]) if "made" in sums else {}
     named = {f"{name}_{net}": one for name, one in found.items()}
     return named | ({"fid_n": float(min(len(sums[kind]) for kind in ROWS))} if found else {})
@@ -74,9 +74,7 @@ def scores(settings: TranslationSettings, sums: Mapping[str, Tensor]) -> dict[st
     KID and FID are named by their network, and beside FID stands the number of pictures; what a
     segmenter says of true pictures is the ceiling of what it says of translations.
     """
-    found: dict[str, float] = {}
-    if settings.kid:
-        found |= near(settings.kid, sums)
+    found = near(settings.kid, sums)
     if "confusion" in sums:
         found |= agreement(sums["confusion"])
     if "ceiling" in sums:

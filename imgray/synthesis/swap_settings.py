@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from imgray.synthesis.generator import LEAST, STRIDE, Upsampling
+from imgray.synthesis.gan_settings import GanSettings
+from imgray.synthesis.generator import LEAST, STRIDE
 from imgray.synthesis.pose import SKELETONS
 from imgray.training.recipe import Recipe, Settings, one_of
 
@@ -27,14 +28,14 @@ class ParserRecipe(Settings):
     classes: tuple[str, ...]
 
 
-class SwapSettings(Settings):
+class SwapSettings(GanSettings):
     """What a recipe may say about SwapGAN.
 
     Every label of the parsing belongs to the background, or to one region of clothes or of what is
     kept; the segmentation map has a channel for the background and one for each region.
     """
 
-    uris = frozenset({"parser", "kid_weights"})
+    uris = GanSettings.uris | {"parser"}
     models = frozenset({"parser"})
 
     labels: tuple[str, ...] = Field(min_length=2, max_length=256, description="of the parsing")
@@ -58,7 +59,6 @@ class SwapSettings(Settings):
     )
 
     crop: tuple[int, int] = Field(default=(128, 128), description="height and width of pictures")
-    mirror: bool = True
     longest: int = Field(
         default=1024, ge=8, le=2**16, description="longer references are scaled down in prediction"
     )
@@ -68,25 +68,12 @@ class SwapSettings(Settings):
 
     stages: Literal[1, 2] = Field(default=2, description="generators that paint, in a row")
     seen: bool = Field(default=True, description="the last of them sees the kept regions' pixels")
-    width: int = Field(default=64, ge=1, le=512, description="channels of generators' first layer")
     blocks: int = Field(default=6, ge=0, le=64, description="residual blocks of generators")
-    upsampling: Upsampling = "transposed"
     mask_width: int = Field(default=32, ge=1, le=512, description="as width, of the third")
-    judge_width: int = Field(default=64, ge=1, le=512, description="as width, of discriminator")
-    judge_layers: int = Field(default=3, ge=1, le=6, description="strided ones of discriminator")
 
     mask: float = Field(default=10.0, ge=0, description="weight of mask consistency; 0: no third")
     own: float = Field(default=0.0, ge=0, lt=1, description="share of self-reconstruction pairs")
     reconstruction: float = Field(default=0.0, ge=0, description="weight of the L1 loss of these")
-    average: float = Field(default=0.0, ge=0, lt=1, description="decay of averaged generators")
-
-    kid: str | None = Field(
-        default="mobilenet_v2", description="network of KID and FID, in evaluation; null: neither"
-    )
-    kid_weights: str = Field(default="auto", description="of it: auto, or URI of safetensors")
-
-    rate: float = Field(default=2e-4, gt=0)
-    momentum: float = Field(default=0.5, ge=0, lt=1, description="Adam's first beta")
 
     @model_validator(mode="after")
     def _labelled(self) -> SwapSettings:

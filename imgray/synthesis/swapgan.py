@@ -183,8 +183,7 @@ class SwapLearner(Learner):
 
     @cached_property
     def _describer(self) -> Describer | None:
-        settings = self.settings
-        return Describer(settings.kid, settings.kid_weights) if settings.kid else None
+        return self.settings.describer()
 
     def _bodies(self, pictures: Tensor) -> Tensor:
         """The masks (N, 1, H, W) of what the parser finds in pictures (N, 3, H, W)."""

@@ -171,4 +171,4 @@ class Swapping(Task):
         found = {name: float(one) / count for name, one in sums.items() if name not in beside}
         if clothed:
             found |= {name: float(sums[name]) / clothed for name in CLOTHED}
-        return found | (near(self.settings.kid, sums) if self.settings.kid else {})
+        return found | near(self.settings.kid, sums)

@@ -1,4 +1,4 @@
-"""Classes: whether a data set's are what a task can use, and how often each is taken for which."""
+"""Classes: whether a data set's are what a task can use, and how well they are told apart."""
 
 from __future__ import annotations
 
@@ -36,3 +36,23 @@ def confusion(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
     """Counts (C, C), rows the true class, columns the predicted one, of labels (n,), int64."""
     counts = torch.bincount(labels * classes + predicted, minlength=classes**2)
     return counts.reshape(classes, classes)
+
+
+def overlaps(counts: Tensor) -> Tensor:
+    """Intersection over union by class (C,), of counts (C, C); nan of classes that are nowhere."""
+    both = counts.diagonal()
+    return both / (counts.sum(dim=0) + counts.sum(dim=1) - both)
+
+
+def agreement(counts: Tensor) -> dict[str, float]:
+    """Scores of a confusion matrix (C, C), rows the truth.
+
+    Per-pixel accuracy; per-class accuracy, the mean over classes that are there; mean IoU over
+    classes that are there or predicted.
+    """
+    truth, by_class = counts.sum(dim=1), overlaps(counts)
+    return {
+        "pixel_accuracy": float(counts.diagonal().sum() / counts.sum()),
+        "class_accuracy": float((counts.diagonal() / truth)[truth > 0].mean()),
+        "miou": float(by_class[~by_class.isnan()].mean()),
+    }

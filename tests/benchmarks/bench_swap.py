@@ -11,7 +11,6 @@ that was done.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import multiprocessing
@@ -140,14 +139,7 @@ def table(rows: dict[str, list[dict[str, float]]]) -> None:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("what", choices=["parser", "train", "score"])
-    options.add_argument("--work", type=Path, required=True)
-    options.add_argument("--data", type=Path, default=common.DATA)
-    options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--minutes", type=float, default=10.0)
-    options.add_argument("--processes", type=int, default=2)
-    given = options.parse_args()
+    given = budget.options(__doc__, ["parser", "train", "score"])
     data, work = given.data.resolve(), given.work.resolve()
     people(data, work)
     runs = [(name, seed) for seed in range(given.seeds) for name in VARIANTS]

@@ -15,7 +15,6 @@ the work folder.
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 from pathlib import Path
@@ -186,14 +185,7 @@ def report(found: dict[str, list[list[dict[str, Any]]]]) -> None:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("what", choices=["train", "score"])
-    options.add_argument("--work", type=Path, required=True)
-    options.add_argument("--data", type=Path, default=common.DATA)
-    options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--minutes", type=float, default=10.0)
-    options.add_argument("--processes", type=int, default=2)
-    given = options.parse_args()
+    given = budget.options(__doc__, ["train", "score"])
     jobs = [
         (name, seed, given.minutes, given.data, given.work)
         for seed in range(given.seeds)

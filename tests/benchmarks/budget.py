@@ -3,10 +3,12 @@
 The rate is constant, so that runs can be read at equal steps and at equal seconds.
 """
 
+import argparse
 import time
 from pathlib import Path
 from typing import Any
 
+import common
 import torch
 
 from imgray.artifacts.folder import Folder
@@ -20,6 +22,18 @@ CHANGES = (
     *("evaluate_every=1000000", "log_every=50"),
 )
 """To a recipe."""
+
+
+def options(what: str | None, parts: list[str]) -> argparse.Namespace:
+    """The flags of a comparison that is done in parts."""
+    found = argparse.ArgumentParser(description=what)
+    found.add_argument("what", choices=parts)
+    found.add_argument("--work", type=Path, required=True)
+    found.add_argument("--data", type=Path, default=common.DATA)
+    found.add_argument("--seeds", type=int, default=3)
+    found.add_argument("--minutes", type=float, default=10.0)
+    found.add_argument("--processes", type=int, default=2)
+    return found.parse_args()
 
 
 class Enough(Exception):
