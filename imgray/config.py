@@ -18,6 +18,8 @@ Precision = Literal["float32", "bfloat16"]
 """Of a network's forward passes."""
 Code = Literal["SQ8", "SQ4", "SQfp16", "Flat"]
 """How an index stores a region, in FAISS's terms."""
+Encoding = Literal["png", "jpeg"]
+"""Of a picture that is written."""
 Fusion = Literal["average", "adaptive"]
 """How the rankings of several modalities become one (`imgray.retrieval.fusion`)."""
 TRUSTED = "IMGRAY_TRUSTED_MODULES"

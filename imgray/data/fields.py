@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from imgray.config import Encoding
 from imgray.data.pixels import MAX_BYTES, Rejected
 from imgray.errors import brief
 
@@ -358,6 +359,14 @@ def sole_picture(inputs: Mapping[str, Input]) -> str | None:
     required = [name for name, one in inputs.items() if not one.optional] or list(inputs)[:1]
     sole = len(required) == 1 and inputs[required[0]].type == Picture.type
     return required[0] if sole else None
+
+
+def encodings_of(outputs: Mapping[str, Output]) -> tuple[Encoding, ...]:
+    """In which what is painted, if anything is, can be kept; a class map would be lost in JPEG."""
+    painted = next((one for one in outputs.values() if one.painted), None)
+    if painted is None:
+        return ()
+    return ("png",) if isinstance(painted, ClassMap) else ("png", "jpeg")
 
 
 def first_picture(inputs: Mapping[str, Input]) -> str | None:

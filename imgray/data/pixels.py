@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import warnings
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from imgray.config import Encoding
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -152,7 +154,7 @@ def encode(image: Image.Image | NDArray[Any]) -> bytes:
 
 def encoded(
     picture: NDArray[np.uint8],
-    encoding: Literal["png", "jpeg"],
+    encoding: Encoding,
     palette: NDArray[np.uint8] | None = None,
 ) -> bytes:
     """What a model has painted, as a file.

@@ -19,15 +19,16 @@ from pydantic import BaseModel
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.identity import Identity
 from imgray.artifacts.manifest import Manifest, read_manifest, sha256
+from imgray.config import Encoding
 from imgray.data.collections import Collection, open_collection
-from imgray.data.fields import ClassMap, Input, Values
+from imgray.data.fields import Input, Values, encodings_of
 from imgray.data.layout import place_of
 from imgray.data.pixels import Rejected, encoded
 from imgray.engine.cluster import cluster, given_device
 from imgray.engine.collection import LISTED, Rejections, check_rejected, process_configured
 from imgray.engine.examples import digests
 from imgray.engine.producer import migrated, produce
-from imgray.engine.settings import Encoding, PredictConfig
+from imgray.engine.settings import PredictConfig
 from imgray.engine.sheets import draw_predictions
 from imgray.errors import UserError
 from imgray.training.carried import check_same, inputs_of
@@ -132,8 +133,7 @@ def _finite(row: Mapping[str, Any]) -> bool:
 
 def _check_encoding(task: Task, encoding: Encoding) -> None:
     """Refuse to make a JPEG of nothing, or of classes. Raises `UserError`."""
-    painted = task.outputs.get(task.painted or "")
-    if encoding == "jpeg" and (painted is None or isinstance(painted, ClassMap)):
+    if encoding == "jpeg" and encoding not in encodings_of(task.outputs):
         name = type(task).__name__
         raise UserError(f"--encode jpeg: {name} paints no picture that a JPEG keeps; use png")
 

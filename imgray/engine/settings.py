@@ -7,12 +7,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from imgray.artifacts.folder import Folder
-from imgray.config import Code, Fusion, JobConfig, Precision
+from imgray.config import Code, Encoding, Fusion, JobConfig, Precision
 from imgray.data import pixels
 from imgray.data.layout import Layout, numbers, pairs, place_of
 
 Regions = Literal["global", "pyramid"]
-Encoding = Literal["png", "jpeg"]
 SHARD_IMAGES = 100_000
 
 

@@ -9,11 +9,12 @@ import sys
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from imgray.config import Encoding
 from imgray.data.fields import ClassMap, Input, Picture, Values, sole_picture
 from imgray.data.pixels import Rejected, check_header, decode, encode, encoded, scaled
 from imgray.errors import NoRoom, UserError
@@ -245,6 +246,6 @@ def answer_of(task: Task, prediction: Prediction, encoding: str | None) -> Answe
     labels = tuple(np.bincount(picture.ravel()).nonzero()[0].tolist()) if is_map else ()
     data = None
     if encoding:
-        kind: Literal["png", "jpeg"] = "jpeg" if encoding == JPEG else "png"
+        kind: Encoding = "jpeg" if encoding == JPEG else "png"
         data = encoded(picture, kind, task.palette if is_map else None)
     return Answer(prediction.row, (picture.shape[1], picture.shape[0]), labels, data)

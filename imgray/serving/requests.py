@@ -18,7 +18,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from imgray.data.fields import ClassMap, Input, Output, sole_picture
+from imgray.data.fields import Input, Output, encodings_of, sole_picture
 from imgray.serving.guard import Refusal, whole
 from imgray.serving.options import AskOptions, Options
 
@@ -28,6 +28,7 @@ PICTURE = "image"
 BODY = None
 """In place of a name: what is no part of a form or of a JSON object."""
 JSON, PNG, JPEG = "application/json", "image/png", "image/jpeg"
+MEDIA = {"png": PNG, "jpeg": JPEG}
 
 Asked = TypeVar("Asked", bound=Options)
 Recorded = TypeVar("Recorded", bound=AskOptions)
@@ -90,11 +91,8 @@ def wanted_picture(request: Request, outputs: Mapping[str, Output]) -> str | Non
 
 
 def pictures_of(outputs: Mapping[str, Output]) -> tuple[str, ...]:
-    """The media types that the picture of a model comes in; a class map would be lost in JPEG."""
-    painted = next((one for one in outputs.values() if one.painted), None)
-    if painted is None:
-        return ()
-    return (PNG,) if isinstance(painted, ClassMap) else (PNG, JPEG)
+    """The media types that the picture of a model comes in."""
+    return tuple(MEDIA[one] for one in encodings_of(outputs))
 
 
 def _rank(asked: str, kind: str) -> tuple[float, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from skimage.metrics import structural_similarity
 from torch import Tensor
@@ -12,6 +14,11 @@ from imgray.synthesis.generator import to_pixels
 def squares(logits: Tensor, wanted: float) -> Tensor:
     """The mean square of what logits lack: LSGAN, Mao et al., ICCV 2017."""
     return (logits.float() - wanted).square().mean()
+
+
+def differences(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """The sum over pairs of their mean absolute difference: L1."""
+    return torch.stack([(one - other).abs().mean() for one, other in pairs]).sum()
 
 
 def apart(pictures: Tensor, others: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from imgray.data.pixels import Rejected
 from imgray.data.unpaired import DOMAINS
 from imgray.synthesis import strips
 from imgray.synthesis.generator import LEAST, STRIDE, to_pixels, to_range
-from imgray.synthesis.losses import apart, similar, squares
+from imgray.synthesis.losses import apart, differences, similar, squares
 from imgray.synthesis.optimizers import adam, averaged
 from imgray.synthesis.pool import Pool
 from imgray.synthesis.scoring import Scoring
@@ -95,16 +95,14 @@ class TranslationLearner(Learner):
     def _missed(self, routes: Routes) -> Tensor:
         """How far translations are from the true pictures."""
         there = self.wiring.translations.items()
-        pairs = [(routes[route], routes[(other(domain),)]) for domain, route in there]
-        return torch.stack([(made - true).abs().mean() for made, true in pairs]).sum()
+        return differences((routes[route], routes[(other(domain),)]) for domain, route in there)
 
     def _moved(self, routes: Routes) -> Tensor:
         """How far pictures that are of a domain already are from their translations into it."""
-        pairs = [
+        return differences(
             (routes[(other(domain), *route[1:])], routes[(other(domain),)])
             for domain, route in self.wiring.translations.items()
-        ]
-        return torch.stack([(made - own).abs().mean() for made, own in pairs]).sum()
+        )
 
     def _judged(self, domain: str, routes: Routes) -> Tensor:
         """The loss of a domain's discriminator."""
