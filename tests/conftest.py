@@ -54,7 +54,7 @@ from imgray.data import samples  # noqa: E402
 from imgray.drawing import plots  # noqa: E402
 
 torch.set_num_threads(1)
-pytest_plugins = ["beside", "jointly"]
+pytest_plugins = ["beside", "browsing", "jointly"]
 
 
 STAYING = ("ray_cluster", "_beside", "_nodes", "shared_head", "running")

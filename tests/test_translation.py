@@ -1,8 +1,5 @@
 """CycleGAN, Long and Nest: published nets, terms by hand, pools, and runs that stop and go on."""
 
-import io
-import shutil
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,40 +7,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from domains import COUNTS, picture, write_domains
-from PIL import Image
+from domains import recipe, settings, write_domains
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 from trained import check_goes_on, count_parameters
 
 from imgray.artifacts.folder import Folder
-from imgray.config import validate
-from imgray.data import pixels
-from imgray.data.pixels import Rejected
-from imgray.data.sources import Source
 from imgray.engine.examples import open_examples
 from imgray.errors import UserError
-from imgray.synthesis import strips, translator
 from imgray.synthesis.discriminator import PatchDiscriminator
-from imgray.synthesis.generator import Generator, to_pixels, to_range
+from imgray.synthesis.generator import Generator
 from imgray.synthesis.pool import Pool
-from imgray.synthesis.settings import TranslationSettings
 from imgray.synthesis.translation import Translation
 from imgray.synthesis.translator import TranslationLearner
 from imgray.synthesis.wiring import wiring
 from imgray.training.loop import Run, load_start
 from imgray.training.recipe import Recipe
 from imgray.training.task import At
-from imgray.training.wanted import while_wanted
 
 pytestmark = pytest.mark.usefixtures("undrawn")
-TASK = "imgray.synthesis.translation:Translation"
-SMALL = {"width": 4, "blocks": 1, "judge_width": 4, "judge_layers": 1, "load": 20, "crop": 16}
 AT = At(0, 9, 0.0)
-
-
-def _settings(**changes: Any) -> TranslationSettings:
-    return validate(TranslationSettings, SMALL | changes, "settings")
 
 
 def _batch(count: int = 2, side: int = 16, seed: int = 0) -> dict[str, Tensor]:
@@ -59,12 +42,6 @@ def _range(pictures: Tensor) -> Tensor:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_domains(tmp_path_factory.mktemp("domains"))
-
-
-def _recipe(**changes: Any) -> Recipe:
-    recipe = {"batch_size": 2, "steps": 6, "checkpoint_every": 3, "log_every": 1}
-    recipe |= {"evaluate_every": 1000, "data": {"truth": "folders"}} | changes.pop("recipe", {})
-    return Recipe.model_validate({"task": TASK, "settings": SMALL | changes, **recipe})
 
 
 def _run(recipe: Recipe, data: Path, folder: Path) -> Run:
@@ -137,9 +114,9 @@ def test_terms() -> None:
 @pytest.mark.parametrize("name", ["cascaded", "alternating"])
 def test_losses_are_their_definitions(name: str) -> None:
     """Of two stages with inner cycles and identities, each term by hand."""
-    settings = _settings(stages=2, inner=True, reading=name, identity=0.5, cycle=3, inner_cycle=7)
+    given = settings(stages=2, inner=True, reading=name, identity=0.5, cycle=3, inner_cycle=7)
     torch.manual_seed(0)
-    learner, batch = TranslationLearner(settings), _batch()
+    learner, batch = TranslationLearner(given), _batch()
     nets, pictures = learner.modules, {n: _range(one) for n, one in batch.items()}
 
     def made(route: str) -> Tensor:
@@ -180,7 +157,7 @@ def test_losses_are_their_definitions(name: str) -> None:
 def test_supervision_is_the_distance_to_the_true_partner() -> None:
     """In the place of cycles, which then cost no pass of a generator."""
     torch.manual_seed(0)
-    learner = TranslationLearner(_settings(paired=True, cycle=0, supervised=100))
+    learner = TranslationLearner(settings(paired=True, cycle=0, supervised=100))
     nets, batch = learner.modules, _batch()
     x, y = (_range(batch[name]) for name in "xy")
     passes: list[None] = []
@@ -189,7 +166,7 @@ def test_supervision_is_the_distance_to_the_true_partner() -> None:
     assert found.keys() == {"adversarial", "supervised", "Dx", "Dy"}
     assert len(passes) == 1
     torch.manual_seed(0)
-    nets = TranslationLearner(_settings()).modules
+    nets = TranslationLearner(settings()).modules
     with torch.no_grad():
         wanted = (nets["G1"](x) - y).abs().mean() + (nets["F1"](y) - x).abs().mean()
     torch.testing.assert_close(found["supervised"], 100 * wanted)
@@ -198,7 +175,7 @@ def test_supervision_is_the_distance_to_the_true_partner() -> None:
 def test_each_optimizer_goes_down_once_a_step_its_own_loss() -> None:
     """The discriminators' gradients are those of fakes that are constants."""
     torch.manual_seed(0)
-    learner, batch = TranslationLearner(_settings(pool=0)), _batch()
+    learner, batch = TranslationLearner(settings(pool=0)), _batch()
     fake = learner.modules["G1"](_range(batch["x"])).detach()
     judge = learner.modules["Dy"]
     real, false = judge(_range(batch["y"])), judge(fake)
@@ -253,8 +230,8 @@ def test_a_pool_keeps_no_graph() -> None:
 def test_a_run_that_stops_goes_on_to_equal_tensors(
     changes: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:
-    recipe = _recipe(**changes)
-    run = partial(_run, recipe, data)
+    changed = recipe(**changes)
+    run = partial(_run, changed, data)
     whole, again = check_goes_on(run, tmp_path, steps=4)  # one after a checkpoint
     for name, items in whole.learner.state().items():
         assert torch.equal(items, again.learner.state()[name])
@@ -264,10 +241,10 @@ def test_an_average_begins_with_the_generators_of_a_model_that_has_none(
     data: Path, tmp_path: Path
 ) -> None:
     torch.manual_seed(5)
-    other = TranslationLearner(_settings()).modules
+    other = TranslationLearner(settings()).modules
     start = {name: net.state_dict() for name, net in other.items()}
-    recipe = _recipe(average=0.9, rate=1e-9, recipe={"start": "elsewhere", "steps": 2})
-    run = Run(recipe, open_examples(recipe, str(data)), Folder(str(tmp_path)), None, start)
+    changed = recipe(average=0.9, rate=1e-9, recipe={"start": "elsewhere", "steps": 2})
+    run = Run(changed, open_examples(changed, str(data)), Folder(str(tmp_path)), None, start)
     run.fit()
     averaged = run.nets["averaged"].state_dict()
     assert int(averaged["n_averaged"]) == 2
@@ -276,12 +253,12 @@ def test_an_average_begins_with_the_generators_of_a_model_that_has_none(
             torch.testing.assert_close(averaged[f"module.{name}.{key}"], tensor, atol=1e-6, rtol=0)
     del start["Dx"]
     with pytest.raises(UserError, match="the model to start from of G1, F1, Dy, but this model"):
-        load_start(run.learner, start, recipe)
+        load_start(run.learner, start, changed)
 
 
 def test_averaged_generators_translate() -> None:
     torch.manual_seed(0)
-    learner, decay, batch = TranslationLearner(_settings(average=0.5)), 0.5, _batch()
+    learner, decay, batch = TranslationLearner(settings(average=0.5)), 0.5, _batch()
     wanted = [p.detach().clone() for p in learner.modules["G1"].parameters()]
     for step in range(3):
         learner.step(batch, AT)
@@ -300,182 +277,6 @@ def test_averaged_generators_translate() -> None:
     np.testing.assert_allclose(painted.picture, ((made[0] + 1) * 127.5).permute(1, 2, 0), atol=0.51)
 
 
-def test_a_picture_is_translated_at_its_size_either_way(data: Path) -> None:
-    examples = open_examples(_recipe(), str(data))
-    task = examples.task
-    assert task.classes == ("A", "B")
-    torch.manual_seed(0)
-    learner = task.learner()
-    pictures = []
-    for to in (None, "A", "B"):
-        values = {"image": picture(5, 31, 18)} | ({"to": to} if to else {})
-        arrays = {name: torch.as_tensor(a)[None] for name, a in task.prepare(values).items()}
-        with torch.no_grad():
-            [found] = learner.predict(arrays)
-        assert found.picture is not None
-        assert found.picture.shape == (18, 31, 3)
-        pictures.append(found.picture)
-    assert np.array_equal(pictures[0], pictures[2])
-    assert not np.array_equal(pictures[0], pictures[1])
-    with pytest.raises(Rejected, match="no 'C'; there are A, B"):
-        task.inputs["to"].value("C")
-
-
-def test_domains_of_unequal_size_are_drawn_from_whole(data: Path) -> None:
-    examples = open_examples(_recipe(), str(data))
-    train = examples.train
-    assert len(train) == 7
-    images = {
-        name: [(data / f"train{name}/{n}.png").read_bytes() for n in range(COUNTS[f"train{name}"])]
-        for name in "AB"
-    }
-    records = [train.drawn(n, np.random.default_rng(n)) for n in range(7)]
-    assert [r["x"] for r in records] == images["A"]
-    assert {r["y"] for r in records} <= set(images["B"])
-    partners = {train.drawn(0, np.random.default_rng(seed))["y"] for seed in range(60)}
-    assert partners == set(images["B"])
-    assert [train[n]["y"] for n in range(7)] == [*images["B"], *images["B"][:2]]
-
-
-def test_pairs_go_by_name_and_are_whole(data: Path, tmp_path: Path) -> None:
-    shutil.copytree(data, tmp_path / "pairs")
-    val = open_examples(_recipe(paired=True), str(tmp_path / "pairs")).val
-    assert [val[n]["ids"] for n in range(3)] == [
-        {"x": f"valA/{n}.png", "y": f"valB/{n}.png"} for n in range(3)
-    ]
-    (tmp_path / "pairs/valB/1.png").rename(tmp_path / "pairs/valB/9.png")
-    with pytest.raises(UserError, match=r"valA/1.png: settings.paired, but there is no picture"):
-        open_examples(_recipe(paired=True), str(tmp_path / "pairs"))
-
-
-@pytest.mark.parametrize("supervised", [0.0, 1.0])
-def test_true_pairs_are_drawn_and_cut_alike_where_they_are_learnt_from(
-    supervised: float, data: Path, tmp_path: Path
-) -> None:
-    """Partners here are one picture, so that a pair cut alike is equal."""
-    for part in ("trainA", "trainB", "valA", "valB"):
-        shutil.copytree(data / "trainA", tmp_path / part)
-    examples = open_examples(_recipe(paired=True, supervised=supervised), str(tmp_path))
-    batches = [examples.training(step, 0, 1) for step in range(12)]
-    alike = [
-        np.array_equal(x, y) for one in batches for x, y in zip(one["x"], one["y"], strict=True)
-    ]
-    assert all(alike) if supervised else sum(alike) < 3
-    assert len({one.tobytes() for batch in batches for one in batch["x"]}) > 20
-
-
-def test_a_damaged_picture_is_named_whichever_domain_it_is_of(data: Path, tmp_path: Path) -> None:
-    shutil.copytree(data, tmp_path / "damaged")
-    (tmp_path / "damaged/trainB/1.png").write_bytes(b"no picture")
-    examples = open_examples(_recipe(), str(tmp_path / "damaged"))
-    with pytest.raises(UserError, match=r"^trainB/1.png: not a readable"):
-        [examples.training(step, 0, 1) for step in range(20)]
-    sample = examples.task.sample(examples.val[2], 1)
-    assert (sample["id"], sample["to"]) == ("valB/2.png", "A")
-    assert sample["image"] == (data / "valB/2.png").read_bytes()
-
-
-def test_a_part_before_two_domains(data: Path, tmp_path: Path) -> None:
-    """Folders that end in A and B count only where there is none of the part's own name."""
-    shutil.copytree(data, tmp_path / "both")
-    for name in ("cat", "dog"):
-        shutil.copytree(data / "trainA", tmp_path / "both/train" / name)
-    assert Source(str(tmp_path / "both")).part("train", truth="folders").classes == ["cat", "dog"]
-    assert Source(str(tmp_path / "both")).part("val", truth="folders").classes == ["A", "B"]
-
-
-@pytest.mark.parametrize("larger", ["A", "B"])
-def test_the_first_domain_is_gone_through(larger: str, data: Path, tmp_path: Path) -> None:
-    shutil.copytree(data, tmp_path / "more")
-    for n in range(20, 29):
-        (tmp_path / f"more/train{larger}/{n}.png").write_bytes(picture(n))
-    train = open_examples(_recipe(), str(tmp_path / "more")).train
-    drawn = [train.drawn(n, np.random.default_rng(n))["ids"]["x"] for n in range(len(train))]
-    assert set(drawn) == {f"trainA/{p.name}" for p in (tmp_path / "more/trainA").iterdir()}
-
-
-def test_strips_end_where_nobody_waits_for_them() -> None:
-    wanted = iter([True, True, False])
-    maps = strips.Pixels(np.zeros((16, 16, 3), np.uint8))
-    with (
-        torch.inference_mode(),
-        while_wanted(lambda: next(wanted)),
-        pytest.raises(UserError, match="nobody waits"),
-    ):
-        strips.run(_settings().generator(), maps)
-    assert next(wanted, None) is None, "it was asked until it said no"
-
-
-def test_a_batch_ends_where_nobody_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(translator, "TOGETHER", 1)
-    wanted = iter([True, False])
-    batch = {
-        "image": torch.zeros(3, 8, 8, 3, dtype=torch.uint8),
-        "to": torch.zeros(3, dtype=torch.int64),
-    }
-    with (
-        torch.inference_mode(),
-        while_wanted(lambda: next(wanted)),
-        pytest.raises(UserError, match="nobody waits"),
-    ):
-        TranslationLearner(_settings()).predict(batch)
-
-
-@pytest.mark.parametrize("whole", [0, translator.WHOLE])
-def test_numbers_that_are_not_finite_are_no_picture(
-    whole: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(translator, "WHOLE", whole)
-    learner = TranslationLearner(_settings())
-    batch = {"image": torch.zeros(1, 8, 8, 3, dtype=torch.uint8), "to": torch.tensor([0])}
-    for net in learner.made.values():
-        for values in net.parameters():
-            nn.init.constant_(values, float("nan"))
-    with torch.inference_mode():
-        [found] = learner.predict(batch)
-    assert (found.picture, found.fault) == (None, "numbers that are not finite")
-
-
-@pytest.mark.parametrize("strip", [300, 2**20])
-def test_strips_keep_what_varies_little_beside_its_mean(
-    strip: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(strips, "STRIP", strip)
-    torch.manual_seed(0)
-    net = Generator(8, 2)
-    flat = (250 + np.random.default_rng(0).integers(0, 2, (64, 64, 3))).astype(np.uint8)
-    with torch.inference_mode():
-        for values in net.parameters():
-            values.fill_(3.0) if values.ndim == 1 else values.mul_(5.0)
-        whole = to_pixels(net(to_range(torch.tensor(flat)[None])))[0].numpy()
-        found = strips.picture_of(strips.run(net, strips.Pixels(flat)))
-    assert np.abs(whole.astype(int) - found).max() <= 1
-
-
-def test_no_room_for_strips_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", "/nonexistent")
-    net = Generator(2, 0)
-    with pytest.raises(UserError, match=r"cannot write to /nonexistent: No such file.*set TMPDIR"):
-        strips.run(net, strips.Pixels(np.zeros((8, 8, 3), np.uint8)))
-
-
-@pytest.mark.parametrize(
-    ("folders", "message"),
-    [
-        (["train/a", "train/b", "train/c"], "two classes are needed, the domains; not a, b, c"),
-        (["train/a"], "two classes are needed, the domains; not a"),
-    ],
-)
-def test_other_than_two_domains_are_refused(
-    folders: list[str], message: str, tmp_path: Path
-) -> None:
-    for name in [*folders, "val/a", "val/b"]:
-        (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "1.png").write_bytes(picture(1))
-    with pytest.raises(UserError, match=message):
-        open_examples(_recipe(), str(tmp_path))
-
-
 def test_settings_are_checked() -> None:
     for changes, fault in (
         ({"crop": 40}, "crop 40 is more than load 20"),
@@ -490,51 +291,13 @@ def test_settings_are_checked() -> None:
         ({"stages": 2, "judged": True, "reading": "alternating"}, "judges all pictures as it is"),
     ):
         with pytest.raises(UserError, match=fault):
-            _settings(**changes)
-    assert isinstance(Translation(_settings(), ("A", "B")).learner(), TranslationLearner)
-
-
-@pytest.mark.parametrize("strip", [300, 3000, 2**22])
-@pytest.mark.parametrize("changes", [{"upsampling": "resize"}, {"stages": 2, "average": 0.5}])
-def test_strips_give_what_the_whole_gives(
-    changes: dict[str, Any], strip: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    torch.manual_seed(0)
-    learner = TranslationLearner(_settings(**changes))
-    for net in learner.modules.values():
-        for module in net.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                nn.init.normal_(module.weight, std=0.1)
-    batch = {"image": torch.tensor(np.asarray(pixels.decode(picture(3, 52, 38))))[None]}
-    batch["to"] = torch.tensor([0])
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):  # which both leave aside
-        [whole] = learner.predict(batch)
-        monkeypatch.setattr(translator, "WHOLE", 0)
-        monkeypatch.setattr(strips, "STRIP", strip)
-        [found] = learner.predict(batch)
-    assert whole.picture is not None
-    assert found.picture is not None
-    assert whole.picture.std() > 20
-    assert np.abs(whole.picture.astype(int) - found.picture).max() <= 1
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 40), (7, 3)])
-def test_the_smallest_pictures_are_translated(size: tuple[int, int], data: Path) -> None:
-    examples = open_examples(_recipe(), str(data))
-    buffer = io.BytesIO()
-    Image.new("LA", size, (90, 128)).save(buffer, "PNG")
-    arrays = examples.task.prepare({"image": buffer.getvalue()})
-    with torch.inference_mode():
-        [found] = examples.task.learner().predict(
-            {name: torch.tensor(array)[None] for name, array in arrays.items()}
-        )
-    assert found.picture is not None
-    assert found.picture.shape == (*size[::-1], 3)
+            settings(**changes)
+    assert isinstance(Translation(settings(), ("A", "B")).learner(), TranslationLearner)
 
 
 def test_scores_of_pairs_are_their_definitions() -> None:
     torch.manual_seed(0)
-    learner, batch = TranslationLearner(_settings(paired=True)), _batch(3)
+    learner, batch = TranslationLearner(settings(paired=True)), _batch(3)
     new = {f"new_{domain}": torch.ones(3, dtype=torch.bool) for domain in "xy"}
     with torch.inference_mode():
         found = {name: float(value) for name, value in learner.evaluate(batch | new).items()}

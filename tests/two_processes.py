@@ -16,7 +16,7 @@ TESTS = Path(__file__).parent
 AROUND_RAY = "around Ray"
 FIXTURES = {
     "ray_cluster", "address", "nodes", "shared_head", "running", "served", "artifacts", "demo",
-    "printed", "notebooks", "page_service", "start",
+    "printed", "notebooks", "page_service", "page", "start",
 }  # fmt: skip
 MODULES = {"ray", "running", "service"}
 
