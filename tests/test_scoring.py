@@ -20,7 +20,7 @@ from imgray.engine.settings import EvaluateModelConfig
 from imgray.errors import UserError
 from imgray.synthesis.realism import Describer, distances
 from imgray.synthesis.scoring import Scoring
-from imgray.synthesis.segmenter import Palette, Segmenter
+from imgray.synthesis.segmenter import Palette, open_segmenter
 from imgray.synthesis.settings import TranslationSettings
 from imgray.training.classes import agreement
 from imgray.training.loop import Run
@@ -152,7 +152,7 @@ def test_a_segmenter_sees_what_its_model_sees(segmenter: str, data: Path) -> Non
     assert agreement(sums["ceiling_y"])["pixel_accuracy"] > 0.8
     assert agreement(sums["confusion_y"])["pixel_accuracy"] < 0.2
     assert int(sums["confusion_y"].sum()) == 3 * SIDE**2
-    seen = Segmenter(segmenter, tuple(COLOURS)).classes(photos).numpy()
+    seen = open_segmenter(segmenter, tuple(COLOURS)).classes(photos).numpy()
     truth = Palette(COLOURS).classes(maps).numpy()
     for true in range(2):
         for found in range(2):
@@ -162,7 +162,7 @@ def test_a_segmenter_sees_what_its_model_sees(segmenter: str, data: Path) -> Non
 
 def test_a_segmenter_of_other_classes_is_refused(segmenter: str) -> None:
     with pytest.raises(UserError, match=r"others than the settings name: 'left' for 'right'"):
-        Segmenter(segmenter, ("right", "left"))
+        open_segmenter(segmenter, ("right", "left"))
 
 
 @pytest.mark.parametrize(("changes", "told"), [

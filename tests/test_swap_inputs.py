@@ -19,8 +19,8 @@ from imgray.data.people import People
 from imgray.data.pixels import Rejected, decode
 from imgray.engine.examples import check_examples, open_examples
 from imgray.errors import UserError
-from imgray.synthesis.parsing import Parser, nearest
 from imgray.synthesis.pose import COCO18, MEDIAPIPE33, body18, heat_maps, mirrored
+from imgray.synthesis.segmenter import Segmenter, nearest
 from imgray.synthesis.swapping import Swapping
 from imgray.training.task import Prediction
 
@@ -171,9 +171,9 @@ def test_what_a_parser_sees_is_bounded(size: tuple[int, int], seen: tuple[int, i
             return [Prediction({}, np.zeros(batch["image"].shape[1:3], np.uint8))]
 
     learner: Any = Learner()
-    found = Parser(learner, "image", 32).labels(np.zeros((*size, 3), np.uint8))
+    found = Segmenter(learner, "image", 32).classes(torch.zeros(1, *size, 3, dtype=torch.uint8))
     assert shapes == [(1, *seen, 3)]
-    assert found.shape == size
+    assert found.shape == (1, *size)
 
 
 def test_a_sample_of_long_pictures_is_bounded() -> None:

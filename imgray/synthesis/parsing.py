@@ -5,18 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from imgray.data.pixels import Rejected, decode_map
-from imgray.synthesis.segmenter import picture_input
-from imgray.synthesis.swap_settings import Map, SwapSettings
+from imgray.synthesis.segmenter import Segmenter, picture_input
+from imgray.synthesis.swap_settings import SwapSettings
 from imgray.training.models import load_model
-from imgray.training.task import Learner, Task, task_of
-
-LEAST, LONGER = 32, 4
-"""Pixels of the sides of what a parser sees at least, and of the longer one by its `side`."""
+from imgray.training.task import Task, task_of
 
 
 def read_parsing(data: bytes, size: tuple[int, int], settings: SwapSettings) -> NDArray[np.uint8]:
@@ -47,15 +42,6 @@ def read_parsing(data: bytes, size: tuple[int, int], settings: SwapSettings) -> 
     return labels
 
 
-def nearest(maps: Map, size: tuple[int, int]) -> Map:
-    """Maps (..., H, W) brought to a height and width, each pixel as the nearest of before."""
-    rows, columns = (
-        ((np.arange(length) + 0.5) * own / length).astype(int)
-        for length, own in zip(size, maps.shape[-2:], strict=True)
-    )
-    return maps[..., rows[:, None], columns]
-
-
 def composed(
     painted: NDArray[np.uint8],
     whole: NDArray[np.uint8],
@@ -70,35 +56,7 @@ def composed(
     return np.where(settings.are_clothes(regions)[:, :, None], painted, whole)
 
 
-class Parser:
-    """A model that finds the parsing of a photograph.
-
-    Args:
-        learner: its networks.
-        input: what its task calls the photograph.
-        side: shorter side in pixels of the pictures that it sees; of those more than four times as
-            long as wide it is less, 32 at least.
-    """
-
-    def __init__(self, learner: Learner, input: str, side: int) -> None:
-        self.learner, self.input, self.side = learner, input, side
-
-    @torch.inference_mode()
-    def labels(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The labels (H, W) of a picture, uint8 (H, W, 3)."""
-        sides = picture.shape[1::-1]
-        scale = self.side / max(min(sides), max(sides) / LONGER)
-        width, height = (max(LEAST, round(scale * side)) for side in sides)
-        seen = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
-        device = next(next(iter(self.learner.modules.values())).parameters()).device
-        image = torch.tensor(np.asarray(seen), device=device)[None]
-        with torch.autocast(device.type, enabled=False):
-            [found] = self.learner.predict({self.input: image})
-        assert found.picture is not None
-        return nearest(found.picture, picture.shape[:2])
-
-
-def open_parser(settings: SwapSettings, initial: bool) -> Parser | None:
+def open_parser(settings: SwapSettings, initial: bool) -> Segmenter | None:
     """The parser that settings name.
 
     Args:
@@ -116,7 +74,7 @@ def open_parser(settings: SwapSettings, initial: bool) -> Parser | None:
     else:
         model = load_model(settings.parser)
         task, learner = model.task, model.learner
-    return Parser(learner, _input(task, settings), settings.parser_side)
+    return Segmenter(learner, _input(task, settings), settings.parser_side)
 
 
 def parser_recipe(settings: SwapSettings) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from imgray.data.unpaired import DOMAINS
 from imgray.synthesis.realism import distances
-from imgray.synthesis.segmenter import Palette, Segmenter
+from imgray.synthesis.segmenter import Palette, Segmenter, open_segmenter
 from imgray.synthesis.settings import TranslationSettings
 from imgray.training.classes import agreement, confusion
 
@@ -35,7 +35,7 @@ class Scoring:
             readers[mapped] = self.palette = Palette(settings.palette)
         if settings.segmenter:
             [pictured] = set(DOMAINS) - {mapped}
-            readers[pictured] = Segmenter(settings.segmenter, tuple(settings.palette))
+            readers[pictured] = open_segmenter(settings.segmenter, tuple(settings.palette))
         self.readers = readers
 
     def sums(self, made: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,10 +16,11 @@ from imgray.synthesis.discriminator import PatchDiscriminator
 from imgray.synthesis.generator import to_pixels, to_range
 from imgray.synthesis.losses import apart, similar, squares
 from imgray.synthesis.optimizers import adam, averaged
-from imgray.synthesis.parsing import Parser, composed, nearest
+from imgray.synthesis.parsing import composed
 from imgray.synthesis.pose import COCO18, heat_maps
 from imgray.synthesis.realism import Describer
 from imgray.synthesis.scoring import ROWS
+from imgray.synthesis.segmenter import Segmenter, nearest
 from imgray.synthesis.swap_settings import SwapSettings
 from imgray.synthesis.swapnet import Conditions, Painted, SwapNet
 from imgray.training.task import NOT_FINITE, At, Batch, Learner, Prediction
@@ -54,7 +55,7 @@ class SwapLearner(Learner):
 
     derived = frozenset({"averaged"})
 
-    def __init__(self, settings: SwapSettings, parser: Parser | None = None) -> None:
+    def __init__(self, settings: SwapSettings, parser: Segmenter | None = None) -> None:
         self.settings, self.parser = settings, parser
         self.net = SwapNet(settings)
         judge = PatchDiscriminator(
@@ -188,8 +189,7 @@ class SwapLearner(Learner):
     def _bodies(self, pictures: Tensor) -> Tensor:
         """The masks (N, 1, H, W) of what the parser finds in pictures (N, 3, H, W)."""
         assert self.parser
-        found = [self.parser.labels(one) for one in to_pixels(pictures).cpu().numpy()]
-        labels = torch.as_tensor(np.stack(found)).to(pictures.device)
+        labels = self.parser.classes(to_pixels(pictures))
         return (self._regions(labels) > 0)[:, None]
 
     def _regions(self, parsing: Tensor) -> Tensor:
@@ -203,19 +203,17 @@ class SwapLearner(Learner):
 
     def predict(self, batch: Batch) -> list[Prediction]:
         """Pictures of the references' sizes, uint8 (H, W, 3)."""
-        whole = batch["whole"].cpu().numpy()
         parsing = batch.get("parsing")
         if parsing is None:
             assert self.parser
-            labels = np.stack([self.parser.labels(one) for one in whole])
-            parsing = torch.as_tensor(labels).to(batch["reference"].device)
+            parsing = self.parser.classes(batch["whole"])
         with torch.autocast(parsing.device.type, enabled=False):
             small = nearest(parsing, self.settings.crop)
             conditions = self.conditions({**batch, "parsing": small})
             *_, made = self._painter.paint(to_range(batch["target"]), conditions)
         faults = ["" if one.isfinite().all() else NOT_FINITE for one in made]
-        pairs = zip(to_pixels(made).cpu().numpy(), whole, parsing.cpu().numpy(), strict=True)
-        found = [self._finished(*one) for one in pairs]
+        arrays = (one.cpu().numpy() for one in (to_pixels(made), batch["whole"], parsing))
+        found = [self._finished(*one) for one in zip(*arrays, strict=True)]
         return [Prediction({}, *one) for one in zip(found, faults, strict=True)]
 
     def _finished(

@@ -16,9 +16,10 @@ from imgray.data.fields import ClassMap, Input, KeyPoints, Output, Picture, Valu
 from imgray.data.people import People
 from imgray.data.pixels import Rejected
 from imgray.errors import UserError
-from imgray.synthesis.parsing import nearest, open_parser, parser_recipe, read_parsing
+from imgray.synthesis.parsing import open_parser, parser_recipe, read_parsing
 from imgray.synthesis.pose import SKELETONS, body18, check_pose, mirrored
 from imgray.synthesis.scoring import ROWS, near
+from imgray.synthesis.segmenter import nearest
 from imgray.synthesis.swap_settings import SwapSettings
 from imgray.synthesis.swapgan import SwapLearner
 from imgray.training.task import Arrays, Task
