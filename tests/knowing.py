@@ -13,7 +13,7 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save
 
 from imgray.artifacts.folder import Folder
-from imgray.artifacts.manifest import Manifest, begin, entry_of, publish, read_file, read_manifest
+from imgray.artifacts.manifest import Manifest, entry_of, publish, read_file, read_manifest
 from imgray.data.fields import Text
 from imgray.features.columns import FeatureInfo, Vectors
 from imgray.retrieval.codebook import unit
@@ -26,7 +26,7 @@ DIM = 12
 def write(uri: str, columns: dict[str, FeatureInfo], pictures: Vectors, seed: int = 0) -> Manifest:
     """Publish a model of these columns whose texts mean these pictures, by their number."""
     folder = Folder(uri)
-    begin(folder, "model", {"seed": seed}, overwrite=True)
+    folder.remove("")
     width = sum(info.regions * info.dim for info in columns.values())
     matrix = np.random.default_rng(seed).normal(size=(width, DIM)).astype(np.float32)
     meant = _mapped(pictures, list(columns), matrix)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from imgray.artifacts.folder import Folder
-from imgray.artifacts.manifest import Manifest, begin, entry_of, publish
+from imgray.artifacts.manifest import Manifest, entry_of, publish
 from imgray.features.columns import FeatureInfo, Vectors
 from imgray.features.columns import schema as schema_of
 from imgray.features.extractor import Prepared, to_table, weights_file
@@ -53,7 +53,7 @@ def names(count: int) -> list[str]:
 def write_features(uri: str, vectors: Vectors, **changes: Any) -> Manifest:
     """Publish a features artifact of these vectors, named `NET.LAYER`, as extraction would."""
     folder = Folder(uri)
-    begin(folder, "features", {"images": "nowhere"}, overwrite=True)
+    folder.remove("")
     images, regions = next(iter(vectors.values())).shape[:2]
     nets = sorted({name.partition(".")[0] for name in vectors})
     grids = (1,) if regions == 1 else (1, 2, 3)

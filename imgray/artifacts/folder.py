@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import os
 import shutil
 import uuid
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 from botocore.exceptions import BotoCoreError, ClientError
@@ -26,6 +27,8 @@ S3_OPTIONS: dict[str, Any] = {
     "config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 4}},
 }
 TEMPORARY = ".partial-"
+TRIES = 5
+"""Of a write that the store wants to have repeated."""
 LONGEST_NAME = 200
 """Characters of a file's name that a message shows."""
 STREAMED = 4 * 2**20
@@ -143,6 +146,60 @@ class Folder:
             else:
                 _write_atomically(Path(self.path(name)), data)
 
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file, whole, unless there is one already: whether it was written.
+
+        A store in S3 that knows no conditional put writes it all the same.
+        """
+        with self._clear("write", name):
+            if not self.is_s3:
+                return _create(Path(self.path(name)), data)
+            for attempt in itertools.count():
+                try:
+                    self.file_system.pipe_file(self.path(name), data, mode="create")
+                    return True
+                except OSError as error:
+                    # A reply may have been lost: what is there may be one's own.
+                    if error.errno == errno.EINVAL:
+                        return bytes(self.file_system.cat_file(self.path(name))) == data != b""
+                    if error.errno == errno.ENOSYS:
+                        self.file_system.pipe_file(self.path(name), data)
+                        return True
+                    if error.errno != errno.EBUSY or attempt == TRIES:
+                        raise
+            raise AssertionError
+
+    def touch(self, name: str, data: bytes) -> None:
+        """Have a file of this content be written now, though a reader may see it before its end."""
+        with self._clear("write", name):
+            if self.is_s3:
+                self.file_system.pipe_file(self.path(name), data)
+                return
+            try:
+                os.utime(self.path(name))
+            except FileNotFoundError:
+                with _made(Path(self.path(name))) as file:
+                    file.write(data)
+
+    def modified(self, name: str) -> float:
+        """When a file was written last, in seconds by the clock of the store."""
+        with self._clear("read", name):
+            info = self.file_system.info(self.path(name))
+            return float(info["LastModified"].timestamp() if self.is_s3 else info["mtime"])
+
+    def tops(self) -> list[str]:
+        """The names of the files and folders that lie in the folder itself, sorted."""
+        with self._clear("list", ""):
+            try:
+                found = self.file_system.ls(self.root, detail=False)
+            except FileNotFoundError:
+                return []
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
+
+    def below(self, name: str) -> Folder:
+        """A folder in this one."""
+        return Folder(f"{self.uri.rstrip('/')}/{name}")
+
     def upload(self, source: Path, name: str) -> None:
         """Move a finished local file into the folder so that it is seen whole or not at all."""
         with self._clear("write", name):
@@ -197,6 +254,12 @@ class Folder:
                 self._remove_objects(self.path(name).rstrip("/"))
             else:
                 self.file_system.rm(self.path(name), recursive=True)
+
+    def prune(self, name: str) -> None:
+        """Remove an empty sub-folder, of which S3 has none."""
+        if not self.is_s3:
+            with contextlib.suppress(OSError):
+                os.rmdir(self.path(name))
 
     def _remove_objects(self, path: str) -> None:
         """Not `rm`, which takes brackets and stars in a path for a pattern."""
@@ -260,14 +323,48 @@ def _sort(folders: dict[str, Any]) -> None:
 
 
 def _write_atomically(target: Path, data: bytes) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with _partial(target, data) as partial:
+        os.replace(partial, target)
+
+
+def _create(target: Path, data: bytes) -> bool:
+    for attempt in itertools.count():
+        with _partial(target, data) as partial:
+            try:
+                os.link(partial, target)
+                return True
+            except FileExistsError:
+                return False
+            except FileNotFoundError:  # another process has tidied up meanwhile
+                if attempt == TRIES:
+                    raise
+            finally:
+                partial.unlink(missing_ok=True)
+    raise AssertionError
+
+
+@contextlib.contextmanager
+def _partial(target: Path, data: bytes) -> Iterator[Path]:
+    """A file beside the target, with its content."""
     partial = target.with_name(TEMPORARY + uuid.uuid4().hex)
     with _removed_on_failure(partial):
-        with open(partial, "wb") as file:
+        with _made(partial) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, target)
+        yield partial
+
+
+def _made(path: Path) -> BinaryIO:
+    """A new empty file, though another process may remove its empty folder meanwhile."""
+    for attempt in itertools.count():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return open(path, "wb")
+        except FileNotFoundError:
+            if attempt == TRIES:
+                raise
+    raise AssertionError
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,14 +25,15 @@ from pydantic import (
 )
 
 from imgray import __version__
-from imgray.artifacts.folder import Folder
-from imgray.artifacts.identity import Identity, Migrate
+from imgray.artifacts.folder import TEMPORARY, Folder
 from imgray.errors import UserError
 
 FORMAT = 1
 NAME = "manifest.json"
 WORK = "_work"
-_RUN = f"{WORK}/run.json"
+OWNERS, LEASES = "owners", "leases"
+"""In the work, who does it: see `owner`."""
+RUN = f"{WORK}/run.json"
 
 Kind = Literal["model", "features", "index", "predictions"]
 
@@ -120,7 +121,7 @@ def read_manifest(folder: Folder, kind: Kind | None = None) -> Manifest:
     another kind, or when its format is not the one that this version of imgray reads.
     """
     if not folder.exists(NAME):
-        hint = "its job has not finished; run it again" if folder.exists(_RUN) else "check the URI"
+        hint = "its job has not finished; run it again" if folder.exists(RUN) else "check the URI"
         wanted = f"{kind} artifact" if kind else "artifact"
         raise UserError(f"{folder.uri}: no {wanted} here (no {NAME}): {hint}")
     data = folder.read(NAME)
@@ -210,113 +211,23 @@ def _differs(folder: Folder, entry: FileEntry) -> UserError:
     )
 
 
-def begin(
-    folder: Folder,
-    kind: Kind,
-    config: Identity,
-    overwrite: bool = False,
-    migrate: Migrate = dict,
-    free: Collection[str] = (),
-) -> Manifest | None:
-    """Start or continue an artifact, whose stored settings are compared after `migrate`.
-
-    Those named in `free` may differ from the ones that an unfinished run began with.
-
-    Returns the manifest when the artifact is already finished with these settings; None when
-    there is work to do. Raises `UserError` when the folder holds an artifact, finished or not,
-    of other settings.
-    """
-    if overwrite:
-        discard(folder)
-    if folder.exists(NAME):
-        manifest = read_manifest(folder, kind)
-        _refuse_other(folder, migrate(manifest.config), config)
-        folder.remove(WORK)
-        return manifest
-    if folder.exists(_RUN):
-        started = migrate(read_object(folder, _RUN))
-        _refuse_other(folder, started | {key: config.get(key) for key in free}, config)
-    elif folder.sizes():
-        raise UserError(
-            f"{folder.uri}: the folder is not empty and holds no imgray artifact; choose another"
-        )
-    else:
-        folder.write(_RUN, json.dumps(config, indent=1).encode())
-    return None
-
-
-def stored_config(folder: Folder, kind: Kind) -> Identity:
-    """The settings of the artifact, finished or begun, that a folder holds; {} where it has none.
-
-    Raises `UserError` where it holds one of another kind, or a damaged one.
-    """
-    if folder.exists(NAME):
-        return read_manifest(folder, kind).config
-    return read_object(folder, _RUN) if folder.exists(_RUN) else {}
-
-
-def read_object(folder: Folder, name: str) -> dict[str, Any]:
-    """A JSON object that an unfinished run has kept. Raises `UserError` where it is damaged."""
-    try:
-        found = json.loads(folder.read(name))
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"{folder.uri}/{name}: damaged; start anew with --overwrite")
-    return found
-
-
-def discard(folder: Folder) -> None:
-    """Remove an artifact, or the beginnings of one; any other folder is refused."""
-    if folder.exists(_RUN) or _is_manifest(folder):
-        folder.remove(NAME)
-        folder.remove("")
-    elif folder.sizes():
-        raise UserError(f"{folder.uri}: not an imgray artifact, so --overwrite leaves it alone")
-
-
-def _is_manifest(folder: Folder) -> bool:
-    """Whether a folder's `manifest.json` is one of ours, perhaps damaged or of another version.
-
-    Applications of the web and browser extensions have files of this name too.
-    """
-    if not folder.exists(NAME):
-        return False
-    data = folder.read(NAME)
-    return all(f'"{word}":'.encode() in data for word in ("kind", "format", "imgray"))
-
-
-@contextlib.contextmanager
-def nothing_left_before(folder: Folder, note: str) -> Iterator[None]:
-    """Have a refusal that comes before the file `note` exists leave nothing behind.
-
-    The corrected command, which has other settings, then begins anew without `--overwrite`.
-    """
-    try:
-        yield
-    except UserError:
-        with contextlib.suppress(UserError):
-            if not folder.exists(note):
-                discard(folder)
-        raise
-
-
 def publish(folder: Folder, manifest: Manifest) -> Manifest:
     """Make an artifact visible: write its manifest, then remove the notes of the work."""
     sealed = manifest.sealed()
     folder.write(NAME, sealed.to_bytes())
-    folder.remove(WORK)
+    forget_work(folder)
     return sealed
 
 
-def _refuse_other(folder: Folder, old: Identity, new: Identity) -> None:
-    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    if keys:
-        changes = ", ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys)
-        raise UserError(
-            f"{folder.uri} holds an artifact of other settings ({changes}); "
-            "choose another --output, or say --overwrite"
-        )
+def forget_work(folder: Folder) -> None:
+    """Remove the notes of a work, but for those of who does it, and files that were not ended."""
+    for name in folder.files():
+        if name.startswith(TEMPORARY):
+            folder.remove(name)
+    for name in folder.below(WORK).tops():
+        if name not in (OWNERS, LEASES):
+            folder.remove(f"{WORK}/{name}")
+    folder.prune(WORK)
 
 
 @contextlib.contextmanager

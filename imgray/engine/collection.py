@@ -1,16 +1,18 @@
 """Run a step over every record of a collection, exactly once.
 
 The sorted listing is frozen at the start and cut into shards; a shard is a row group of
-`listing.parquet`. A worker turns one shard into `part-NNNNN.parquet` and, if images were set
-aside, `rejected/part-NNNNN.parquet`, each written whole or not at all, and then leaves a receipt
-in `_work/`. A later run does the shards that have no receipt. Nothing depends on how Ray
-distributes the work.
+`listing.parquet`. A worker turns one shard into `part-NNNNN-DIGEST.parquet` and, if images were set
+aside, `rejected/part-NNNNN-DIGEST.parquet`, each written whole or not at all, and then leaves a
+receipt in `_work/`. A later run does the shards that have no receipt. Nothing depends on how Ray
+distributes the work. What a worker of another run writes too late has another name, unless it is
+the same to the byte.
 """
 
 from __future__ import annotations
 
 import io
 import itertools
+import re
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,7 +28,18 @@ from ray.exceptions import ActorDiedError
 from ray.util.annotations import RayDeprecationWarning
 
 from imgray.artifacts.folder import Entry, Folder, Skipped
-from imgray.artifacts.manifest import WORK, FileEntry, Manifest, entry_of, entry_of_file, scratch
+from imgray.artifacts.manifest import (
+    NAME,
+    WORK,
+    FileEntry,
+    Manifest,
+    entry_of,
+    entry_of_file,
+    read_manifest,
+    scratch,
+    sha256,
+)
+from imgray.artifacts.owner import Lost, Owned
 from imgray.data.collections import CHANGED, Collection
 from imgray.data.fields import Values
 from imgray.data.pixels import Rejected
@@ -39,6 +52,8 @@ from imgray.features.memory import keep_freed
 LISTING = "listing.parquet"
 LISTED = f"{WORK}/listing.json"
 RECEIPTS = f"{WORK}/receipts"
+REJECTED = "rejected"
+PART = re.compile(rf"({REJECTED}/)?part-\d{{5,}}(-[0-9a-f]{{12}})?\.parquet")
 BATCH = 8
 """Records of a forward pass by default."""
 ROW_GROUP_BYTES = 16 * 2**20
@@ -141,7 +156,16 @@ def process_collection(
     for receipt in _run(pending, worker, pool):
         receipts[receipt.shard] = receipt
         progress.add(receipt.listed, receipt.rejected.rows if receipt.rejected else 0)
+    _sweep(output, [file for receipt in receipts.values() for file in receipt.files])
     return _account(listing, [receipts[shard] for shard in sorted(receipts)])
+
+
+def _sweep(output: Folder, files: Iterable[FileEntry]) -> None:
+    """Remove the parts of other runs: who reads `part-*.parquet` sees what the manifest lists."""
+    listed = {file.name for file in files}
+    for name in (*output.files(), *output.sizes(REJECTED)):
+        if PART.fullmatch(name) and name not in listed:
+            output.remove(name)
 
 
 def summarize_rejections(output: Folder, files: Iterable[FileEntry], most: int = 5) -> list[str]:
@@ -149,7 +173,7 @@ def summarize_rejections(output: Folder, files: Iterable[FileEntry], most: int =
     counts: Counter[str] = Counter()
     example: dict[str, str] = {}
     for entry in files:
-        if entry.name.startswith("rejected/"):
+        if entry.name.startswith(f"{REJECTED}/"):
             table = pq.read_table(io.BytesIO(output.read(entry.name)))
             for row in table.to_pylist():
                 counts[row["reason"]] += 1
@@ -167,7 +191,7 @@ def check_rejected(output: Folder, manifest: Manifest, most: float) -> None:
     if rejected > most * listed:
         raise TooManyRejected(
             f"{rejected:,} of {listed:,} images were rejected, more than --max-rejected {most:g}; "
-            f"the others are done; see {output.uri}/rejected"
+            f"the others are done; see {output.uri}/{REJECTED}"
         )
 
 
@@ -208,7 +232,7 @@ def _freeze_listing(collection: Collection, output: Folder, shard_size: int) -> 
 
 def _receipts(output: Folder) -> list[Receipt]:
     """Receipts of earlier runs whose files are still there at full size; others are removed."""
-    names = sorted(name for name in output.sizes(RECEIPTS) if name.endswith(".json"))
+    names = sorted(name for name in output.sizes(_notes(output)) if name.endswith(".json"))
     sizes = output.sizes() if names else {}
     found = []
     for name, data in zip(names, output.read_many(names), strict=True):
@@ -218,6 +242,12 @@ def _receipts(output: Folder) -> list[Receipt]:
         else:
             output.remove(name)
     return found
+
+
+def _notes(output: Folder) -> str:
+    """Where the receipts lie: those of another beginning are of other settings, perhaps."""
+    run = output.begun if isinstance(output, Owned) else ""
+    return f"{RECEIPTS}/{run}" if run else RECEIPTS
 
 
 def _receipt(data: bytes) -> Receipt | None:
@@ -291,7 +321,7 @@ class Worker:
                 yield {"receipt": [""], "error": [str(error)]}
 
     def _do(self, shard: int) -> Receipt:
-        note = f"{RECEIPTS}/{shard:05d}.json"
+        note = f"{_notes(self.output)}/{shard:05d}.json"
         if self.output.exists(note):
             return Receipt.model_validate_json(self.output.read(note))
         rows = self.listing.read_row_group(shard).to_pylist()
@@ -299,13 +329,14 @@ class Worker:
         entries = [(first + place, Entry(**row)) for place, row in enumerate(rows)]
         tables, rejections = self._rows(entries)
         table = pa.concat_tables([self.step.schema.empty_table(), *tables])
-        receipt = Receipt(
-            shard=shard,
-            listed=len(rows),
-            part=self._write(f"part-{shard:05d}.parquet", table),
-            rejected=self._write_rejected(shard, rejections),
-        )
-        self.output.write(note, receipt.model_dump_json().encode())
+        files = [_file(f"part-{shard:05d}", table)]
+        if rejections:
+            columns = [list(column) for column in zip(*sorted(rejections), strict=True)]
+            refused = pa.table(columns, schema=_REJECTED)
+            files.append(_file(f"{REJECTED}/part-{shard:05d}", refused))
+        part, rejected = [*(entry for entry, _ in files), None][:2]
+        receipt = Receipt(shard=shard, listed=len(rows), part=part, rejected=rejected)
+        _keep(self.output, files, note, receipt)
         return receipt
 
     def _rows(self, entries: list[tuple[int, Entry]]) -> tuple[list[pa.Table], Rejections]:
@@ -334,17 +365,35 @@ class Worker:
         except Rejected as error:
             return entry.id, ("decode", str(error))
 
-    def _write(self, name: str, table: pa.Table) -> FileEntry:
-        data = _parquet(table)
-        self.output.write(name, data)
-        return entry_of(name, data, len(table))
 
-    def _write_rejected(self, shard: int, rejections: Rejections) -> FileEntry | None:
-        if not rejections:
-            return None
-        columns = [list(column) for column in zip(*sorted(rejections), strict=True)]
-        name = f"rejected/part-{shard:05d}.parquet"
-        return self._write(name, pa.table(columns, schema=_REJECTED))
+def _file(name: str, table: pa.Table) -> tuple[FileEntry, bytes]:
+    """A table's file, whose name tells its content."""
+    data = _parquet(table)
+    return entry_of(f"{name}-{sha256(data)[:12]}.parquet", data, len(table)), data
+
+
+def _keep(
+    output: Folder, files: Sequence[tuple[FileEntry, bytes]], note: str, receipt: Receipt
+) -> None:
+    """Write a shard. Raises `Lost` where another run owns the output, and takes it back."""
+    try:
+        for entry, data in files:
+            output.write(entry.name, data)
+        output.write(note, receipt.model_dump_json().encode())
+        if isinstance(output, Owned):
+            output.check()
+    except Lost:
+        _take_back(Folder(output.uri), receipt)
+        raise
+
+
+def _take_back(output: Folder, receipt: Receipt) -> None:
+    """Remove what was written too late; a run that is not done does so before it publishes."""
+    if output.exists(NAME):
+        listed = {file.name for file in read_manifest(output).files}
+        for file in receipt.files:
+            if file.name not in listed:
+                output.remove(file.name)
 
 
 def _set_aside(item: tuple[str, Any], rejections: Rejections) -> bool:

@@ -7,7 +7,8 @@ import json
 import numpy as np
 
 from imgray.artifacts.folder import Folder
-from imgray.artifacts.manifest import WORK, read_manifest, read_object
+from imgray.artifacts.manifest import WORK, read_manifest
+from imgray.artifacts.output import read_object
 from imgray.data.joins import Columns
 from imgray.data.layout import place_of
 from imgray.data.names import FROZEN
@@ -44,7 +45,7 @@ def frozen(source: Source, recipe: Recipe, output: Folder) -> Source:
 
     Workers and later runs see these, and list nothing again. Raises `UserError`.
     """
-    kept = Folder(f"{output.uri.rstrip('/')}/{WORK}")
+    kept = output.below(WORK)
     if not kept.exists(FROZEN):
         open_examples(recipe, source)
         source.snapshot.save(kept)
@@ -56,7 +57,7 @@ def completed(recipe: Recipe, data: Source, output: Folder) -> Recipe:
 
     Raises `UserError`.
     """
-    kept = Folder(f"{output.uri.rstrip('/')}/{WORK}")
+    kept = output.below(WORK)
     if kept.exists(COMPLETED):
         settings = read_object(kept, COMPLETED)
     else:

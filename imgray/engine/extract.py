@@ -113,10 +113,11 @@ def extract(config: ExtractConfig) -> ExtractResult:
         output,
         "features",
         identity,
-        partial(_extract, config, identity, output),
+        partial(_extract, config, identity),
         sources=[*config.read, *_weights(config)],
         note=LISTED,
         overwrite=config.overwrite,
+        wait=config.wait,
         migrate=migrate,
     )
     check_rejected(output, manifest, config.max_rejected)

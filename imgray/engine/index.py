@@ -92,7 +92,7 @@ def build_index(config: IndexConfig) -> IndexResult:
         identity["joint_digest"] = read_manifest(Folder(config.joint)).digest
     identity = migrate(identity)
 
-    def work() -> Manifest:
+    def work(output: Folder) -> Manifest:
         words = min(_default_codewords(source.rows, 1, 1), max(1, config.sample // 8))
         joint = joint_part(config, made_from, output, words)
         return _build(config, source, settings, joint, output, made_from, identity)
@@ -105,6 +105,7 @@ def build_index(config: IndexConfig) -> IndexResult:
         sources=[config.features, *([config.joint] if config.joint else [])],
         note=FITTED,
         overwrite=config.overwrite,
+        wait=config.wait,
         migrate=migrate,
         free=SEARCHED_WITH,
     )

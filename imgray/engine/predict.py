@@ -156,10 +156,11 @@ def predict(config: PredictConfig) -> PredictResult:
         output,
         "predictions",
         identity,
-        partial(_predict, config, identity, output, task, collect),
+        partial(_predict, config, identity, task, collect),
         sources=[*config.read, config.model],
         note=LISTED,
         overwrite=config.overwrite,
+        wait=config.wait,
         migrate=migrate,
     )
     check_rejected(output, manifest, config.max_rejected)
@@ -176,9 +177,9 @@ def _collection(config: PredictConfig, inputs: Mapping[str, Input]) -> Collectio
 def _predict(
     config: PredictConfig,
     identity: Identity,
-    output: Folder,
     task: Task,
     collect: Callable[[], Collection],
+    output: Folder,
 ) -> Manifest:
     own = list(config.joined), config.longest, config.encode
     factory = partial(PredictStep, identity["model"], output, *own)

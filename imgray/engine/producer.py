@@ -6,7 +6,9 @@ from collections.abc import Callable, Collection
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.identity import Identity, Migrate, settled
-from imgray.artifacts.manifest import Kind, Manifest, begin, nothing_left_before, publish
+from imgray.artifacts.manifest import Kind, Manifest, publish
+from imgray.artifacts.output import begun, nothing_left_before
+from imgray.artifacts.owner import Owned
 from imgray.config import JobConfig
 from imgray.engine.progress import say
 from imgray.errors import UserError
@@ -24,13 +26,14 @@ def produce(
     output: Folder,
     kind: Kind,
     identity: Identity,
-    work: Callable[[], Manifest],
+    work: Callable[[Owned], Manifest],
     *,
     sources: Collection[str],
     note: str,
     overwrite: bool = False,
     migrate: Migrate = dict,
     free: Collection[str] = (),
+    wait: float = 0.0,
 ) -> Manifest:
     """Make an artifact, go on with one that was interrupted, or find that it is finished.
 
@@ -38,7 +41,8 @@ def produce(
         output: where it lies, or is to lie.
         kind: of the artifact.
         identity: the settings that determine its content.
-        work: writes the data files that are not there yet, and gives the manifest to publish.
+        work: writes the data files that are not there yet to the output, which this run owns, and
+            gives the manifest to publish.
         sources: URIs that the work reads, none of which may lie in `output`.
         note: the file in `output` that the first finished part of the work leaves. What is refused
             before leaves nothing behind, so that the corrected command need not overwrite.
@@ -46,18 +50,24 @@ def produce(
         migrate: of the settings that an earlier run has stored, before they are compared.
         free: settings that a run which goes on may have changed, as no file depends on them that
             is not made again.
+        wait: seconds for which another run that works on the output is waited for.
 
     Raises:
-        UserError: `output` holds something else, or the work cannot be done.
+        UserError: `output` holds something else, another run works there, or the work cannot be
+            done.
     """
     for uri in sources:
         _refuse_inside(output, Folder(uri))
-    finished = begin(output, kind, identity, overwrite, migrate, free)
-    if finished is not None:
-        say(f"{output.uri}: already {MADE[kind]}, nothing to do")
-        return finished
-    with nothing_left_before(output, note):
-        return publish(output, work())
+    with begun(output, kind, identity, overwrite, migrate, free, wait) as found:
+        if isinstance(found, Manifest):
+            say(f"{output.uri}: already {MADE[kind]}, nothing to do")
+            return found
+        if not found.exclusive:
+            say(f"{output.uri}: its store cannot keep two runs apart; let this be the only one")
+        with nothing_left_before(found, note):
+            manifest = work(found)
+            found.check()
+            return publish(found, manifest)
 
 
 def migrated(config: type[JobConfig], stored: Identity) -> Identity:

@@ -13,6 +13,7 @@ from imgray.data.layout import Layout, numbers, pairs, place_of
 
 Regions = Literal["global", "pyramid"]
 SHARD_IMAGES = 100_000
+WAIT = "seconds to wait for another run that works on --output"
 
 
 def _listed(given: Any) -> Any:
@@ -79,7 +80,7 @@ class CollectionConfig(TableConfig):
 
     runtime: ClassVar[frozenset[str]] = frozenset(
         {"output", "workers", "cpus_per_worker", "gpus_per_worker", "batch_size", "max_rejected"}
-        | {"overwrite"}
+        | {"overwrite", "wait"}
     )
     uris: ClassVar[frozenset[str]] = TableConfig.uris | {"images"}
 
@@ -107,6 +108,7 @@ class CollectionConfig(TableConfig):
         default=None, ge=0, description="GPUs that each worker holds (default: 1 if there are any)"
     )
     overwrite: bool = Field(default=False, description="remove what is at --output first")
+    wait: float = Field(default=0, ge=0, description=WAIT)
 
     @property
     def read(self) -> list[str]:
@@ -164,7 +166,7 @@ class IndexConfig(JobConfig):
     """Build a sharded multi-DeepIndex from the shards of a features artifact."""
 
     runtime: ClassVar[frozenset[str]] = frozenset(
-        {"output", "overwrite", "cpus_per_task", "min_recall"}
+        {"output", "overwrite", "wait", "cpus_per_task", "min_recall"}
     )
     uris: ClassVar[frozenset[str]] = frozenset({"features", "joint", "text_queries"})
 
@@ -249,6 +251,7 @@ class IndexConfig(JobConfig):
     seed: int = Field(default=0, ge=0, description="seed of the sample and of k-means")
     cpus_per_task: int = Field(default=1, ge=1, description="CPUs that each task holds")
     overwrite: bool = Field(default=False, description="remove what is at --output first")
+    wait: float = Field(default=0, ge=0, description=WAIT)
 
     @property
     def least_recall(self) -> dict[str, float]:
@@ -324,7 +327,7 @@ class TrainConfig(FeaturesConfig):
 
     runtime: ClassVar[frozenset[str]] = frozenset(
         {"output", "recipe", "set", "workers", "cpus_per_worker", "gpus_per_worker", "feeders"}
-        | {"grow_every", "retries", "patience", "overwrite"}
+        | {"grow_every", "retries", "patience", "overwrite", "wait"}
     )
     uris: ClassVar[frozenset[str]] = FeaturesConfig.uris | {"data"}
 
@@ -362,6 +365,7 @@ class TrainConfig(FeaturesConfig):
         default=600, ge=0, description="seconds to wait for the machines that workers need"
     )
     overwrite: bool = Field(default=False, description="remove what is at --output first")
+    wait: float = Field(default=0, ge=0, description=WAIT)
 
     @property
     def span(self) -> tuple[int, int]:

@@ -20,7 +20,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.identity import Identity
-from imgray.artifacts.manifest import WORK, Manifest, read_manifest, stored_config
+from imgray.artifacts.manifest import WORK, Manifest, read_manifest
+from imgray.artifacts.output import stored_config
 from imgray.config import read_yaml
 from imgray.data.sources import Source
 from imgray.engine.cluster import cluster, given_device, named_cluster
@@ -127,10 +128,11 @@ def train(config: TrainConfig) -> TrainResult:
         output,
         "model",
         identity,
-        partial(_train, config, recipe, identity, source, output),
+        partial(_train, config, recipe, identity, source),
         sources=[*source.uris, *named_places(recipe)],
         note=CHECKPOINTS,
         overwrite=config.overwrite,
+        wait=config.wait,
         migrate=_migrated,
     )
     return TrainResult(
@@ -179,7 +181,7 @@ def _train(
     check_recipe(recipe, examples.task)
     inputs = {name: flag for name, flag in source.features.items() if name in examples.task.inputs}
     carried = carry(inputs, output)
-    kept = Folder(f"{output.uri.rstrip('/')}/{CHECKPOINTS}")
+    kept = output.below(CHECKPOINTS)
     steps = recipe.length(len(examples.train))
     with cluster():
         _fit(config, settled_recipe(recipe), data, kept, output)

@@ -1,0 +1,179 @@
+"""The life of an output until it is published: begun, gone on with, begun anew, given up."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from typing import Any
+
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.identity import Identity, Migrate
+from imgray.artifacts.manifest import (
+    NAME,
+    RUN,
+    WORK,
+    Kind,
+    Manifest,
+    forget_work,
+    read_manifest,
+)
+from imgray.artifacts.owner import CLAIMS, LEASES, Owned, forget, is_over, newest_claim, owning
+from imgray.errors import UserError
+
+BEGUN = "run"
+"""In the stored settings, the run that began the output."""
+
+
+@contextlib.contextmanager
+def begun(
+    folder: Folder,
+    kind: Kind,
+    config: Identity,
+    overwrite: bool = False,
+    migrate: Migrate = dict,
+    free: Collection[str] = (),
+    patience: float = 0.0,
+) -> Iterator[Manifest | Owned]:
+    """Start or continue an artifact, whose stored settings are compared after `migrate`.
+
+    Within the block nobody else writes there. Those settings named in `free` may differ from the
+    ones that an unfinished run began with; `patience` is how many seconds to wait for another run.
+
+    Gives the manifest where the artifact is already finished with these settings, else the folder
+    to write to. Raises `UserError` when it holds an artifact, finished or not, of other settings,
+    or something else, or while another run works there.
+    """
+    if manifest := None if overwrite else _finished(folder, kind, config, migrate):
+        yield manifest
+        return
+    _refuse_foreign(folder, overwrite)
+    try:
+        with owning(folder, patience) as owned:
+            manifest = None if overwrite else _finished(folder, kind, config, migrate)
+            yield manifest or _begun(owned, config, overwrite, migrate, free)
+    finally:
+        with contextlib.suppress(UserError):
+            _tidy(folder)
+
+
+def _finished(folder: Folder, kind: Kind, config: Identity, migrate: Migrate) -> Manifest | None:
+    if not folder.exists(NAME):
+        return None
+    manifest = read_manifest(folder, kind)
+    _refuse_other(folder, migrate(manifest.config), config)
+    _tidy(folder)
+    return manifest
+
+
+def _begun(
+    owned: Owned, config: Identity, overwrite: bool, migrate: Migrate, free: Collection[str]
+) -> Owned:
+    if overwrite or not owned.exists(RUN):
+        clear(owned)
+        note = config | {BEGUN: owned.claim.run}
+        owned.write(RUN, json.dumps(note, indent=1).encode())
+    started = read_object(owned, RUN)
+    run = started.pop(BEGUN, "")
+    _refuse_other(owned, migrate(started) | {key: config.get(key) for key in free}, config)
+    return replace(owned, begun=run)
+
+
+def _tidy(folder: Folder) -> None:
+    """Remove the notes of what is done, and of what was given up before it left anything."""
+    newest = newest_claim(folder)
+    if newest is not None and not is_over(folder, newest):
+        return
+    if not folder.exists(NAME) and (folder.exists(RUN) or _others(folder)):
+        return
+    forget_work(folder)
+    forget(folder)
+    for place in (WORK, ""):
+        folder.prune(place)
+
+
+def _others(folder: Folder) -> list[str]:
+    """Files beside those that say who owns the folder."""
+    return [n for n in folder.sizes() if not n.startswith((f"{CLAIMS}/", f"{LEASES}/"))]
+
+
+def _refuse_foreign(folder: Folder, overwrite: bool) -> None:
+    if folder.exists(RUN) or _is_manifest(folder):
+        return
+    if _others(folder) and not folder.sizes(CLAIMS):
+        raise UserError(
+            f"{folder.uri}: not an imgray artifact, so --overwrite leaves it alone"
+            if overwrite
+            else f"{folder.uri}: the folder is not empty and holds no imgray artifact; "
+            "choose another"
+        )
+
+
+def clear(owned: Owned) -> None:
+    """Remove all but who owns it, what makes it visible first. Raises `UserError`."""
+    owned.check()
+    owned.remove(NAME)
+    owned.remove(RUN)
+    for name in owned.tops():
+        if name != WORK:
+            owned.remove(name)
+    forget_work(owned)
+
+
+def stored_config(folder: Folder, kind: Kind) -> Identity:
+    """The settings of the artifact, finished or begun, that a folder holds; {} where it has none.
+
+    Raises `UserError` where it holds one of another kind, or a damaged one.
+    """
+    if folder.exists(NAME):
+        return read_manifest(folder, kind).config
+    found = read_object(folder, RUN) if folder.exists(RUN) else {}
+    return {key: value for key, value in found.items() if key != BEGUN}
+
+
+def read_object(folder: Folder, name: str) -> dict[str, Any]:
+    """A JSON object that an unfinished run has kept. Raises `UserError` where it is damaged."""
+    try:
+        found = json.loads(folder.read(name))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{folder.uri}/{name}: damaged; start anew with --overwrite")
+    return found
+
+
+def _is_manifest(folder: Folder) -> bool:
+    """Whether a folder's `manifest.json` is one of ours, perhaps damaged or of another version.
+
+    Applications of the web and browser extensions have files of this name too.
+    """
+    if not folder.exists(NAME):
+        return False
+    data = folder.read(NAME)
+    return all(f'"{word}":'.encode() in data for word in ("kind", "format", "imgray"))
+
+
+@contextlib.contextmanager
+def nothing_left_before(folder: Owned, note: str) -> Iterator[None]:
+    """Have a refusal that comes before the file `note` exists leave nothing behind.
+
+    The corrected command, which has other settings, then begins anew without `--overwrite`.
+    """
+    try:
+        yield
+    except UserError:
+        with contextlib.suppress(UserError):
+            if not folder.exists(note):
+                clear(folder)
+        raise
+
+
+def _refuse_other(folder: Folder, old: Identity, new: Identity) -> None:
+    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    if keys:
+        changes = ", ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys)
+        raise UserError(
+            f"{folder.uri} holds an artifact of other settings ({changes}); "
+            "choose another --output, or say --overwrite"
+        )

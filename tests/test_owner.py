@@ -1,0 +1,286 @@
+"""One run at a time owns an output; kills at every change of the file system cost nothing."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import S3
+
+from imgray.artifacts import owner
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import NAME, Manifest, entry_of, publish, read_file, read_manifest
+from imgray.artifacts.output import begun
+from imgray.artifacts.owner import CLAIMS, LEASES, Lost, Owned, newest_claim, owning
+from imgray.engine.producer import produce
+from imgray.errors import UserError
+
+PARTS = 3
+CHANGES = {"os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "open", "shutil.rmtree"}
+fork = multiprocessing.get_context("fork")
+
+
+@pytest.fixture(params=["disk", "S3"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    if request.param == "disk":
+        return Folder(str(tmp_path / "out"))
+    s3: S3 = request.getfixturevalue("s3")
+    return Folder(s3.uri(f"owners/{tmp_path.name}"))
+
+
+def _make(folder: Folder, size: int, overwrite: bool = False, wait: float = 0) -> Manifest:
+    """A job of a few parts that hold the settings of the run that wrote them."""
+
+    def work(output: Owned) -> Manifest:
+        files = []
+        for part in range(PARTS):
+            note = f"_work/receipts/{output.begun}/{part}"
+            if not output.exists(note):
+                name = f"part-{part:05d}-{size}.parquet"
+                output.write(name, f"{size} {part}".encode())
+                output.write(note, name.encode())
+            name = output.read(note).decode()
+            files.append(entry_of(name, output.read(name)))
+        listed = {entry.name for entry in files}
+        for name in output.files():
+            if name.startswith("part-") and name not in listed:
+                output.remove(name)
+        return Manifest(kind="features", config={"size": size}, files=files)
+
+    identity = {"size": size}
+    return produce(
+        folder, "features", identity, work, sources=[], note="", overwrite=overwrite, wait=wait
+    )
+
+
+def _holds(folder: Folder, size: int) -> None:
+    """Assert that a folder is one run's artifact, whole, and has nothing else."""
+    manifest = read_manifest(folder, "features")
+    assert manifest.config == {"size": size}
+    assert sorted(folder.sizes()) == sorted([NAME, *(f.name for f in manifest.files)])
+    contents = [read_file(folder, entry).decode() for entry in manifest.files]
+    assert contents == [f"{size} {part}" for part in range(PARTS)]
+    if not folder.is_s3:
+        assert not Path(folder.path("_work")).exists()
+
+
+def test_a_job_leaves_its_artifact_alone(folder: Folder) -> None:
+    first = _make(folder, 96)
+    _holds(folder, 96)
+    assert _make(folder, 96) == first
+    with pytest.raises(UserError, match=r"size: 96 there, 128 now"):
+        _make(folder, 128)
+    _make(folder, 128, overwrite=True)
+    _holds(folder, 128)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_second_run_is_refused_at_once(folder: Folder, overwrite: bool) -> None:
+    with begun(folder, "features", {"size": 96}) as owned:
+        assert isinstance(owned, Owned)
+        began = time.monotonic()
+        said = rf"process {os.getpid()} on .* works there since 20.*--wait SECONDS"
+        with pytest.raises(UserError, match=said):
+            _make(folder, 128 if overwrite else 96, overwrite)
+        assert time.monotonic() - began < 10
+        owned.write("part-00000.parquet", b"goes on")
+    assert [name for name in folder.sizes() if LEASES in name] == []
+
+
+def test_one_waits_for_the_other(folder: Folder) -> None:
+    first = threading.Event()
+
+    def other() -> None:
+        with begun(folder, "features", {"size": 96}) as owned:
+            assert isinstance(owned, Owned)
+            first.set()
+            time.sleep(1.5)
+            files = [entry_of("part", b"96")]
+            owned.write("part", b"96")
+            publish(owned, Manifest(kind="features", config={"size": 96}, files=files))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert first.wait(30)
+    manifest = _make(folder, 96, wait=60)
+    thread.join()
+    assert [entry.name for entry in manifest.files] == ["part"]
+
+
+def test_of_many_that_come_at_once_one_owns(folder: Folder) -> None:
+    """Where the store can tell: rclone's cannot, and there the last that came does."""
+    gate, owned, refused = threading.Barrier(8), [], []
+
+    def come() -> None:
+        gate.wait()
+        with contextlib.ExitStack() as stack:
+            try:
+                owned.append(stack.enter_context(owning(folder)))
+            except UserError:
+                refused.append(1)
+            gate.wait()
+
+    threads = [threading.Thread(target=come) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(owned) + len(refused) == 8
+    if owned[0].exclusive:
+        assert len(owned) == 1
+
+
+def test_who_has_been_taken_over_from_writes_no_more(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, "LOOKED", 0.0)
+    with owning(folder) as late:
+        folder.remove(f"{LEASES}/{late.claim.run}")
+        with owning(folder) as now:
+            now.write("kept", b"now")
+            for act in (lambda: late.write("kept", b"late"), lambda: late.remove("kept")):
+                with pytest.raises(Lost, match="taken over by process"):
+                    act()
+            below = late.below("deeper")
+            with pytest.raises(Lost):
+                below.write("x", b"late")
+            assert folder.read("kept") == b"now"
+            now.below("deeper").write("x", b"now")
+
+
+def test_a_lease_is_over_by_the_clock_of_the_store(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, "RENEWED", 100.0)
+    monkeypatch.setattr(owner, "DEAD", 1.0)
+    monkeypatch.setattr(time, "time", lambda: 0.0)  # nobody asks this machine's clock
+    with owning(folder) as late:
+        with pytest.raises(UserError, match="works there"), owning(folder):
+            pass
+        with owning(folder, patience=20) as now:
+            assert now.claim.number == late.claim.number + 1
+            with pytest.raises(Lost):
+                late.check()
+
+
+def test_a_lease_is_renewed(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owner, "RENEWED", 0.2)
+    with owning(folder) as owned:
+        lease = f"{LEASES}/{owned.claim.run}"
+        first, end = folder.modified(lease), time.monotonic() + 20
+        while folder.modified(lease) == first and time.monotonic() < end:
+            time.sleep(0.1)
+        assert folder.modified(lease) > first
+
+
+def test_a_run_whose_process_has_gone_is_over_at_once(folder: Folder) -> None:
+    """Killed on this machine: nobody waits for its lease."""
+
+    def work() -> None:
+        with owning(folder):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = fork.Process(target=work) if not folder.is_s3 else None
+    if child is None:
+        pytest.skip("a process that is forked cannot share a connection")
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    dead = newest_claim(folder)
+    assert dead
+    assert folder.sizes(LEASES)
+    with owning(folder) as owned:
+        assert owned.claim.number == dead.number + 1
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"number": "x"}'])
+def test_a_damaged_claim_binds_nobody(folder: Folder, content: bytes) -> None:
+    folder.write(f"{CLAIMS}/000007", content)
+    with owning(folder) as owned:
+        assert owned.claim.number == 8
+
+
+class _Dying:
+    """Ends the process at its n-th change of files below a folder, as SIGKILL would."""
+
+    def __init__(self, at: int, below: str) -> None:
+        self.left, self.below = at, below
+        sys.addaudithook(self)
+
+    def __call__(self, event: str, args: tuple[Any, ...]) -> None:
+        if event not in CHANGES or not args or self.below not in str(args[0]):
+            return
+        if event == "open" and not str(args[1] or "").startswith(("w", "x")):
+            return
+        self.left -= 1
+        if self.left < 0:
+            os._exit(9)
+
+
+def _killed(at: int, folder: Folder, size: int, overwrite: bool) -> bool:
+    """Whether a job was killed at its n-th change; otherwise it has ended."""
+
+    def work() -> None:
+        _Dying(at, folder.root)
+        _make(folder, size, overwrite)
+        os._exit(0)
+
+    child = fork.Process(target=work)
+    child.start()
+    child.join()
+    assert child.exitcode in (0, 9)
+    return child.exitcode == 9
+
+
+def _stages(folder: Folder, before: str) -> Iterator[int]:
+    """Every change at which a job can be killed, with what is there before it."""
+    for at in range(1000):
+        folder.remove("")
+        if before != "nothing":
+            _make(folder, 96)
+        if before == "unfinished":
+            manifest = json.loads(folder.read(NAME))
+            folder.remove(NAME)
+            folder.write("_work/run.json", json.dumps(manifest["config"]).encode())
+        yield at
+
+
+@pytest.mark.parametrize("before", ["nothing", "finished", "unfinished"])
+def test_killed_at_any_change_a_rerun_ends_as_if_nothing_had_been(
+    tmp_path: Path, before: str
+) -> None:
+    folder, overwrite = Folder(str(tmp_path / "out")), before != "nothing"
+    for at in _stages(folder, before):
+        if not _killed(at, folder, 128, overwrite):
+            break
+        started = folder.exists("_work/run.json") or not folder.exists(NAME)
+        other = started and b'"size": 96' in (
+            folder.read("_work/run.json") if folder.exists("_work/run.json") else b""
+        )
+        again = overwrite and (other or (folder.exists(NAME) and _size(folder) == 96))
+        _make(folder, 128, overwrite=again)
+        _holds(folder, 128)
+    assert at > 15
+
+
+def _size(folder: Folder) -> int:
+    size: int = read_manifest(folder).config["size"]
+    return size
+
+
+def test_killed_in_overwriting_it_is_overwritten_again(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "out"))
+    for at in _stages(folder, "finished"):
+        if not _killed(at, folder, 128, True):
+            break
+        _make(folder, 160, overwrite=True)
+        _holds(folder, 160)
+    assert at > 15
