@@ -57,7 +57,8 @@ def produce(
         say(f"{output.uri}: already {MADE[kind]}, nothing to do")
         return finished
     with nothing_left_before(output, note):
-        return publish(output, work())
+        manifest = work()
+    return publish(output, manifest)
 
 
 def migrated(config: type[JobConfig], stored: Identity) -> Identity:
