@@ -1,9 +1,11 @@
 """One run at a time owns an output; kills at every change of the file system cost nothing."""
 
 import contextlib
+import errno
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -13,27 +15,57 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import s3fs
 from conftest import S3
+from moto.server import ThreadedMotoServer
 
 from imgray.artifacts import owner
 from imgray.artifacts.folder import Folder
-from imgray.artifacts.manifest import NAME, Manifest, entry_of, publish, read_file, read_manifest
+from imgray.artifacts.manifest import (
+    CLAIMS,
+    LEASES,
+    NAME,
+    Manifest,
+    entry_of,
+    publish,
+    read_file,
+    read_manifest,
+)
 from imgray.artifacts.output import begun
-from imgray.artifacts.owner import CLAIMS, LEASES, Lost, Owned, newest_claim, owning
+from imgray.artifacts.owner import Lost, Owned, newest_claim, owning
 from imgray.engine.producer import produce
 from imgray.errors import UserError
 
-PARTS = 3
+PARTS, NOTE = 2, "_work/listing.json"
 CHANGES = {"os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "open", "shutil.rmtree"}
 fork = multiprocessing.get_context("fork")
 
 
-@pytest.fixture(params=["disk", "S3"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+@pytest.fixture(scope="module")
+def conditional() -> Iterator[str]:
+    """The endpoint of an S3 that keeps to conditions, as AWS does; rclone's passes over them."""
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture(params=["disk", "S3", "conditional S3"])
+def folder(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Folder]:
     if request.param == "disk":
-        return Folder(str(tmp_path / "out"))
-    s3: S3 = request.getfixturevalue("s3")
-    return Folder(s3.uri(f"owners/{tmp_path.name}"))
+        yield Folder(str(tmp_path / "out"))
+        return
+    if request.param == "conditional S3":
+        monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("conditional"))
+        s3fs.S3FileSystem.clear_instance_cache()
+        s3fs.S3FileSystem().makedirs("owners", exist_ok=True)
+        yield Folder(f"s3://owners/{tmp_path.name}")
+        s3fs.S3FileSystem.clear_instance_cache()
+    else:
+        s3: S3 = request.getfixturevalue("s3")
+        yield Folder(s3.uri(f"owners/{tmp_path.name}"))
 
 
 def _make(folder: Folder, size: int, overwrite: bool = False, wait: float = 0) -> Manifest:
@@ -41,6 +73,7 @@ def _make(folder: Folder, size: int, overwrite: bool = False, wait: float = 0) -
 
     def work(output: Owned) -> Manifest:
         files = []
+        output.write(NOTE, b"begun")
         for part in range(PARTS):
             note = f"_work/receipts/{output.begun}/{part}"
             if not output.exists(note):
@@ -57,7 +90,7 @@ def _make(folder: Folder, size: int, overwrite: bool = False, wait: float = 0) -
 
     identity = {"size": size}
     return produce(
-        folder, "features", identity, work, sources=[], note="", overwrite=overwrite, wait=wait
+        folder, "features", identity, work, sources=[], note=NOTE, overwrite=overwrite, wait=wait
     )
 
 
@@ -115,7 +148,7 @@ def test_one_waits_for_the_other(folder: Folder) -> None:
     assert [entry.name for entry in manifest.files] == ["part"]
 
 
-def test_of_many_that_come_at_once_one_owns(folder: Folder) -> None:
+def test_of_many_that_come_at_once_one_owns(folder: Folder, request: pytest.FixtureRequest) -> None:
     """Where the store can tell: rclone's cannot, and there the last that came does."""
     gate, owned, refused = threading.Barrier(8), [], []
 
@@ -134,8 +167,115 @@ def test_of_many_that_come_at_once_one_owns(folder: Folder) -> None:
     for thread in threads:
         thread.join()
     assert len(owned) + len(refused) == 8
-    if owned[0].exclusive:
-        assert len(owned) == 1
+    exclusive = "S3-" not in f"{request.node.callspec.id}-" or "conditional" in request.node.name
+    assert all(one.exclusive == exclusive for one in owned)
+    assert len(owned) == 1 or not exclusive
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_is_made_once(
+    folder: Folder, overwrite: bool, request: pytest.FixtureRequest
+) -> None:
+    name = "deep/in [it]/x"
+    assert folder.find(name) is folder.modified(name) is None
+    assert folder.create(name, b"one")
+    if "S3" in request.node.name and "conditional" not in request.node.name:
+        return
+    assert not folder.create(name, b"two")
+    assert folder.find(name) == b"one"
+    if folder.is_s3:  # the reply was lost, and what is there is one's own
+        assert folder.create(name, b"one")
+
+
+def test_where_there_are_no_hard_links_a_file_is_made_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", none)
+    folder = Folder(str(tmp_path))
+    assert folder.create("x", b"one")
+    assert not folder.create("x", b"two")
+    assert folder.read("x") == b"one"
+    _make(folder.below("out"), 96)
+    _holds(folder.below("out"), 96)
+
+
+def test_in_another_working_folder_it_is_the_same_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with owning(Folder("out")) as owned:
+        sent = pickle.dumps(owned)
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        there = pickle.loads(sent)
+        there.write("x", b"1")
+        there.below("y").write("z", b"2")
+        assert owned.read("x") == b"1"
+        assert owned.read("y/z") == b"2"
+
+
+@pytest.mark.parametrize("made", ["_work/owners/README.txt", "family.jpg", "_work/x"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_is_not_ours_is_never_removed(folder: Folder, made: str, overwrite: bool) -> None:
+    """Though a run that was killed before it wrote anything has left its claim."""
+    folder.create(f"{CLAIMS}/000001", b"{}")
+    folder.write(made, b"precious")
+    if made.startswith(CLAIMS):
+        folder.write("thesis.tex", b"precious")
+    with pytest.raises(UserError, match=r"holds no imgray artifact|not an imgray artifact"):
+        _make(folder, 96, overwrite)
+    assert folder.read(made) == b"precious"
+
+
+def test_who_waits_may_overwrite(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the one tidies up is not what the other has begun."""
+    for size in (96, 128, 160):
+        threads = [
+            threading.Thread(target=_make, args=(folder, size + n, True, 60)) for n in range(2)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        _holds(folder, _size(folder))
+        assert _size(folder) in (size, size + 1)
+
+
+def test_a_lease_from_the_future_ends_no_other(folder: Folder, tmp_path: Path) -> None:
+    with owning(folder):
+        folder.write(f"{LEASES}/00000000", b"")
+        if not folder.is_s3:
+            os.utime(folder.path(f"{LEASES}/00000000"), (2e9, 2e9))
+        with pytest.raises(UserError, match="works there"), owning(folder):
+            pass
+
+
+def test_a_process_that_cannot_be_seen_lives(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where /proc hides those of other users."""
+    with owning(folder):
+        monkeypatch.setattr(owner, "_state", lambda _: [])
+        with pytest.raises(UserError, match="works there"), owning(folder):
+            pass
+
+
+def test_the_reason_is_told_though_the_lease_cannot_be_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any) -> None:
+        raise UserError("the store is away")
+
+    def work() -> None:
+        with owning(Folder(str(tmp_path / "out"))):
+            monkeypatch.setattr(Folder, "remove", away)
+            raise UserError("the true reason")
+
+    with pytest.raises(UserError, match="the true reason"):
+        work()
 
 
 def test_who_has_been_taken_over_from_writes_no_more(
@@ -166,7 +306,7 @@ def test_a_lease_is_over_by_the_clock_of_the_store(
         with pytest.raises(UserError, match="works there"), owning(folder):
             pass
         with owning(folder, patience=20) as now:
-            assert now.claim.number == late.claim.number + 1
+            assert newest_claim(folder) == (2, now.claim)
             with pytest.raises(Lost):
                 late.check()
 
@@ -198,14 +338,14 @@ def test_a_run_whose_process_has_gone_is_over_at_once(folder: Folder) -> None:
     assert dead
     assert folder.sizes(LEASES)
     with owning(folder) as owned:
-        assert owned.claim.number == dead.number + 1
+        assert newest_claim(folder) == (2, owned.claim)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"number": "x"}'])
 def test_a_damaged_claim_binds_nobody(folder: Folder, content: bytes) -> None:
     folder.write(f"{CLAIMS}/000007", content)
     with owning(folder) as owned:
-        assert owned.claim.number == 8
+        assert newest_claim(folder) == (8, owned.claim)
 
 
 class _Dying:

@@ -71,6 +71,24 @@ def test_a_refusal_after_the_first_part_keeps_it(output: Folder) -> None:
     assert work.done == ["part-2"]
 
 
+def test_what_is_published_stays_though_its_notes_cannot_be_removed(
+    output: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove = Folder.remove
+
+    def failing(self: Folder, name: str) -> None:
+        remove(self, name)
+        if name == NOTE:
+            raise UserError("slow down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "remove", failing)
+        made = _produce(output, Work(SETTINGS))
+    again = Work(SETTINGS)
+    assert _produce(output, again) == made == read_manifest(output, "index")
+    assert not again.done
+
+
 def test_overwriting_does_all_anew(output: Folder) -> None:
     _produce(output, Work(SETTINGS))
     work = Work({"size": 32})

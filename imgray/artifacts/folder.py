@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import os
 import shutil
+import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,10 @@ S3_OPTIONS: dict[str, Any] = {
 TEMPORARY = ".partial-"
 TRIES = 5
 """Of a write that the store wants to have repeated."""
+TOGETHER = 1000
+"""Objects in S3 that one request removes."""
+BAD_REQUEST, CONFLICT, PRECONDITION_FAILED, NOT_IMPLEMENTED = 400, 409, 412, 501
+NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 LONGEST_NAME = 200
 """Characters of a file's name that a message shows."""
 STREAMED = 4 * 2**20
@@ -97,6 +102,9 @@ class Folder:
         """The URI that names the folder from any working folder, such as a worker's."""
         return f"s3://{self.root}" if self.is_s3 else self.root
 
+    def hold(self, name: str, sure: bool = False) -> None:
+        """Called before a file is changed: a folder that somebody owns may refuse it."""
+
     def path(self, name: str) -> str:
         """The file system's path of a name."""
         return f"{self.root}/{name}"
@@ -140,6 +148,7 @@ class Folder:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file so that it is seen whole or not at all."""
+        self.hold(name)
         with self._clear("write", name):
             if self.is_s3:
                 self.file_system.pipe_file(self.path(name), data)
@@ -154,20 +163,27 @@ class Folder:
         with self._clear("write", name):
             if not self.is_s3:
                 return _create(Path(self.path(name)), data)
-            for attempt in itertools.count():
-                try:
-                    self.file_system.pipe_file(self.path(name), data, mode="create")
-                    return True
-                except OSError as error:
+            return self._put_once(self.path(name), data)
+
+    def _put_once(self, path: str, data: bytes) -> bool:
+        bucket, _, key = path.partition("/")
+        wanted: dict[str, Any] = {"Bucket": bucket, "Key": key, "Body": data, "IfNoneMatch": "*"}
+        for attempt in itertools.count():
+            try:
+                self.file_system.call_s3("put_object", **wanted)
+                return True
+            except (OSError, ClientError) as error:
+                status = _status(error)
+                if status == PRECONDITION_FAILED:
                     # A reply may have been lost: what is there may be one's own.
-                    if error.errno == errno.EINVAL:
-                        return bytes(self.file_system.cat_file(self.path(name))) == data != b""
-                    if error.errno == errno.ENOSYS:
-                        self.file_system.pipe_file(self.path(name), data)
-                        return True
-                    if error.errno != errno.EBUSY or attempt == TRIES:
-                        raise
-            raise AssertionError
+                    return bytes(self.file_system.cat_file(path)) == data
+                if status == CONFLICT and attempt < TRIES:
+                    time.sleep(0.1 * 2**attempt)
+                elif status in (BAD_REQUEST, NOT_IMPLEMENTED) and "IfNoneMatch" in wanted:
+                    del wanted["IfNoneMatch"]
+                else:
+                    raise
+        raise AssertionError
 
     def touch(self, name: str, data: bytes) -> None:
         """Have a file of this content be written now, though a reader may see it before its end."""
@@ -181,10 +197,21 @@ class Folder:
                 with _made(Path(self.path(name))) as file:
                     file.write(data)
 
-    def modified(self, name: str) -> float:
-        """When a file was written last, in seconds by the clock of the store."""
+    def find(self, name: str) -> bytes | None:
+        """The content of a file; None where there is none."""
         with self._clear("read", name):
-            info = self.file_system.info(self.path(name))
+            try:
+                return bytes(self.file_system.cat_file(self.path(name)))
+            except FileNotFoundError:
+                return None
+
+    def modified(self, name: str) -> float | None:
+        """When a file was written last, in seconds by the store's clock; None where it is not."""
+        with self._clear("read", name):
+            try:
+                info = self.file_system.info(self.path(name))
+            except FileNotFoundError:
+                return None
             return float(info["LastModified"].timestamp() if self.is_s3 else info["mtime"])
 
     def tops(self) -> list[str]:
@@ -202,6 +229,7 @@ class Folder:
 
     def upload(self, source: Path, name: str) -> None:
         """Move a finished local file into the folder so that it is seen whole or not at all."""
+        self.hold(name)
         with self._clear("write", name):
             if self.is_s3:
                 self.file_system.put_file(str(source), self.path(name))
@@ -212,6 +240,7 @@ class Folder:
             partial = target.with_name(TEMPORARY + uuid.uuid4().hex)
             with _removed_on_failure(partial):
                 shutil.move(source, partial)
+                self.hold(name, sure=True)
                 os.replace(partial, target)
 
     def download(self, name: str, target: Path) -> None:
@@ -249,24 +278,40 @@ class Folder:
 
     def remove(self, name: str) -> None:
         """Remove a file or sub-folder; one that does not exist is no error."""
+        self.hold(name)
         with self._clear("remove", name), contextlib.suppress(FileNotFoundError):
             if self.is_s3:
-                self._remove_objects(self.path(name).rstrip("/"))
+                self._remove_objects(self.file_system.find(self.path(name).rstrip("/")))
             else:
                 self.file_system.rm(self.path(name), recursive=True)
 
-    def prune(self, name: str) -> None:
-        """Remove an empty sub-folder, of which S3 has none."""
-        if not self.is_s3:
+    def prune(self, name: str, deep: bool = False) -> None:
+        """Remove an empty sub-folder, of which S3 has none; `deep`, also those within it."""
+        if self.is_s3:
+            return
+        within = (top for top, *_ in os.walk(self.path(name), topdown=False)) if deep else ()
+        for path in (*within, self.path(name)):
             with contextlib.suppress(OSError):
-                os.rmdir(self.path(name))
+                os.rmdir(path)
 
-    def _remove_objects(self, path: str) -> None:
+    def remove_many(self, names: Sequence[str]) -> None:
+        """Remove files, in as few requests as can be."""
+        for start in range(0, len(names), TOGETHER):
+            some = names[start : start + TOGETHER]
+            if not self.is_s3:
+                for name in some:
+                    self.remove(name)
+                continue
+            self.hold(some[0])
+            with self._clear("remove", some[0]):
+                self._remove_objects([self.path(name) for name in some])
+
+    def _remove_objects(self, paths: Sequence[str]) -> None:
         """Not `rm`, which takes brackets and stars in a path for a pattern."""
-        bucket = path.partition("/")[0]
-        keys = [{"Key": found[len(bucket) + 1 :]} for found in self.file_system.find(path)]
-        for start in range(0, len(keys), 1000):
-            wanted = {"Objects": keys[start : start + 1000], "Quiet": True}
+        bucket = self.root.partition("/")[0]
+        keys = [{"Key": path[len(bucket) + 1 :]} for path in paths]
+        for start in range(0, len(keys), TOGETHER):
+            wanted = {"Objects": keys[start : start + TOGETHER], "Quiet": True}
             answer = self.file_system.call_s3("delete_objects", Bucket=bucket, Delete=wanted)
             for failed in answer.get("Errors", []):
                 raise OSError(f"{failed.get('Key')}: {failed.get('Message')}")
@@ -333,14 +378,35 @@ def _create(target: Path, data: bytes) -> bool:
             try:
                 os.link(partial, target)
                 return True
-            except FileExistsError:
-                return False
+            except FileExistsError:  # by a link of one's own too, where a reply was lost
+                return os.stat(partial).st_nlink > 1
             except FileNotFoundError:  # another process has tidied up meanwhile
                 if attempt == TRIES:
                     raise
+            except OSError as error:
+                if error.errno not in NO_LINKS:
+                    raise
+                return _create_without_links(target, data)
             finally:
                 partial.unlink(missing_ok=True)
     raise AssertionError
+
+
+def _create_without_links(target: Path, data: bytes) -> bool:
+    """Where a reader may see less than the whole for a moment."""
+    try:
+        with open(target, "xb") as file:
+            file.write(data)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _status(error: BaseException) -> int:
+    """The status of S3's answer; 0 where there was none."""
+    cause = error if isinstance(error, ClientError) else error.__cause__
+    response = getattr(cause, "response", None) or {}
+    return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 @contextlib.contextmanager

@@ -31,9 +31,13 @@ from imgray.errors import UserError
 FORMAT = 1
 NAME = "manifest.json"
 WORK = "_work"
-OWNERS, LEASES = "owners", "leases"
-"""In the work, who does it: see `owner`."""
 RUN = f"{WORK}/run.json"
+CLAIMS, LEASES = f"{WORK}/owners", f"{WORK}/leases"
+"""Who works: see `owner`."""
+CLEARING = f"{WORK}/clearing"
+"""Is there while an artifact is removed."""
+LAST = (RUN, CLEARING)
+"""Of the notes: they say that the others are ours."""
 
 Kind = Literal["model", "features", "index", "predictions"]
 
@@ -215,19 +219,20 @@ def publish(folder: Folder, manifest: Manifest) -> Manifest:
     """Make an artifact visible: write its manifest, then remove the notes of the work."""
     sealed = manifest.sealed()
     folder.write(NAME, sealed.to_bytes())
-    forget_work(folder)
+    with contextlib.suppress(UserError):  # it is published, and a later run tidies up
+        forget_work(folder)
     return sealed
 
 
 def forget_work(folder: Folder) -> None:
     """Remove the notes of a work, but for those of who does it, and files that were not ended."""
-    for name in folder.files():
-        if name.startswith(TEMPORARY):
-            folder.remove(name)
-    for name in folder.below(WORK).tops():
-        if name not in (OWNERS, LEASES):
-            folder.remove(f"{WORK}/{name}")
-    folder.prune(WORK)
+    if not folder.is_s3 and os.path.isdir(folder.root):
+        for name in os.listdir(folder.root):
+            if name.startswith(TEMPORARY):
+                folder.remove(name)
+    notes = [n for n in folder.sizes(WORK) if not n.startswith((f"{CLAIMS}/", f"{LEASES}/"))]
+    folder.remove_many(sorted(notes, key=lambda name: name in LAST))
+    folder.prune(WORK, deep=True)
 
 
 @contextlib.contextmanager

@@ -8,9 +8,12 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
-from imgray.artifacts.folder import Folder
+from imgray.artifacts.folder import TEMPORARY, Folder
 from imgray.artifacts.identity import Identity, Migrate
 from imgray.artifacts.manifest import (
+    CLAIMS,
+    CLEARING,
+    LEASES,
     NAME,
     RUN,
     WORK,
@@ -19,7 +22,7 @@ from imgray.artifacts.manifest import (
     forget_work,
     read_manifest,
 )
-from imgray.artifacts.owner import CLAIMS, LEASES, Owned, forget, is_over, newest_claim, owning
+from imgray.artifacts.owner import Owned, owning
 from imgray.errors import UserError
 
 BEGUN = "run"
@@ -46,16 +49,14 @@ def begun(
     or something else, or while another run works there.
     """
     if manifest := None if overwrite else _finished(folder, kind, config, migrate):
+        _tidy(folder)
         yield manifest
         return
     _refuse_foreign(folder, overwrite)
-    try:
-        with owning(folder, patience) as owned:
-            manifest = None if overwrite else _finished(folder, kind, config, migrate)
-            yield manifest or _begun(owned, config, overwrite, migrate, free)
-    finally:
-        with contextlib.suppress(UserError):
-            _tidy(folder)
+    with owning(folder, patience) as owned:
+        manifest = None if overwrite else _finished(folder, kind, config, migrate)
+        yield manifest or _begun(owned, config, overwrite, migrate, free)
+    _tidy(folder)
 
 
 def _finished(folder: Folder, kind: Kind, config: Identity, migrate: Migrate) -> Manifest | None:
@@ -63,15 +64,15 @@ def _finished(folder: Folder, kind: Kind, config: Identity, migrate: Migrate) ->
         return None
     manifest = read_manifest(folder, kind)
     _refuse_other(folder, migrate(manifest.config), config)
-    _tidy(folder)
     return manifest
 
 
 def _begun(
     owned: Owned, config: Identity, overwrite: bool, migrate: Migrate, free: Collection[str]
 ) -> Owned:
-    if overwrite or not owned.exists(RUN):
+    if overwrite or owned.exists(CLEARING):
         clear(owned)
+    if not owned.exists(RUN):
         note = config | {BEGUN: owned.claim.run}
         owned.write(RUN, json.dumps(note, indent=1).encode())
     started = read_object(owned, RUN)
@@ -81,27 +82,25 @@ def _begun(
 
 
 def _tidy(folder: Folder) -> None:
-    """Remove the notes of what is done, and of what was given up before it left anything."""
-    newest = newest_claim(folder)
-    if newest is not None and not is_over(folder, newest):
-        return
-    if not folder.exists(NAME) and (folder.exists(RUN) or _others(folder)):
-        return
-    forget_work(folder)
-    forget(folder)
-    for place in (WORK, ""):
-        folder.prune(place)
+    """Remove the notes that a run has left of what is finished, unless another works there."""
+    if folder.exists(WORK):
+        with contextlib.suppress(UserError), owning(folder) as owned:
+            if owned.exists(NAME):
+                forget_work(owned)
 
 
-def _others(folder: Folder) -> list[str]:
-    """Files beside those that say who owns the folder."""
-    return [n for n in folder.sizes() if not n.startswith((f"{CLAIMS}/", f"{LEASES}/"))]
+def _others(folder: Folder) -> bool:
+    """Whether there are files beside those that say who owns the folder, and unended ones."""
+    own = (f"{CLAIMS}/", f"{LEASES}/")
+    return any(
+        not name.startswith(own) and not name.rpartition("/")[2].startswith(TEMPORARY)
+        for name in folder.sizes()
+    )
 
 
 def _refuse_foreign(folder: Folder, overwrite: bool) -> None:
-    if folder.exists(RUN) or _is_manifest(folder):
-        return
-    if _others(folder) and not folder.sizes(CLAIMS):
+    known = folder.exists(RUN) or folder.exists(CLEARING) or _is_manifest(folder)
+    if not known and _others(folder):
         raise UserError(
             f"{folder.uri}: not an imgray artifact, so --overwrite leaves it alone"
             if overwrite
@@ -111,13 +110,20 @@ def _refuse_foreign(folder: Folder, overwrite: bool) -> None:
 
 
 def clear(owned: Owned) -> None:
-    """Remove all but who owns it, what makes it visible first. Raises `UserError`."""
+    """Remove all but who owns it, what makes it visible first. Raises `UserError`.
+
+    A mark says until the end that what is left is ours.
+    """
     owned.check()
-    owned.remove(NAME)
-    owned.remove(RUN)
-    for name in owned.tops():
-        if name != WORK:
-            owned.remove(name)
+    owned.write(CLEARING, b"")
+    for name in (NAME, RUN):
+        owned.remove(name)
+    kept = (CLEARING, f"{CLAIMS}/", f"{LEASES}/")
+    if not owned.is_s3:
+        for name in owned.tops():
+            if name != WORK:
+                owned.remove(name)
+    owned.remove_many([name for name in owned.sizes() if not name.startswith(kept)])
     forget_work(owned)
 
 
@@ -164,7 +170,7 @@ def nothing_left_before(folder: Owned, note: str) -> Iterator[None]:
         yield
     except UserError:
         with contextlib.suppress(UserError):
-            if not folder.exists(note):
+            if not folder.exists(note) and not folder.exists(NAME):
                 clear(folder)
         raise
 

@@ -163,9 +163,8 @@ def process_collection(
 def _sweep(output: Folder, files: Iterable[FileEntry]) -> None:
     """Remove the parts of other runs: who reads `part-*.parquet` sees what the manifest lists."""
     listed = {file.name for file in files}
-    for name in (*output.files(), *output.sizes(REJECTED)):
-        if PART.fullmatch(name) and name not in listed:
-            output.remove(name)
+    found = (*output.files(), *output.sizes(REJECTED))
+    output.remove_many([n for n in found if PART.fullmatch(n) and n not in listed])
 
 
 def summarize_rejections(output: Folder, files: Iterable[FileEntry], most: int = 5) -> list[str]:
@@ -383,7 +382,7 @@ def _keep(
         if isinstance(output, Owned):
             output.check()
     except Lost:
-        _take_back(Folder(output.uri), receipt)
+        _take_back(Folder(output.absolute), receipt)
         raise
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.identity import Identity, Migrate, settled
-from imgray.artifacts.manifest import Kind, Manifest, publish
+from imgray.artifacts.manifest import NAME, Kind, Manifest, publish
 from imgray.artifacts.output import begun, nothing_left_before
-from imgray.artifacts.owner import Owned
+from imgray.artifacts.owner import Lost, Owned
 from imgray.config import JobConfig
 from imgray.engine.progress import say
 from imgray.errors import UserError
@@ -66,8 +66,20 @@ def produce(
             say(f"{output.uri}: its store cannot keep two runs apart; let this be the only one")
         with nothing_left_before(found, note):
             manifest = work(found)
-            found.check()
-            return publish(found, manifest)
+        return _published(found, manifest)
+
+
+def _published(output: Owned, manifest: Manifest) -> Manifest:
+    output.check()
+    sealed = publish(output, manifest)
+    try:
+        output.check()
+    except Lost:  # between its look and its write another run took over
+        place = Folder(output.absolute)
+        if place.find(NAME) == sealed.to_bytes():
+            place.remove(NAME)
+        raise
+    return sealed
 
 
 def migrated(config: type[JobConfig], stored: Identity) -> Identity:
