@@ -47,7 +47,7 @@ import timm  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
-from two_processes import AROUND_RAY, Divided, fixtures_of, scope  # noqa: E402
+from two_processes import Divided, around_ray, fixtures_of  # noqa: E402
 
 from imgray.artifacts.folder import Folder  # noqa: E402
 from imgray.data import samples  # noqa: E402
@@ -83,7 +83,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places[item.path])
     if any("_beside" in fixtures_of(item) for item in items):
         for item in items:
-            if scope(item.path.name) == AROUND_RAY or _alone():
+            if around_ray(item.path.name) or _alone():
                 cast(pytest.Function, item).fixturenames.insert(0, "_beside")
 
 
