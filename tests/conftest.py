@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import nodes as nodes_module
 from nodes import Nodes
-from running import Job, Start, free_port, run
+from running import Job, Start, free_port, give_way, run
 
 S3_PORT = free_port()
 S3_KEY, S3_SECRET = "imgray-tests", "imgray-tests-secret"
@@ -24,6 +24,7 @@ os.environ |= {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_worker_niceness": "0",
     "OMP_NUM_THREADS": "1",
     "IMGRAY_TRUSTED_MODULES": "tinytask,slowtask,slowmatching,slowtranslation,duotask,pairs,"
     "swaptask,vectortask",
@@ -85,6 +86,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if around_ray(item.path.name) or _alone():
                 cast(pytest.Function, item).fixturenames.insert(0, "_beside")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """The process of the tests without Ray gives way: those around it are the longer way."""
+    if not (_alone() or around_ray(item.path.name)):
+        give_way()
 
 
 def _alone() -> bool:
