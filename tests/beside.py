@@ -10,7 +10,7 @@ from typing import Any
 import pages
 import pytest
 import service
-from running import NOTEBOOKS, Job, command, program
+from running import NOTEBOOKS, Job, command, give_way, program
 from two_processes import fixtures_of
 
 TESTS = Path(__file__).parent
@@ -56,14 +56,15 @@ def _beside(
 ) -> Iterator[Programs]:
     """A folder, and what runs beside the tests that are to come, each on a Ray of its own.
 
-    By the fixture that tells what it gave: the demo, the pages' commands, and the notebooks.
+    By the fixture that tells what it gave: the demo, the pages' commands, and the notebooks. All
+    give way to the tests.
     """
     folder, beside = tmp_path_factory.mktemp("demo"), Beside()
     used = {name for item in request.session.items for name in fixtures_of(item)}
     jobs = {
-        "demo": lambda: command("demo", "--models", "--json", folder=folder),
-        "printed": lambda: program(TESTS / "pages.py", folder=folder),
-        "notebooks": lambda: program(TESTS / "executed.py", *NOTEBOOKS),
+        "demo": lambda: command("demo", "--models", "--json", folder=folder, before=give_way),
+        "printed": lambda: program(TESTS / "pages.py", folder=folder, before=give_way),
+        "notebooks": lambda: program(TESTS / "executed.py", *NOTEBOOKS, before=give_way),
     }
     programs = {name: beside.begin(start) for name, start in jobs.items() if name in used}
     yield folder, programs

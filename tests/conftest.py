@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import nodes as nodes_module
 from nodes import Nodes
-from running import Job, Start, free_port, run
+from running import Job, Start, free_port, give_way, run
 
 S3_PORT = free_port()
 S3_KEY, S3_SECRET = "imgray-tests", "imgray-tests-secret"
@@ -24,6 +24,7 @@ os.environ |= {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_worker_niceness": "0",
     "OMP_NUM_THREADS": "1",
     "IMGRAY_TRUSTED_MODULES": "tinytask,slowtask,slowmatching,slowtranslation,duotask,pairs,"
     "swaptask,vectortask",
@@ -47,7 +48,7 @@ import timm  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
-from two_processes import AROUND_RAY, Divided, fixtures_of, scope  # noqa: E402
+from two_processes import Divided, around_ray, fixtures_of  # noqa: E402
 
 from imgray.artifacts.folder import Folder  # noqa: E402
 from imgray.data import samples  # noqa: E402
@@ -83,8 +84,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places[item.path])
     if any("_beside" in fixtures_of(item) for item in items):
         for item in items:
-            if scope(item.path.name) == AROUND_RAY or _alone():
+            if around_ray(item.path.name) or _alone():
                 cast(pytest.Function, item).fixturenames.insert(0, "_beside")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """The process of the tests without Ray gives way: those around it are the longer way."""
+    if not (_alone() or around_ray(item.path.name)):
+        give_way()
 
 
 def _alone() -> bool:

@@ -1,8 +1,8 @@
 """How `pytest -n 2` divides the tests: those around Ray in one process, all others beside them.
 
 What starts Ray waits for most of its time, and what stays running is there once. Modules are told
-by what they name: a fixture that stays, or a module that starts programs. What submits to a head
-node comes last of the others, when they no longer want a core.
+by what they name: a fixture that stays, or a module that starts programs. Clusters of two kinds at
+once were tried: two cores are then too few, and all takes longer.
 """
 
 import ast
@@ -13,26 +13,23 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 TESTS = Path(__file__).parent
-AROUND_RAY, ON_A_HEAD = "around Ray", "on a head node"
-HEAD = "shared_head"
+AROUND_RAY = "around Ray"
 FIXTURES = {
-    "ray_cluster", "address", "nodes", "running", "served", "artifacts", "demo",
+    "ray_cluster", "address", "nodes", "shared_head", "running", "served", "artifacts", "demo",
     "printed", "notebooks", "page_service", "page", "start",
 }  # fmt: skip
 MODULES = {"ray", "running", "service"}
 
 
 @cache
-def scope(module: str) -> str:
-    """What runs in one process in one go: a file of tests, or what all share that need the same."""
+def around_ray(module: str) -> bool:
+    """Whether a file of tests needs Ray, or other programs."""
     nodes = list(ast.walk(ast.parse((TESTS / Path(module).name).read_text())))
     names = {a.arg for n in nodes if isinstance(n, ast.FunctionDef) for a in n.args.args}
     names |= {n.value for n in nodes if isinstance(n, ast.Constant) if n.value == "ray_cluster"}
     imported = {n.module for n in nodes if isinstance(n, ast.ImportFrom)}
     imported |= {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
-    if HEAD in names:
-        return ON_A_HEAD
-    return AROUND_RAY if FIXTURES & names or MODULES & imported else module
+    return bool(FIXTURES & names or MODULES & imported)
 
 
 def fixtures_of(item: pytest.Item) -> list[str]:
@@ -41,7 +38,8 @@ def fixtures_of(item: pytest.Item) -> list[str]:
 
 
 class Divided(LoadScopeScheduling):
-    """One scope goes to the process that asks for it first, in the order of the tests."""
+    """A scope is what one process runs in one go: all around Ray, or any other module."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return scope(nodeid.partition("::")[0])
+        module = nodeid.partition("::")[0]
+        return AROUND_RAY if around_ray(module) else module

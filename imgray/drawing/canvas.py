@@ -27,10 +27,18 @@ DISTINCT = (
 green sight see them (Machado et al. 2009): 19 apart up to the twelfth, 13 up to the last."""
 
 
+MIXED = (0.4, 0.6, 0.2, 0.3, 0.5)
+"""Shares of black, then of white, in the colours of classes beyond those: none is twice."""
+
+
 def distinct(count: int) -> NDArray[np.uint8]:
-    """Colours (count, 3) that tell classes apart, also to the colour-blind; after 24 they recur."""
-    rows = [tuple(bytes.fromhex(colour[1:])) for colour in DISTINCT]
-    return np.array([rows[place % len(rows)] for place in range(count)], np.uint8)
+    """Colours (count, 3), at most 256, that tell classes apart.
+
+    The first 24 do so to the colour-blind too; then these come again, darker and lighter.
+    """
+    rows = np.array([tuple(bytes.fromhex(colour[1:])) for colour in DISTINCT], float)
+    tones = [rows] + [(1 - share) * rows + share * tone for share in MIXED for tone in (0.0, 255.0)]
+    return np.concatenate(tones)[:count].round().astype(np.uint8)
 
 
 def blank(width: int, height: int, path: Path | str, what: str) -> Image.Image:
