@@ -20,8 +20,8 @@ from imgray.data.sources import Source
 from imgray.engine import collection
 from imgray.engine import train as training
 from imgray.engine.cluster import Pool
-from imgray.engine.collection import Receipt
 from imgray.engine.examples import open_examples
+from imgray.engine.receipts import Receipt
 from imgray.engine.settings import TrainConfig
 from imgray.errors import UserError
 from imgray.serving.encoder import Encoder

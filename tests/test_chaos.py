@@ -29,7 +29,8 @@ from imgray.data import samples
 from imgray.data.collections import Files
 from imgray.data.fields import Values
 from imgray.engine.cluster import Pool
-from imgray.engine.collection import RESTARTS, Rejections, process_collection
+from imgray.engine.collection import RESTARTS, process_collection
+from imgray.engine.worker import Rejections
 from imgray.errors import UserError
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1500)]

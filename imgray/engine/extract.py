@@ -20,15 +20,11 @@ from imgray.data.fields import Values
 from imgray.data.layout import Layout
 from imgray.data.pixels import Rejected
 from imgray.engine.cluster import cluster, given_device
-from imgray.engine.collection import (
-    BATCH,
-    LISTED,
-    Rejections,
-    check_rejected,
-    process_configured,
-)
+from imgray.engine.collection import BATCH, check_rejected, process_configured
+from imgray.engine.listing import LISTED
 from imgray.engine.producer import migrated, produce
 from imgray.engine.settings import ExtractConfig
+from imgray.engine.worker import Rejections
 from imgray.errors import UserError
 from imgray.features.backbones import Backbone
 from imgray.features.bags import fit

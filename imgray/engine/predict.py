@@ -25,11 +25,13 @@ from imgray.data.fields import Input, Values, encodings_of
 from imgray.data.layout import place_of
 from imgray.data.pixels import Rejected, encoded
 from imgray.engine.cluster import cluster, given_device
-from imgray.engine.collection import LISTED, Rejections, check_rejected, process_configured
+from imgray.engine.collection import check_rejected, process_configured
 from imgray.engine.examples import digests
+from imgray.engine.listing import LISTED
 from imgray.engine.producer import migrated, produce
 from imgray.engine.settings import PredictConfig
 from imgray.engine.sheets import draw_predictions
+from imgray.engine.worker import Rejections
 from imgray.errors import UserError
 from imgray.training.carried import check_same, inputs_of
 from imgray.training.models import Prepared, fingerprint_of, load_model, load_task
