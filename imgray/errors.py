@@ -12,6 +12,10 @@ LINE = 1000
 """Letters of a message at most."""
 
 
+class Missing(UserError):
+    """A file that is not there, though the folder that should hold it holds others."""
+
+
 class NoRoom(UserError):
     """There is no room for temporary files, or no folder for them."""
 

@@ -23,6 +23,7 @@ from imgray.engine.cluster import Pool
 from imgray.engine.examples import open_examples
 from imgray.engine.receipts import Receipt
 from imgray.engine.settings import TrainConfig
+from imgray.engine.worker import item_of
 from imgray.errors import UserError
 from imgray.serving.encoder import Encoder
 from imgray.serving.guard import ADMIN_KEYS, API_KEYS, Keys
@@ -79,9 +80,13 @@ def jobs() -> Iterator[Cluster]:
         yield Cluster(patch)
 
 
-def _shards(pending: list[int], worker: dict[str, Any], pool: Pool) -> Iterator[Receipt]:
+def _shards(
+    pending: list[tuple[int, Receipt | None]], worker: dict[str, Any], pool: Pool
+) -> Iterator[Receipt]:
     if pending:
-        for found in collection.Worker(**worker, pool=pool)({"shard": np.array(pending)}):
+        items = [item_of(*shard) for shard in pending]
+        columns = {name: np.array([item[name] for item in items]) for name in items[0]}
+        for found in collection.Worker(**worker, pool=pool)(columns):
             if found["error"][0]:
                 raise UserError(found["error"][0])
             yield Receipt.model_validate_json(found["receipt"][0])

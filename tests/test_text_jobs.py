@@ -78,7 +78,9 @@ def runs(
     config = _config(_write(folder / "captions.csv", rows), folder / "out")
 
     def stop(*_: object) -> None:
-        shutil.copytree(config.output, folder / "unfinished")
+        shutil.copytree(
+            config.output, folder / "unfinished", ignore=shutil.ignore_patterns("leases")
+        )
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:

@@ -21,7 +21,7 @@ import fsspec
 from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.implementations.local import LocalFileSystem
 
-from imgray.errors import UserError, brief
+from imgray.errors import Missing, UserError, brief
 
 S3_OPTIONS: dict[str, Any] = {
     "use_listings_cache": False,
@@ -110,9 +110,40 @@ class Folder:
         return f"{self.root}/{name}"
 
     def read(self, name: str, most: int | None = None) -> bytes:
-        """The content of a file: all of it, or its first `most` bytes."""
+        """The content of a file: all of it, or its first `most` bytes.
+
+        Raises:
+            Missing: it alone is not there.
+            UserError: it cannot be read.
+        """
+        try:
+            return self._read(name, most)
+        except UserError as error:
+            if not (isinstance(error.__cause__, FileNotFoundError) and self.answers()):
+                raise
+        try:  # the store may have been away, and be back
+            return self._read(name, most)
+        except UserError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise Missing(str(error)) from error.__cause__
+            raise
+
+    def _read(self, name: str, most: int | None) -> bytes:
+        at_once = {"max_concurrency": 1} if self.is_s3 else {}  # else its size is asked for first
         with self._clear("read", name):
-            return bytes(self.file_system.cat_file(self.path(name), end=most))
+            return bytes(self.file_system.cat_file(self.path(name), end=most, **at_once))
+
+    def answers(self) -> bool:
+        """Whether the folder is there and holds anything: one that is unmounted is empty."""
+        with contextlib.suppress(OSError, BotoCoreError, ClientError):
+            if not self.is_s3:
+                with os.scandir(self.root) as found:
+                    return any(True for _ in found)
+            bucket, _, prefix = self.root.partition("/")
+            wanted = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else "", "MaxKeys": 1}
+            answer = self.file_system.call_s3("list_objects_v2", **wanted)
+            return bool(answer.get("Contents"))
+        return False
 
     def version(self, name: str) -> str:
         """What changes when a file is written anew, and is known without reading it.

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,9 @@ CLAIMS, LEASES = f"{WORK}/owners", f"{WORK}/leases"
 """Who works: see `owner`."""
 CLEARING = f"{WORK}/clearing"
 """Is there while an artifact is removed."""
+REJECTED = "rejected"
+PART = re.compile(rf"({REJECTED}/)?part-(\d{{5,}})(-[0-9a-f]{{12}})?\.parquet")
+"""Of features and predictions: a shard's rows, or what was set aside of it."""
 LAST = (RUN, CLEARING)
 """Of the notes: they say that the others are ours."""
 
@@ -225,7 +229,15 @@ def publish(folder: Folder, manifest: Manifest) -> Manifest:
 
 
 def forget_work(folder: Folder) -> None:
-    """Remove the notes of a work, but for those of who does it, and files that were not ended."""
+    """Remove the notes of a work, but for those of who does it, and files that were not ended.
+
+    Of an artifact that is published also the parts that its manifest does not list: who reads
+    `part-*.parquet` sees what it lists.
+    """
+    if folder.exists(NAME):
+        listed = {file.name for file in read_manifest(folder).files}
+        found = (*folder.files(), *folder.sizes(REJECTED))
+        folder.remove_many([n for n in found if PART.fullmatch(n) and n not in listed])
     if not folder.is_s3 and os.path.isdir(folder.root):
         for name in os.listdir(folder.root):
             if name.startswith(TEMPORARY):

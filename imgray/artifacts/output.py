@@ -38,24 +38,27 @@ def begun(
     migrate: Migrate = dict,
     free: Collection[str] = (),
     patience: float = 0.0,
+    retry: bool = False,
 ) -> Iterator[Manifest | Owned]:
     """Start or continue an artifact, whose stored settings are compared after `migrate`.
 
     Within the block nobody else writes there. Those settings named in `free` may differ from the
     ones that an unfinished run began with; `patience` is how many seconds to wait for another run.
+    With `retry`, what has rejected records counts as unfinished, though it stays visible.
 
     Gives the manifest where the artifact is already finished with these settings, else the folder
     to write to. Raises `UserError` when it holds an artifact, finished or not, of other settings,
     or something else, or while another run works there.
     """
-    if manifest := None if overwrite else _finished(folder, kind, config, migrate):
+    found = None if overwrite else _finished(folder, kind, config, migrate)
+    if (manifest := _done(found, retry)) is not None:
         _tidy(folder)
         yield manifest
         return
     _refuse_foreign(folder, overwrite)
     with owning(folder, patience) as owned:
-        manifest = None if overwrite else _finished(folder, kind, config, migrate)
-        yield manifest or _begun(owned, config, overwrite, migrate, free)
+        found = None if overwrite else _finished(folder, kind, config, migrate)
+        yield _done(found, retry) or _begun(owned, config, overwrite, migrate, free)
     _tidy(folder)
 
 
@@ -65,6 +68,10 @@ def _finished(folder: Folder, kind: Kind, config: Identity, migrate: Migrate) ->
     manifest = read_manifest(folder, kind)
     _refuse_other(folder, migrate(manifest.config), config)
     return manifest
+
+
+def _done(found: Manifest | None, retry: bool) -> Manifest | None:
+    return None if found and retry and found.counts.get("rejected") else found
 
 
 def _begun(

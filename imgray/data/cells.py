@@ -15,13 +15,12 @@ from pyarrow import types
 from imgray.artifacts.folder import Folder
 from imgray.data.fields import Input, KeyPoints
 from imgray.data.pixels import MAX_BYTES, Rejected
-from imgray.errors import UserError, brief
+from imgray.errors import Missing, UserError, brief
 
 AXES = ("x", "y", "visibility")
 """Of a key point NAME the columns NAME_x, NAME_y and NAME_visibility, where each has its own."""
-_LOST = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG}
-_LOST |= {errno.ELOOP, errno.EINVAL}
-"""What is wrong with a file itself. EINVAL is of an empty one in S3."""
+_NO_FILE = {errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
+"""What is wrong with a path itself. EINVAL is of an empty file in S3."""
 
 
 class Cells(ABC):
@@ -104,10 +103,10 @@ class Files(Cells):
             return self.field.value(given)
         try:
             return self.field.value(self.root.read(self._path(given), MAX_BYTES + 1))
+        except Missing as error:
+            raise Rejected(str(error)) from None
         except UserError as error:
-            if getattr(error.__cause__, "errno", None) in _LOST or isinstance(
-                error.__cause__, FileNotFoundError | PermissionError
-            ):
+            if getattr(error.__cause__, "errno", None) in _NO_FILE:
                 raise Rejected(str(error)) from None
             raise
 

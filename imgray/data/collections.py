@@ -15,7 +15,7 @@ from imgray.data.layout import Layout
 from imgray.data.pixels import MAX_BYTES, SUFFIXES, Rejected
 from imgray.data.rowgroups import SUFFIXES as TABLES
 from imgray.data.tables import Table, open_table
-from imgray.errors import UserError, brief
+from imgray.errors import Missing, UserError, brief
 
 CHANGED = "it was changed after the job began; run it again with --overwrite"
 
@@ -73,10 +73,8 @@ class Files(Collection):
             raise Rejected(f"file of {entry.size:,} bytes; at most {MAX_BYTES:,}")
         try:
             return {self.name: self.folder.read(entry.id)}
-        except UserError as error:
-            if not isinstance(error.__cause__, FileNotFoundError | PermissionError):
-                raise
-            raise Rejected(str(error)) from None
+        except Missing:
+            raise Rejected("missing: it was listed, and is not there any more") from None
 
     def picture(self, id: str) -> bytes:
         return self.folder.read(id)

@@ -10,6 +10,7 @@ writes too late has another name, unless it is the same to the byte.
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -22,14 +23,14 @@ from ray.exceptions import ActorDiedError
 from ray.util.annotations import RayDeprecationWarning
 
 from imgray.artifacts.folder import Folder
-from imgray.artifacts.manifest import FileEntry, Manifest
+from imgray.artifacts.manifest import NAME, REJECTED, FileEntry, Manifest, read_manifest
 from imgray.data.collections import Collection
 from imgray.engine.cluster import Pool, plan_pool
 from imgray.engine.listing import Listing, freeze
 from imgray.engine.progress import Progress, say
-from imgray.engine.receipts import REJECTED, Receipt, found_receipts, sweep
+from imgray.engine.receipts import Receipt, found_receipts, receipts_of
 from imgray.engine.settings import CollectionConfig
-from imgray.engine.worker import Step, Worker
+from imgray.engine.worker import Step, Worker, item_of
 from imgray.errors import LINE, TooManyRejected, UserError, brief
 
 BATCH = 8
@@ -38,6 +39,10 @@ RESTARTS: dict[str, Any] = {"max_restarts": 5, "max_task_retries": -1}
 """Restarts are finite: by default a shard that always kills its worker would be tried forever.
 Retries are not: until Ray has noticed that a node is gone, each fails at once. Ray 2.60 warns that
 such keywords go away, but has no others for them yet."""
+
+
+SPECIAL = re.compile(r"'[^']*'|cannot read \S+|\d[\d,.]*")
+"""What differs in reasons of one kind: names, places and numbers."""
 
 
 class Outcome(BaseModel):
@@ -70,6 +75,8 @@ def process_configured(
         pool,
         batch_size=config.batch_size or batch_size,
         shard_size=config.shard_size,
+        most=config.max_rejected_shard,
+        retry=config.retry_rejected,
     )
 
 
@@ -82,37 +89,68 @@ def process_collection(
     *,
     batch_size: int,
     shard_size: int,
+    most: float = 1.0,
+    retry: bool = False,
 ) -> Outcome:
-    """Do all shards that are not done yet, and account for every listed record."""
+    """Do all shards that are not done yet, and account for every listed record.
+
+    Args:
+        what: the job, for those who watch.
+        collection: the records.
+        output: where the parts go.
+        make_step: what makes, on a worker, the step that is run.
+        pool: of workers.
+        batch_size: records of a forward pass.
+        shard_size: records of a part.
+        most: share of a shard's records that may be rejected; more stop the job.
+        retry: try again what was rejected before.
+
+    Raises:
+        UserError: the collection or the output cannot be read or written, or a shard lost more.
+    """
     listing = freeze(collection, output, shard_size)
-    receipts = {r.shard: r for r in found_receipts(output)}
-    pending = [shard for shard in range(listing.shards) if shard not in receipts]
+    receipts, again = _earlier(output, retry)
+    pending = [(n, again.get(n)) for n in range(listing.shards) if n not in receipts]
     earlier = sum(receipt.listed for receipt in receipts.values())
-    if earlier:
+    if again:
+        say(f"{what}: tries again what was rejected in {len(again):,} of {listing.shards:,} shards")
+    elif earlier:
         say(f"{what}: {earlier:,} of {listing.images:,} images were done by an earlier run")
     progress = Progress(what, listing.images, earlier)
     worker = {"collection": collection, "output": output, "make_step": make_step}
-    worker |= {"batch": batch_size, "shard_size": shard_size}
+    worker |= {"batch": batch_size, "shard_size": shard_size, "most": most}
     for receipt in _run(pending, worker, pool):
         receipts[receipt.shard] = receipt
         progress.add(receipt.listed, receipt.rejected.rows if receipt.rejected else 0)
-    sweep(output, [file for receipt in receipts.values() for file in receipt.files])
     return _account(listing, [receipts[shard] for shard in sorted(receipts)])
 
 
+def _earlier(output: Folder, retry: bool) -> tuple[dict[int, Receipt], dict[int, Receipt]]:
+    """By shard the receipts of what is done, and of those that are to be done again."""
+    found = {receipt.shard: receipt for receipt in found_receipts(output)}
+    if output.exists(NAME):
+        before = {receipt.shard: receipt for receipt in receipts_of(read_manifest(output))}
+        again = {n: r for n, r in before.items() if r.rejected and n not in found}
+    else:
+        before, again = {}, {n: r for n, r in found.items() if r.rejected and retry}
+    return {n: r for n, r in (before | found).items() if n not in again}, again
+
+
 def summarize_rejections(output: Folder, files: Iterable[FileEntry], most: int = 5) -> list[str]:
-    """The commonest reasons for which images were set aside, with their number and an example."""
+    """The commonest kinds of reasons for which images were set aside, with their number.
+
+    Reasons that differ in numbers and names alone are of one kind, and the first stands for them.
+    """
     counts: Counter[str] = Counter()
-    example: dict[str, str] = {}
+    first: dict[str, str] = {}
     for entry in files:
         if entry.name.startswith(f"{REJECTED}/"):
             table = pq.read_table(io.BytesIO(output.read(entry.name)))
             for row in table.to_pylist():
-                counts[row["reason"]] += 1
-                example.setdefault(row["reason"], row["id"])
-    return [
-        f"{n:,} x {reason} (first: {example[reason]})" for reason, n in counts.most_common(most)
-    ]
+                kind = SPECIAL.sub("", row["reason"])
+                counts[kind] += 1
+                first.setdefault(kind, f"{row['reason']} (first: {row['id']})")
+    return [f"{n:,} x {first[kind]}" for kind, n in counts.most_common(most)]
 
 
 def check_rejected(output: Folder, manifest: Manifest, most: float) -> None:
@@ -127,14 +165,16 @@ def check_rejected(output: Folder, manifest: Manifest, most: float) -> None:
         )
 
 
-def _run(pending: list[int], worker: dict[str, Any], pool: Pool) -> Iterator[Receipt]:
+def _run(
+    pending: list[tuple[int, Receipt | None]], worker: dict[str, Any], pool: Pool
+) -> Iterator[Receipt]:
     if not pending:
         return
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     workers = min(pool.workers, len(pending))
     shards = ray.data.from_items(
-        [{"shard": shard} for shard in pending],
+        [item_of(*shard) for shard in pending],
         override_num_blocks=min(len(pending), 64 * workers),
     )
     with warnings.catch_warnings():

@@ -14,14 +14,14 @@ from pydantic import BaseModel
 
 from imgray.artifacts.folder import Folder, Skipped
 from imgray.artifacts.identity import KEYWORDS, Identity
-from imgray.artifacts.manifest import WORK, FileEntry, Manifest, read_manifest
+from imgray.artifacts.manifest import NAME, PART, WORK, FileEntry, Manifest, read_manifest
 from imgray.data.collections import Collection, open_collection
 from imgray.data.fields import Values
 from imgray.data.layout import Layout
 from imgray.data.pixels import Rejected
 from imgray.engine.cluster import cluster, given_device
 from imgray.engine.collection import BATCH, check_rejected, process_configured
-from imgray.engine.listing import LISTED
+from imgray.engine.listing import LISTED, LISTING
 from imgray.engine.producer import migrated, produce
 from imgray.engine.settings import ExtractConfig
 from imgray.engine.worker import Rejections
@@ -114,6 +114,7 @@ def extract(config: ExtractConfig) -> ExtractResult:
         note=LISTED,
         overwrite=config.overwrite,
         wait=config.wait,
+        retry=config.retry_rejected,
         migrate=migrate,
     )
     check_rejected(output, manifest, config.max_rejected)
@@ -178,6 +179,8 @@ class _Chosen(BaseModel):
 def _chosen(config: ExtractConfig, output: Folder) -> _Chosen:
     if output.exists(CHOSEN):
         return _Chosen.model_validate_json(output.read(CHOSEN))
+    if output.exists(NAME):
+        return _published(read_manifest(output, "features"))
     extractor = build_extractor(config)
     found = _Chosen(
         config=extractor.config,
@@ -186,6 +189,13 @@ def _chosen(config: ExtractConfig, output: Folder) -> _Chosen:
     )
     output.write(CHOSEN, found.model_dump_json().encode())
     return found
+
+
+def _published(manifest: Manifest) -> _Chosen:
+    """The extractor of a finished artifact."""
+    own = [f for f in manifest.files if f.name != LISTING and not PART.fullmatch(f.name)]
+    about = manifest.about
+    return _Chosen(config=about["extractor"], columns=about["features"], files=own)
 
 
 def build_extractor(config: ExtractConfig) -> Extractor:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from imgray.artifacts.folder import Folder, Skipped
-from imgray.artifacts.manifest import WORK, FileEntry, entry_of_file, scratch
+from imgray.artifacts.manifest import NAME, WORK, FileEntry, entry_of_file, read_manifest, scratch
 from imgray.data.collections import CHANGED, Collection
 from imgray.engine.progress import say
 from imgray.errors import UserError
@@ -40,6 +40,8 @@ def freeze(collection: Collection, output: Folder, shard_size: int) -> Listing:
 
     Raises `UserError`: there is nothing, or the collection is known to have changed.
     """
+    if output.exists(NAME):
+        return _published(output)
     if output.exists(LISTED):
         listing = Listing.model_validate_json(output.read(LISTED))
         if listing.digest != collection.digest:
@@ -65,3 +67,9 @@ def freeze(collection: Collection, output: Folder, shard_size: int) -> Listing:
     listing = Listing(images=total, shards=shards, file=file, digest=collection.digest)
     output.write(LISTED, listing.model_dump_json().encode())
     return listing
+
+
+def _published(output: Folder) -> Listing:
+    file = read_manifest(output).file(LISTING)
+    shards = pq.ParquetFile(output.open(LISTING)).num_row_groups
+    return Listing(images=file.rows, shards=shards, file=file)

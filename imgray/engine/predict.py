@@ -163,6 +163,7 @@ def predict(config: PredictConfig) -> PredictResult:
         note=LISTED,
         overwrite=config.overwrite,
         wait=config.wait,
+        retry=config.retry_rejected,
         migrate=migrate,
     )
     check_rejected(output, manifest, config.max_rejected)

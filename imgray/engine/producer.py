@@ -34,6 +34,7 @@ def produce(
     migrate: Migrate = dict,
     free: Collection[str] = (),
     wait: float = 0.0,
+    retry: bool = False,
 ) -> Manifest:
     """Make an artifact, go on with one that was interrupted, or find that it is finished.
 
@@ -51,6 +52,7 @@ def produce(
         free: settings that a run which goes on may have changed, as no file depends on them that
             is not made again.
         wait: seconds for which another run that works on the output is waited for.
+        retry: go on with a finished artifact too, where records were rejected.
 
     Raises:
         UserError: `output` holds something else, another run works there, or the work cannot be
@@ -58,7 +60,7 @@ def produce(
     """
     for uri in sources:
         _refuse_inside(output, Folder(uri))
-    with begun(output, kind, identity, overwrite, migrate, free, wait) as found:
+    with begun(output, kind, identity, overwrite, migrate, free, wait, retry) as found:
         if isinstance(found, Manifest):
             say(f"{output.uri}: already {MADE[kind]}, nothing to do")
             return found

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import io
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
 from imgray.artifacts.folder import Folder
-from imgray.artifacts.manifest import NAME, WORK, FileEntry, entry_of, read_manifest, sha256
+from imgray.artifacts.manifest import (
+    NAME,
+    PART,
+    REJECTED,
+    WORK,
+    FileEntry,
+    Manifest,
+    entry_of,
+    read_manifest,
+    sha256,
+)
 from imgray.artifacts.owner import Lost, Owned
 
 RECEIPTS = f"{WORK}/receipts"
-REJECTED = "rejected"
-PART = re.compile(rf"({REJECTED}/)?part-\d{{5,}}(-[0-9a-f]{{12}})?\.parquet")
 ROW_GROUP_BYTES = 16 * 2**20
 
 
@@ -53,6 +60,23 @@ def found_receipts(output: Folder) -> list[Receipt]:
     return found
 
 
+def receipts_of(manifest: Manifest) -> list[Receipt]:
+    """The receipts of a finished artifact."""
+    parts: dict[int, list[FileEntry]] = {}
+    for file in manifest.files:
+        if found := PART.fullmatch(file.name):
+            parts.setdefault(int(found[2]), []).append(file)
+    return [
+        Receipt(
+            shard=shard,
+            listed=sum(file.rows for file in files),
+            part=next(file for file in files if not file.name.startswith(REJECTED)),
+            rejected=next((file for file in files if file.name.startswith(REJECTED)), None),
+        )
+        for shard, files in sorted(parts.items())
+    ]
+
+
 def parse(data: bytes) -> Receipt | None:
     """A receipt; None where that is damaged."""
     try:
@@ -87,13 +111,6 @@ def _take_back(output: Folder, receipt: Receipt) -> None:
         for file in receipt.files:
             if file.name not in listed:
                 output.remove(file.name)
-
-
-def sweep(output: Folder, files: Iterable[FileEntry]) -> None:
-    """Remove the parts of other runs: who reads `part-*.parquet` sees what the manifest lists."""
-    listed = {file.name for file in files}
-    found = (*output.files(), *output.sizes(REJECTED))
-    output.remove_many([n for n in found if PART.fullmatch(n) and n not in listed])
 
 
 def _below(output: Folder) -> str:

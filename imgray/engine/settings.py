@@ -80,7 +80,7 @@ class CollectionConfig(TableConfig):
 
     runtime: ClassVar[frozenset[str]] = frozenset(
         {"output", "workers", "cpus_per_worker", "gpus_per_worker", "batch_size", "max_rejected"}
-        | {"overwrite", "wait"}
+        | {"max_rejected_shard", "retry_rejected", "overwrite", "wait"}
     )
     uris: ClassVar[frozenset[str]] = TableConfig.uris | {"images"}
 
@@ -94,6 +94,16 @@ class CollectionConfig(TableConfig):
     shard_size: int = Field(default=512, ge=1, description="images per Parquet shard")
     max_rejected: float = Field(
         default=0.01, ge=0, le=1, description="share of rejected images above which to exit with 3"
+    )
+    max_rejected_shard: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="share of a shard's images that may be rejected; above it the job stops, as "
+        "more are an outage rather than bad images",
+    )
+    retry_rejected: bool = Field(
+        default=False, description="try the images again that were rejected before"
     )
     batch_size: int | None = Field(
         default=None,

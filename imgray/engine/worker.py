@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
@@ -13,15 +14,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imgray.artifacts.folder import Entry, Folder
+from imgray.artifacts.manifest import REJECTED, read_file
 from imgray.data.collections import Collection
 from imgray.data.fields import Values
 from imgray.data.pixels import Rejected
 from imgray.engine.cluster import Pool
 from imgray.engine.listing import LISTING
-from imgray.engine.receipts import REJECTED, Receipt, file_of, keep, name_of
-from imgray.errors import UserError
+from imgray.engine.receipts import Receipt, file_of, keep, name_of, parse
+from imgray.errors import UserError, brief
 from imgray.features.memory import keep_freed
 
+FEW = 10
+"""So many rejections in a shard say nothing of a store, whatever their share is."""
 _REJECTED = pa.schema([("id", pa.string()), ("stage", pa.string()), ("reason", pa.string())])
 
 Rejections = list[tuple[str, str, str]]
@@ -45,8 +49,13 @@ class Step(Protocol):
         """The rows of a batch, and the records that are set aside; beside the next one's `run`."""
 
 
+def item_of(shard: int, before: Receipt | None) -> dict[str, Any]:
+    """A shard that a worker is to do, or to do again, as Ray Data passes it on."""
+    return {"shard": shard, "before": before.model_dump_json() if before else ""}
+
+
 class Worker:
-    """A Ray Data actor: takes shard numbers, gives receipts, or why there is none."""
+    """A Ray Data actor: takes what `item_of` gives, gives receipts, or why there is none."""
 
     def __init__(
         self,
@@ -55,34 +64,34 @@ class Worker:
         make_step: Callable[[], Step],
         batch: int,
         shard_size: int,
+        most: float,
         pool: Pool,
     ) -> None:
         import torch
 
         torch.set_num_threads(pool.cpus)
         self.collection, self.output = collection, output
-        self.batch, self.shard_size = batch, shard_size
+        self.batch, self.shard_size, self.most = batch, shard_size, most
         keep_freed()
         self.step = make_step()
         self.listing = pq.ParquetFile(output.open(LISTING))
         self.threads = ThreadPoolExecutor(4 * pool.cpus)
 
-    def __call__(self, shards: dict[str, np.ndarray]) -> Iterator[dict[str, list[str]]]:
-        for shard in shards["shard"]:
+    def __call__(self, items: dict[str, np.ndarray]) -> Iterator[dict[str, list[str]]]:
+        for shard, before in zip(items["shard"], items["before"], strict=True):
             try:
-                yield {"receipt": [self._do(int(shard)).model_dump_json()], "error": [""]}
+                receipt = self._do(int(shard), parse(before.encode()))
+                yield {"receipt": [receipt.model_dump_json()], "error": [""]}
             except UserError as error:  # Ray would add lines of its own, and log a traceback
                 yield {"receipt": [""], "error": [str(error)]}
 
-    def _do(self, shard: int) -> Receipt:
+    def _do(self, shard: int, before: Receipt | None) -> Receipt:
         note = name_of(self.output, shard)
-        if self.output.exists(note):
+        if not before and self.output.exists(note):
             return Receipt.model_validate_json(self.output.read(note))
         rows = self.listing.read_row_group(shard).to_pylist()
-        first = shard * self.shard_size
-        entries = [(first + place, Entry(**row)) for place, row in enumerate(rows)]
-        tables, rejections = self._rows(entries)
-        table = pa.concat_tables([self.step.schema.empty_table(), *tables])
+        table, rejections = self._again(shard, rows, before) if before else self._all(shard, rows)
+        self._check(rejections, len(rows))
         files = [file_of(f"part-{shard:05d}", table)]
         if rejections:
             columns = [list(column) for column in zip(*sorted(rejections), strict=True)]
@@ -92,6 +101,37 @@ class Worker:
         receipt = Receipt(shard=shard, listed=len(rows), part=part, rejected=rejected)
         keep(self.output, files, receipt)
         return receipt
+
+    def _all(self, shard: int, rows: list[dict[str, Any]]) -> tuple[pa.Table, Rejections]:
+        first = shard * self.shard_size
+        entries = [(first + place, Entry(**row)) for place, row in enumerate(rows)]
+        tables, rejections = self._rows(entries)
+        return pa.concat_tables([self.step.schema.empty_table(), *tables]), rejections
+
+    def _again(
+        self, shard: int, rows: list[dict[str, Any]], before: Receipt
+    ) -> tuple[pa.Table, Rejections]:
+        """Of those that were rejected before, with the rows that were not."""
+        done = pq.read_table(io.BytesIO(read_file(self.output, before.part)))
+        ids, first = set(done["id"].to_pylist()), shard * self.shard_size
+        # Their files may have another size by now.
+        entries = [(first + n, Entry(r["id"], 0)) for n, r in enumerate(rows) if r["id"] not in ids]
+        tables, rejections = self._rows(entries)
+        table = pa.concat_tables([done.cast(self.step.schema), *tables])
+        places = {row["id"]: place for place, row in enumerate(rows)}
+        order = np.argsort([places[id] for id in table["id"].to_pylist()])
+        return table.take(order), rejections
+
+    def _check(self, rejections: Rejections, listed: int) -> None:
+        """Raises `UserError` where more are rejected than bad images alone explain."""
+        if len(rejections) >= FEW and len(rejections) > self.most * listed:
+            (reason, _), *_ = Counter(reason for *_, reason in rejections).most_common(1)
+            raise UserError(
+                f"{self.collection.uri}: {len(rejections):,} of {listed:,} images in a row would "
+                f"be rejected, more than --max-rejected-shard {self.most:g} (such as: "
+                f"{brief(reason)}); run again when their store is whole, or with "
+                "--max-rejected-shard 1 if it is they that are bad"
+            )
 
     def _rows(self, entries: list[tuple[int, Entry]]) -> tuple[list[pa.Table], Rejections]:
         rejections: Rejections = []
