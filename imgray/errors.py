@@ -1,6 +1,7 @@
 """The errors that a user meets: each names the thing, the place and the way out."""
 
 import difflib
+import tempfile
 from collections.abc import Collection
 
 
@@ -13,11 +14,18 @@ LINE = 1000
 
 
 class Missing(UserError):
-    """A file that is not there, though the folder that should hold it holds others."""
+    """There is no such file, though the folder that should hold it is there and holds others."""
 
 
 class NoRoom(UserError):
     """There is no room for temporary files, or no folder for them."""
+
+
+def no_room(error: OSError) -> NoRoom:
+    """What a failed write to a temporary file is to a user."""
+    place = tempfile.tempdir or "a folder for temporary files"
+    reason = error.strerror or error
+    return NoRoom(f"cannot write to {place}: {reason}; set TMPDIR to a folder with room")
 
 
 class TooManyRejected(UserError):

@@ -11,7 +11,8 @@ import pytest
 from conftest import S3
 from tabular import write
 
-from imgray.artifacts.folder import Folder, Skipped
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.walk import Skipped
 from imgray.data.collections import open_collection
 from imgray.data.fields import Picture, Text
 from imgray.data.layout import Layout

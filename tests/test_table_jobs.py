@@ -15,8 +15,9 @@ from poison import encoded
 from trained import RECIPES, untrained
 
 import imgray
-from imgray.artifacts.folder import Folder, Skipped
+from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_file, read_manifest
+from imgray.artifacts.walk import Skipped
 from imgray.data.collections import Files, open_collection
 from imgray.data.fields import Input, Picture, Text
 from imgray.data.pixels import Rejected

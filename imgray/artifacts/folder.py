@@ -10,7 +10,6 @@ import os
 import shutil
 import time
 import uuid
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +20,7 @@ import fsspec
 from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.implementations.local import LocalFileSystem
 
+from imgray.artifacts.walk import Entry, Skipped, in_s3, on_disk
 from imgray.errors import Missing, UserError, brief
 
 S3_OPTIONS: dict[str, Any] = {
@@ -34,31 +34,11 @@ TOGETHER = 1000
 """Objects in S3 that one request removes."""
 BAD_REQUEST, CONFLICT, PRECONDITION_FAILED, NOT_IMPLEMENTED = 400, 409, 412, 501
 NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+NO_FILE = {errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
 LONGEST_NAME = 200
 """Characters of a file's name that a message shows."""
 STREAMED = 4 * 2**20
 """Bytes fetched at once of a file that is read from end to end."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One file of a collection: its path relative to the root, and its size in bytes."""
-
-    id: str
-    size: int
-
-
-@dataclass
-class Skipped:
-    """Files that a listing passed over, counted by suffix."""
-
-    by_suffix: Counter[str] = field(default_factory=Counter)
-
-    def __str__(self) -> str:
-        counts = ", ".join(
-            f"{n} {s or 'without suffix'}" for s, n in sorted(self.by_suffix.items())
-        )
-        return f"{self.by_suffix.total()} files of other types ({counts})"
 
 
 @dataclass(frozen=True)
@@ -119,12 +99,12 @@ class Folder:
         try:
             return self._read(name, most)
         except UserError as error:
-            if not (isinstance(error.__cause__, FileNotFoundError) and self.answers()):
+            if not (_absent(error) and self.answers()):
                 raise
         try:  # the store may have been away, and be back
             return self._read(name, most)
         except UserError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
+            if _absent(error):
                 raise Missing(str(error)) from error.__cause__
             raise
 
@@ -348,28 +328,25 @@ class Folder:
                 raise OSError(f"{failed.get('Key')}: {failed.get('Message')}")
 
     def walk(self, suffixes: Sequence[str], skipped: Skipped) -> Iterator[Entry]:
-        """List the files below the folder, sorted within each directory, one directory at a time.
+        """List the files below the folder, in the order of their names' bytes.
 
-        `suffixes` are lower case with a dot, or `*` for every file. Hidden files and folders
-        are no part of a collection. What has another suffix is counted in `skipped`.
+        `suffixes` are lower case with a dot, or `*` for every file. Hidden files and folders are no
+        part of a collection. What is passed over is counted in `skipped`.
         """
         with self._clear("list", ""):
             if not self.is_s3 and not os.path.isdir(self.root):
                 raise FileNotFoundError(errno.ENOENT, "no such folder")
-            for top, folders, files in self.file_system.walk(
-                self.root, detail=True, on_error="raise"
-            ):
-                for name in [n for n in folders if n.startswith(".")]:
-                    del folders[name]
-                _sort(folders)
-                prefix = top.rstrip("/")[len(self.root) + 1 :]
-                for name in sorted(n for n in files if n and not n.startswith(".")):
-                    suffix = os.path.splitext(name)[1].lower()
-                    if suffix in suffixes or "*" in suffixes:
-                        id = f"{prefix}/{name}" if prefix else name
-                        yield Entry(id, int(files[name]["size"]))
-                    else:
-                        skipped.by_suffix[suffix] += 1
+            found = (
+                in_s3(self.file_system, self.root, skipped)
+                if self.is_s3
+                else on_disk(self.root, skipped)
+            )
+            for entry in found:
+                suffix = os.path.splitext(entry.id)[1].lower()
+                if suffix in suffixes or "*" in suffixes:
+                    yield entry
+                else:
+                    skipped.counts[suffix] += 1
 
     @contextlib.contextmanager
     def _clear(self, doing: str, name: str) -> Iterator[None]:
@@ -386,16 +363,16 @@ def located(uri: str) -> tuple[Folder, str]:
     return Folder(folder + slash if slash else "."), name
 
 
+def _absent(error: UserError) -> bool:
+    """Whether there is no such file, or what there is, is none."""
+    cause = error.__cause__
+    return isinstance(cause, FileNotFoundError) or getattr(cause, "errno", None) in NO_FILE
+
+
 def read_uri(uri: str) -> bytes:
     """The content of one file, on disk or in S3."""
     folder, name = located(uri)
     return folder.read(name)
-
-
-def _sort(folders: dict[str, Any]) -> None:
-    ordered = sorted(folders.items())
-    folders.clear()
-    folders.update(ordered)
 
 
 def _write_atomically(target: Path, data: bytes) -> None:

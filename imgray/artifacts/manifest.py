@@ -27,7 +27,7 @@ from pydantic import (
 
 from imgray import __version__
 from imgray.artifacts.folder import TEMPORARY, Folder
-from imgray.errors import UserError
+from imgray.errors import UserError, no_room
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -249,6 +249,12 @@ def forget_work(folder: Folder) -> None:
 
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
-    """A temporary local folder for files under construction, removed at the end."""
-    with tempfile.TemporaryDirectory(prefix="imgray-") as path:
-        yield Path(path)
+    """A temporary local folder for files under construction, removed at the end.
+
+    Raises `NoRoom` where they cannot be written.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="imgray-") as path:
+            yield Path(path)
+    except OSError as error:
+        raise no_room(error) from error

@@ -19,8 +19,6 @@ from imgray.errors import Missing, UserError, brief
 
 AXES = ("x", "y", "visibility")
 """Of a key point NAME the columns NAME_x, NAME_y and NAME_visibility, where each has its own."""
-_NO_FILE = {errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
-"""What is wrong with a path itself. EINVAL is of an empty file in S3."""
 
 
 class Cells(ABC):
@@ -106,7 +104,7 @@ class Files(Cells):
         except Missing as error:
             raise Rejected(str(error)) from None
         except UserError as error:
-            if getattr(error.__cause__, "errno", None) in _NO_FILE:
+            if getattr(error.__cause__, "errno", None) == errno.EINVAL:  # of an empty file in S3
                 raise Rejected(str(error)) from None
             raise
 

@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imgray.artifacts.folder import Entry, Folder, Skipped
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.walk import Entry, Skipped
 from imgray.data.fields import Input, Picture, Values, first_picture, sole_picture
 from imgray.data.layout import Layout
 from imgray.data.pixels import MAX_BYTES, SUFFIXES, Rejected

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from imgray.artifacts.folder import Folder, Skipped
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.walk import Skipped
 from imgray.data.pixels import SUFFIXES
 from imgray.errors import UserError
 

@@ -7,7 +7,7 @@ from typing import IO, Any
 
 from numpy.typing import NDArray
 
-from imgray.errors import NoRoom
+from imgray.errors import no_room
 
 
 def unnamed_file() -> IO[bytes]:
@@ -15,7 +15,7 @@ def unnamed_file() -> IO[bytes]:
     try:
         return tempfile.TemporaryFile(prefix="imgray-", buffering=0)
     except OSError as error:
-        raise _refused(error) from None
+        raise no_room(error) from None
 
 
 def write(file: IO[bytes], data: bytes | memoryview) -> None:
@@ -25,7 +25,7 @@ def write(file: IO[bytes], data: bytes | memoryview) -> None:
         while left:
             left = left[file.write(left) :]
     except OSError as error:
-        raise _refused(error) from None
+        raise no_room(error) from None
 
 
 def read(file: Any, into: NDArray[Any]) -> None:
@@ -36,10 +36,3 @@ def read(file: Any, into: NDArray[Any]) -> None:
         if not count:
             raise EOFError("a scratch file ends too early")
         left = left[count:]
-
-
-def _refused(error: OSError) -> NoRoom:
-    place = tempfile.tempdir or "a folder for temporary files"
-    return NoRoom(
-        f"cannot write to {place}: {error.strerror or error}; set TMPDIR to a folder with room"
-    )

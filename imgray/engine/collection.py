@@ -26,7 +26,7 @@ from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import NAME, REJECTED, FileEntry, Manifest, read_manifest
 from imgray.data.collections import Collection
 from imgray.engine.cluster import Pool, plan_pool
-from imgray.engine.listing import Listing, freeze
+from imgray.engine.listing import Listing, Rows, freeze
 from imgray.engine.progress import Progress, say
 from imgray.engine.receipts import Receipt, found_receipts, receipts_of
 from imgray.engine.settings import CollectionConfig
@@ -101,19 +101,20 @@ def process_collection(
         make_step: what makes, on a worker, the step that is run.
         pool: of workers.
         batch_size: records of a forward pass.
-        shard_size: records of a part.
+        shard_size: records of a part, or of the first where there are many (`listing`).
         most: share of a shard's records that may be rejected; more stop the job.
         retry: try again what was rejected before.
 
     Raises:
         UserError: the collection or the output cannot be read or written, or a shard lost more.
     """
-    listing = freeze(collection, output, shard_size)
+    listing = freeze(collection, output)
+    count = Rows(output, shard_size).shards
     receipts, again = _earlier(output, retry)
-    pending = [(n, again.get(n)) for n in range(listing.shards) if n not in receipts]
+    pending = [(n, again.get(n)) for n in range(count) if n not in receipts]
     earlier = sum(receipt.listed for receipt in receipts.values())
     if again:
-        say(f"{what}: tries again what was rejected in {len(again):,} of {listing.shards:,} shards")
+        say(f"{what}: tries again what was rejected in {len(again):,} of {count:,} shards")
     elif earlier:
         say(f"{what}: {earlier:,} of {listing.images:,} images were done by an earlier run")
     progress = Progress(what, listing.images, earlier)
@@ -122,7 +123,7 @@ def process_collection(
     for receipt in _run(pending, worker, pool):
         receipts[receipt.shard] = receipt
         progress.add(receipt.listed, receipt.rejected.rows if receipt.rejected else 0)
-    return _account(listing, [receipts[shard] for shard in sorted(receipts)])
+    return _account(listing, count, [receipts[shard] for shard in sorted(receipts)])
 
 
 def _earlier(output: Folder, retry: bool) -> tuple[dict[int, Receipt], dict[int, Receipt]]:
@@ -173,13 +174,13 @@ def _run(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     workers = min(pool.workers, len(pending))
-    shards = ray.data.from_items(
+    items = ray.data.from_items(
         [item_of(*shard) for shard in pending],
         override_num_blocks=min(len(pending), 64 * workers),
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RayDeprecationWarning)
-        done = shards.map_batches(
+        done = items.map_batches(
             Worker,
             fn_constructor_kwargs={**worker, "pool": pool},
             batch_size=1,
@@ -201,10 +202,10 @@ def _run(
         ) from None
 
 
-def _account(listing: Listing, receipts: list[Receipt]) -> Outcome:
+def _account(listing: Listing, shards: int, receipts: list[Receipt]) -> Outcome:
     done = sum(receipt.part.rows for receipt in receipts)
     rejected = sum(receipt.rejected.rows for receipt in receipts if receipt.rejected)
-    if len(receipts) != listing.shards or done + rejected != listing.images:
+    if len(receipts) != shards or done + rejected != listing.images:
         raise UserError(
             f"{done} done + {rejected} rejected are not the {listing.images} listed images: "
             "the output was changed while the job ran; run it again with --overwrite"

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import ray
 from pydantic import BaseModel, RootModel
 
-from imgray.artifacts.folder import Folder, Skipped, read_uri
+from imgray.artifacts.folder import Folder, read_uri
 from imgray.artifacts.manifest import NAME, Manifest, read_file, read_manifest
+from imgray.artifacts.walk import Skipped
 from imgray.data.pixels import SUFFIXES
 from imgray.engine.cluster import TASK_RETRIES, cluster, cores
 from imgray.engine.evaluate_texts import evaluate_texts, right_answers

@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel
 
-from imgray.artifacts.folder import Folder, Skipped
+from imgray.artifacts.folder import Folder
 from imgray.artifacts.identity import KEYWORDS, Identity
 from imgray.artifacts.manifest import NAME, PART, WORK, FileEntry, Manifest, read_manifest
+from imgray.artifacts.walk import Skipped
 from imgray.data.collections import Collection, open_collection
 from imgray.data.fields import Values
 from imgray.data.layout import Layout

@@ -1,22 +1,36 @@
-"""The frozen listing of a collection: `listing.parquet`, whose row groups are the shards."""
+"""The frozen listing of a collection, `listing.parquet`, and the shards that it is cut into.
+
+A shard is a range of its rows. The first `GROWN` have the size that is asked for, the next as many
+twice that, and so on: a billion images are fewer than 100,000 shards.
+"""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from imgray.artifacts.folder import Folder, Skipped
+from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import NAME, WORK, FileEntry, entry_of_file, read_manifest, scratch
+from imgray.artifacts.walk import Entry, Skipped
 from imgray.data.collections import CHANGED, Collection
 from imgray.engine.progress import say
 from imgray.errors import UserError
 
 LISTING = "listing.parquet"
 LISTED = f"{WORK}/listing.json"
-_SCHEMA = pa.schema([("id", pa.string()), ("size", pa.int64())])
+GROWN = 10_000
+"""Shards of one size."""
+GROUP = 2**16
+"""Entries of a row group, which is read whole."""
+_SCHEMA = pa.schema(
+    [("id", pa.string()), ("size", pa.int64()), ("version", pa.string()), ("where", pa.string())]
+)
 
 
 class Listing(BaseModel):
@@ -24,18 +38,16 @@ class Listing(BaseModel):
 
     Attributes:
         images: how many records there are.
-        shards: how many parts they are cut into.
         file: the listing itself.
         digest: what tells the collection from another version of it.
     """
 
     images: int
-    shards: int
     file: FileEntry
     digest: str | None = None
 
 
-def freeze(collection: Collection, output: Folder, shard_size: int) -> Listing:
+def freeze(collection: Collection, output: Folder) -> Listing:
     """The listing of an output: as it was when that was begun, or else as it is now.
 
     Raises `UserError`: there is nothing, or the collection is known to have changed.
@@ -48,28 +60,99 @@ def freeze(collection: Collection, output: Folder, shard_size: int) -> Listing:
             raise UserError(f"{collection.uri}: {CHANGED}")
         return listing
     skipped = Skipped()
-    entries = collection.entries(skipped)
-    total = shards = 0
     with scratch() as folder:
         path = folder / LISTING
-        with pq.ParquetWriter(path, _SCHEMA) as writer:
-            while chunk := list(itertools.islice(entries, shard_size)):
-                columns = [[entry.id for entry in chunk], [entry.size for entry in chunk]]
-                writer.write_table(pa.table(columns, schema=_SCHEMA), row_group_size=shard_size)
-                total, shards = total + len(chunk), shards + 1
+        total = write(collection.entries(skipped), path)
         if not total:
-            found = f", only {skipped}" if skipped.by_suffix else ""
+            found = f", only {skipped}" if skipped.counts else ""
             raise UserError(f"{collection.uri}: no images here{found}; see --suffixes")
         file = entry_of_file(path, total)
         output.upload(path, LISTING)
-    if skipped.by_suffix:
+    if skipped.counts:
         say(f"{collection.uri}: passed over {skipped}")
-    listing = Listing(images=total, shards=shards, file=file, digest=collection.digest)
+    listing = Listing(images=total, file=file, digest=collection.digest)
     output.write(LISTED, listing.model_dump_json().encode())
     return listing
 
 
+def write(entries: Iterator[Entry], path: Path) -> int:
+    """Write entries to a file, a row group at a time: how many there are."""
+    total = 0
+    with pq.ParquetWriter(path, _SCHEMA, compression="zstd") as writer:
+        while some := list(itertools.islice(entries, GROUP)):
+            columns = [[getattr(entry, name) for entry in some] for name in _SCHEMA.names]
+            writer.write_table(pa.table(columns, schema=_SCHEMA), row_group_size=GROUP)
+            total += len(some)
+    return total
+
+
+def span(shard: int, size: int) -> tuple[int, int]:
+    """The first row of a shard and how many it has, if there are so many; `size` is of the first.
+
+    A shard's place does not depend on how many there are.
+    """
+    doubled, place = divmod(shard, GROWN)
+    own = size << doubled
+    return GROWN * (own - size) + place * own, own
+
+
+def shards(images: int, size: int) -> int:
+    """Into how many shards a listing is cut."""
+    doubled = 0
+    while span((doubled + 1) * GROWN, size)[0] < images:
+        doubled += 1
+    first, own = span(doubled * GROWN, size)
+    return doubled * GROWN - (first - images) // own
+
+
+class Rows:
+    """The rows of a listing by shard; one row group is held, as shards follow each other.
+
+    Args:
+        output: that has the listing.
+        size: rows of the first shards.
+    """
+
+    def __init__(self, output: Folder, size: int) -> None:
+        self.file, self.size = pq.ParquetFile(output.open(LISTING)), size
+        groups = (self.file.metadata.row_group(n) for n in range(self.file.num_row_groups))
+        self.firsts = np.cumsum([0, *(group.num_rows for group in groups)])
+        self._held: tuple[int, pa.Table] = (-1, None)
+
+    @property
+    def shards(self) -> int:
+        """How many there are."""
+        return len(self.firsts) - 1 if self._early else shards(int(self.firsts[-1]), self.size)
+
+    def entries(self, shard: int) -> list[tuple[int, Entry]]:
+        """The entries of a shard, with the numbers of their rows."""
+        first, end = self._span(shard)
+        found = []
+        while first < end:
+            group = int(np.searchsorted(self.firsts, first, side="right")) - 1
+            start, stop = int(self.firsts[group]), min(end, int(self.firsts[group + 1]))
+            rows = self._group(group).slice(first - start, stop - first).to_pylist()
+            found += [(first + place, Entry(**row)) for place, row in enumerate(rows)]
+            first = stop
+        return found
+
+    @property
+    def _early(self) -> bool:
+        """Whether an earlier version made it, whose shards were the row groups."""
+        return "where" not in self.file.schema_arrow.names
+
+    def _span(self, shard: int) -> tuple[int, int]:
+        if self._early:
+            return int(self.firsts[shard]), int(self.firsts[shard + 1])
+        first, count = span(shard, self.size)
+        return first, min(first + count, int(self.firsts[-1]))
+
+    def _group(self, number: int) -> pa.Table:
+        if self._held[0] != number:
+            self._held = number, self.file.read_row_group(number)
+        return self._held[1]
+
+
 def _published(output: Folder) -> Listing:
     file = read_manifest(output).file(LISTING)
-    shards = pq.ParquetFile(output.open(LISTING)).num_row_groups
-    return Listing(images=file.rows, shards=shards, file=file)
+    return Listing(images=file.rows, file=file)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,14 +17,14 @@ from imgray.artifacts.manifest import (
     WORK,
     FileEntry,
     Manifest,
-    entry_of,
+    entry_of_file,
     read_manifest,
-    sha256,
 )
 from imgray.artifacts.owner import Lost, Owned
 
 RECEIPTS = f"{WORK}/receipts"
-ROW_GROUP_BYTES = 16 * 2**20
+ROW_GROUP_BYTES, VARIABLE = 16 * 2**20, 256
+"""Bytes of a row group, and what a value of no fixed length is taken for."""
 
 
 class Receipt(BaseModel):
@@ -85,17 +85,44 @@ def parse(data: bytes) -> Receipt | None:
         return None
 
 
-def file_of(name: str, table: pa.Table) -> tuple[FileEntry, bytes]:
-    """A table's file, whose name tells its content."""
-    data = _parquet(table)
-    return entry_of(f"{name}-{sha256(data)[:12]}.parquet", data, len(table)), data
+def write_part(
+    folder: Path, name: str, tables: Iterable[pa.Table], schema: pa.Schema
+) -> tuple[FileEntry, Path]:
+    """Write tables to a local file, as they come: its entry, whose name tells its content.
+
+    How the rows are divided among the tables changes no byte.
+    """
+    path, most = folder / f"{name.replace('/', '-')}.parquet", rows_of_group(schema)
+    total, waiting = 0, schema.empty_table()
+    with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False) as writer:
+        for table in tables:
+            total, waiting = total + len(table), pa.concat_tables([waiting, table])
+            while len(waiting) >= most:
+                writer.write_table(waiting.slice(0, most).combine_chunks(), row_group_size=most)
+                waiting = waiting.slice(most).combine_chunks()
+        if len(waiting) or not total:
+            writer.write_table(waiting.combine_chunks(), row_group_size=most)
+    entry = entry_of_file(path, total)
+    return entry.model_copy(update={"name": f"{name}-{entry.sha256[:12]}.parquet"}), path
 
 
-def keep(output: Folder, files: Sequence[tuple[FileEntry, bytes]], receipt: Receipt) -> None:
+def rows_of_group(schema: pa.Schema) -> int:
+    """So many rows that a reader can hold a row group."""
+    return max(1, ROW_GROUP_BYTES // sum(_bytes(field.type) for field in schema))
+
+
+def _bytes(type: pa.DataType) -> int:
+    """About so many bytes a value takes."""
+    if pa.types.is_fixed_size_list(type):
+        return int(type.list_size) * _bytes(type.value_type)
+    return -(-type.bit_width // 8) if pa.types.is_primitive(type) else VARIABLE
+
+
+def keep(output: Folder, files: Sequence[tuple[FileEntry, Path]], receipt: Receipt) -> None:
     """Write a shard. Raises `Lost` where another run owns the output, and takes it back."""
     try:
-        for entry, data in files:
-            output.write(entry.name, data)
+        for entry, path in files:
+            output.upload(path, entry.name)
         output.write(name_of(output, receipt.shard), receipt.model_dump_json().encode())
         if isinstance(output, Owned):
             output.check()
@@ -116,11 +143,3 @@ def _take_back(output: Folder, receipt: Receipt) -> None:
 def _below(output: Folder) -> str:
     run = output.begun if isinstance(output, Owned) else ""
     return f"{RECEIPTS}/{run}" if run else RECEIPTS
-
-
-def _parquet(table: pa.Table) -> bytes:
-    """Encode deterministically, in row groups that a reader can hold one at a time."""
-    rows = max(1, ROW_GROUP_BYTES * max(1, len(table)) // max(1, table.nbytes))
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, row_group_size=rows, compression="zstd", use_dictionary=False)
-    return buffer.getvalue()

@@ -7,20 +7,22 @@ import itertools
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from imgray.artifacts.folder import Entry, Folder
-from imgray.artifacts.manifest import REJECTED, read_file
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import REJECTED, read_file, scratch
+from imgray.artifacts.walk import Entry
 from imgray.data.collections import Collection
 from imgray.data.fields import Values
 from imgray.data.pixels import Rejected
 from imgray.engine.cluster import Pool
-from imgray.engine.listing import LISTING
-from imgray.engine.receipts import Receipt, file_of, keep, name_of, parse
+from imgray.engine.listing import Rows
+from imgray.engine.receipts import Receipt, keep, name_of, parse, write_part
 from imgray.errors import UserError, brief
 from imgray.features.memory import keep_freed
 
@@ -71,10 +73,10 @@ class Worker:
 
         torch.set_num_threads(pool.cpus)
         self.collection, self.output = collection, output
-        self.batch, self.shard_size, self.most = batch, shard_size, most
+        self.batch, self.most = batch, most
         keep_freed()
         self.step = make_step()
-        self.listing = pq.ParquetFile(output.open(LISTING))
+        self.listing = Rows(output, shard_size)
         self.threads = ThreadPoolExecutor(4 * pool.cpus)
 
     def __call__(self, items: dict[str, np.ndarray]) -> Iterator[dict[str, list[str]]]:
@@ -89,38 +91,37 @@ class Worker:
         note = name_of(self.output, shard)
         if not before and self.output.exists(note):
             return Receipt.model_validate_json(self.output.read(note))
-        rows = self.listing.read_row_group(shard).to_pylist()
-        table, rejections = self._again(shard, rows, before) if before else self._all(shard, rows)
-        self._check(rejections, len(rows))
-        files = [file_of(f"part-{shard:05d}", table)]
-        if rejections:
-            columns = [list(column) for column in zip(*sorted(rejections), strict=True)]
-            refused = pa.table(columns, schema=_REJECTED)
-            files.append(file_of(f"{REJECTED}/part-{shard:05d}", refused))
-        part, rejected = [*(entry for entry, _ in files), None][:2]
-        receipt = Receipt(shard=shard, listed=len(rows), part=part, rejected=rejected)
-        keep(self.output, files, receipt)
+        entries = self.listing.entries(shard)
+        rejections: Rejections = []
+        tables = (
+            self._again(entries, before, rejections) if before else self._rows(entries, rejections)
+        )
+        with scratch() as folder:
+            files = [write_part(folder, f"part-{shard:05d}", tables, self.step.schema)]
+            self._check(rejections, len(entries))
+            if rejections:
+                columns = [list(column) for column in zip(*sorted(rejections), strict=True)]
+                refused = pa.table(columns, schema=_REJECTED)
+                files.append(
+                    write_part(folder, f"{REJECTED}/part-{shard:05d}", [refused], _REJECTED)
+                )
+            part, rejected = [*(entry for entry, _ in files), None][:2]
+            receipt = Receipt(shard=shard, listed=len(entries), part=part, rejected=rejected)
+            keep(self.output, files, receipt)
         return receipt
 
-    def _all(self, shard: int, rows: list[dict[str, Any]]) -> tuple[pa.Table, Rejections]:
-        first = shard * self.shard_size
-        entries = [(first + place, Entry(**row)) for place, row in enumerate(rows)]
-        tables, rejections = self._rows(entries)
-        return pa.concat_tables([self.step.schema.empty_table(), *tables]), rejections
-
     def _again(
-        self, shard: int, rows: list[dict[str, Any]], before: Receipt
-    ) -> tuple[pa.Table, Rejections]:
+        self, entries: list[tuple[int, Entry]], before: Receipt, rejections: Rejections
+    ) -> Iterator[pa.Table]:
         """Of those that were rejected before, with the rows that were not."""
         done = pq.read_table(io.BytesIO(read_file(self.output, before.part)))
-        ids, first = set(done["id"].to_pylist()), shard * self.shard_size
+        ids = set(done["id"].to_pylist())
         # Their files may have another size by now.
-        entries = [(first + n, Entry(r["id"], 0)) for n, r in enumerate(rows) if r["id"] not in ids]
-        tables, rejections = self._rows(entries)
+        left = [(number, replace(one, size=0)) for number, one in entries if one.id not in ids]
+        tables = list(self._rows(left, rejections))
         table = pa.concat_tables([done.cast(self.step.schema), *tables])
-        places = {row["id"]: place for place, row in enumerate(rows)}
-        order = np.argsort([places[id] for id in table["id"].to_pylist()])
-        return table.take(order), rejections
+        places = {entry.id: number for number, entry in entries}
+        yield table.take(np.argsort([places[id] for id in table["id"].to_pylist()]))
 
     def _check(self, rejections: Rejections, listed: int) -> None:
         """Raises `UserError` where more are rejected than bad images alone explain."""
@@ -133,13 +134,15 @@ class Worker:
                 "--max-rejected-shard 1 if it is they that are bad"
             )
 
-    def _rows(self, entries: list[tuple[int, Entry]]) -> tuple[list[pa.Table], Rejections]:
-        rejections: Rejections = []
+    def _rows(self, entries: list[tuple[int, Entry]], rejections: Rejections) -> Iterator[pa.Table]:
+        """The rows of records, in their order; what is set aside is added to `rejections`."""
         ready = _ahead(self.threads, self._prepare, entries, 2 * self.batch)
         usable = (item for item in ready if _set_aside(item, rejections))
-        done = list(_ahead(self.threads, lambda ran: self.step.rows(*ran), self._run(usable), 2))
-        rejections += (one for _, refused in done for one in refused)
-        return [table for table, _ in done], rejections
+        for table, refused in _ahead(
+            self.threads, lambda ran: self.step.rows(*ran), self._run(usable), 2
+        ):
+            rejections += refused
+            yield table
 
     def _run(self, usable: Iterator[tuple[str, Any]]) -> Iterator[tuple[list[str], list[Any], Any]]:
         """Batches, with what the networks make of them."""
