@@ -280,12 +280,17 @@ class Folder:
 
     def files(self) -> list[str]:
         """The names of the files that lie in the folder itself, sorted; none where it is not."""
+        return sorted(self.sizes_here())
+
+    def sizes_here(self) -> dict[str, int]:
+        """Size in bytes of the files that lie in the folder itself, by name."""
         with self._clear("list", ""):
             try:
                 found = self.file_system.ls(self.root, detail=True)
             except FileNotFoundError:
-                return []
-        return sorted(f["name"].rpartition("/")[2] for f in found if f["type"] == "file")
+                return {}
+        here = (one for one in found if one["type"] == "file")
+        return {one["name"].rpartition("/")[2]: one["size"] for one in here}
 
     def remove(self, name: str) -> None:
         """Remove a file or sub-folder; one that does not exist is no error."""

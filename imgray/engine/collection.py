@@ -28,7 +28,7 @@ from imgray.data.collections import Collection
 from imgray.engine.cluster import Pool, plan_pool
 from imgray.engine.listing import Listing, Rows, freeze
 from imgray.engine.progress import Progress, say
-from imgray.engine.receipts import Receipt, found_receipts, receipts_of
+from imgray.engine.receipts import Ledger, Receipt, found_receipts, receipts_of
 from imgray.engine.settings import CollectionConfig
 from imgray.engine.worker import Step, Worker, item_of
 from imgray.errors import LINE, TooManyRejected, UserError, brief
@@ -120,15 +120,17 @@ def process_collection(
     progress = Progress(what, listing.images, earlier)
     worker = {"collection": collection, "output": output, "make_step": make_step}
     worker |= {"batch": batch_size, "shard_size": shard_size, "most": most}
+    ledger = Ledger(output)
     for receipt in _run(pending, worker, pool):
         receipts[receipt.shard] = receipt
+        ledger.add(receipt)
         progress.add(receipt.listed, receipt.rejected.rows if receipt.rejected else 0)
     return _account(listing, count, [receipts[shard] for shard in sorted(receipts)])
 
 
 def _earlier(output: Folder, retry: bool) -> tuple[dict[int, Receipt], dict[int, Receipt]]:
     """By shard the receipts of what is done, and of those that are to be done again."""
-    found = {receipt.shard: receipt for receipt in found_receipts(output)}
+    found = found_receipts(output)
     if output.exists(NAME):
         before = {receipt.shard: receipt for receipt in receipts_of(read_manifest(output))}
         again = {n: r for n, r in before.items() if r.rejected and n not in found}

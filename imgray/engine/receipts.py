@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,6 +23,8 @@ from imgray.artifacts.manifest import (
 from imgray.artifacts.owner import Lost, Owned
 
 RECEIPTS = f"{WORK}/receipts"
+TOGETHER = 1000
+"""Receipts in a file, and files that are read at once."""
 ROW_GROUP_BYTES, VARIABLE = 16 * 2**20, 256
 """Bytes of a row group, and what a value of no fixed length is taken for."""
 
@@ -46,18 +48,56 @@ def name_of(output: Folder, shard: int) -> str:
     return f"{_below(output)}/{shard:05d}.json"
 
 
-def found_receipts(output: Folder) -> list[Receipt]:
-    """Receipts of earlier runs whose files are still there at full size; others are removed."""
-    names = sorted(name for name in output.sizes(_below(output)) if name.endswith(".json"))
-    sizes = output.sizes() if names else {}
-    found = []
-    for name, data in zip(names, output.read_many(names), strict=True):
-        receipt = parse(data)
-        if receipt and all(sizes.get(file.name) == file.size for file in receipt.files):
-            found.append(receipt)
-        else:
-            output.remove(name)
+def found_receipts(output: Folder) -> dict[int, Receipt]:
+    """By shard the receipts of earlier runs whose files are still there at full size.
+
+    Those of one shard that are not are removed. A later one counts instead of an earlier one.
+    """
+    names = sorted(output.sizes(_below(output)), key=lambda name: (name.endswith(".json"), name))
+    if not names:
+        return {}
+    sizes = output.sizes_here() | output.sizes(REJECTED)
+    found: dict[int, Receipt] = {}
+    for start in range(0, len(names), TOGETHER):
+        some = names[start : start + TOGETHER]
+        for name, data in zip(some, output.read_many(some), strict=True):
+            whole = [r for r in map(parse, data.splitlines()) if r and _there(r, sizes)]
+            found |= {receipt.shard: receipt for receipt in whole}
+            if not whole and name.endswith(".json"):
+                output.remove(name)
     return found
+
+
+def _there(receipt: Receipt, sizes: Mapping[str, int]) -> bool:
+    return all(sizes.get(file.name) == file.size for file in receipt.files)
+
+
+class Ledger:
+    """Puts receipts together, many in a file, so that a later run need not open each.
+
+    Args:
+        output: of the run.
+        most: receipts of a file.
+    """
+
+    def __init__(self, output: Folder, most: int = TOGETHER) -> None:
+        self.output, self.most = output, most
+        self.waiting: list[Receipt] = []
+
+    def add(self, receipt: Receipt) -> None:
+        """One that its worker has kept. Raises `UserError`."""
+        self.waiting.append(receipt)
+        if len(self.waiting) == self.most:
+            self._write()
+
+    def _write(self) -> None:
+        below = _below(self.output)
+        earlier = (name for name in self.output.sizes(below) if name.endswith(".jsonl"))
+        number = max((int(name.rpartition("/")[2][:-6]) for name in earlier), default=0) + 1
+        lines = [receipt.model_dump_json() for receipt in self.waiting]
+        self.output.write(f"{below}/{number:05d}.jsonl", "\n".join(lines).encode())
+        self.output.remove_many([name_of(self.output, one.shard) for one in self.waiting])
+        self.waiting = []
 
 
 def receipts_of(manifest: Manifest) -> list[Receipt]:
