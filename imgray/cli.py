@@ -239,10 +239,16 @@ def _filed(model: type[JobConfig], path: str) -> dict[str, Any]:
     """The settings in a YAML file, by name; one that the model lacks is refused here."""
     from imgray.config import read_yaml
 
-    values = {str(k).replace("-", "_"): v for k, v in read_yaml(Path(path), "--config").items()}
+    values = {_setting(model, k): v for k, v in read_yaml(Path(path), "--config").items()}
     for name in values.keys() - model.model_fields.keys():
         raise UserError(f"--config {path}: unknown setting {name!r} (see --help)")
     return values
+
+
+def _setting(model: type[JobConfig], key: Any) -> str:
+    """The setting that a key of a YAML file means: those that are words of Python end in a line."""
+    name = str(key).replace("-", "_")
+    return f"{name}_" if f"{name}_" in model.model_fields else name
 
 
 class _Print(argparse.Action):
@@ -272,6 +278,8 @@ def _parser(model: type[JobConfig], program: str | None) -> argparse.ArgumentPar
 
 
 def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
+    from imgray.config import flag_of
+
     options: dict[str, Any] = {"help": _help(field), "dest": name}
     kind = _without_none(field.annotation)
     extra = field.json_schema_extra
@@ -286,7 +294,7 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> N
         options["choices"] = typing.get_args(kind)
     else:
         options["metavar"] = _metavar(name, field)
-    parser.add_argument("--" + name.replace("_", "-"), **options)
+    parser.add_argument(flag_of(name), **options)
 
 
 def _help(field: FieldInfo) -> str:

@@ -65,9 +65,14 @@ def validate(model: type[Model], values: Any, place: str = "") -> Model:
         raise UserError("; ".join(_fault(place, item) for item in faults)) from None
 
 
+def flag_of(name: str) -> str:
+    """The flag of a setting, whose name ends in a line where it is a word of Python."""
+    return f"--{name.rstrip('_').replace('_', '-')}"
+
+
 def _fault(place: str, item: Any) -> str:
     name = ".".join(str(part) for part in item["loc"])
-    flag = f"{place}: {name}" if place else f"--{name.replace('_', '-')}"
+    flag = f"{place}: {name}" if place else flag_of(name)
     help_ = "" if place else " (see --help)"
     if item["type"] == "missing":
         return f"{flag} is required{help_}"

@@ -92,13 +92,14 @@ class Rows(Collection):
         return self.table.file.digest
 
     def entries(self, skipped: Skipped) -> Iterator[Entry]:
-        return (Entry(id, 0) for id in self.table.ids)
+        return (Entry(id, 0, where=str(row)) for row, id in enumerate(self.table.ids))
 
     def values(self, number: int, entry: Entry) -> Values:
-        row = self.table.row(number)
+        place = int(entry.where or number)
+        row = self.table.row(place)
         if row.pop("id") != entry.id:
             raise UserError(
-                f"{self.uri}: row {number} is not '{brief(entry.id)}' any more; {CHANGED}"
+                f"{self.uri}: row {place} is not '{brief(entry.id)}' any more; {CHANGED}"
             )
         return row
 

@@ -26,7 +26,8 @@ from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import NAME, REJECTED, FileEntry, Manifest, read_manifest
 from imgray.data.collections import Collection
 from imgray.engine.cluster import Pool, plan_pool
-from imgray.engine.listing import Listing, Rows, freeze
+from imgray.engine.frozen import Listing, freeze
+from imgray.engine.listing import Rows
 from imgray.engine.progress import Progress, say
 from imgray.engine.receipts import Ledger, Receipt, found_receipts, receipts_of
 from imgray.engine.settings import CollectionConfig
@@ -61,6 +62,7 @@ def process_configured(
     output: Folder,
     make_step: Callable[[], Step],
     batch_size: int = BATCH,
+    other_than: str | None = None,
 ) -> Outcome:
     """`process_collection` with the settings of a job, on the cluster that it has joined.
 
@@ -77,6 +79,7 @@ def process_configured(
         shard_size=config.shard_size,
         most=config.max_rejected_shard,
         retry=config.retry_rejected,
+        other_than=other_than,
     )
 
 
@@ -91,6 +94,7 @@ def process_collection(
     shard_size: int,
     most: float = 1.0,
     retry: bool = False,
+    other_than: str | None = None,
 ) -> Outcome:
     """Do all shards that are not done yet, and account for every listed record.
 
@@ -104,11 +108,12 @@ def process_collection(
         shard_size: records of a part, or of the first where there are many (`listing`).
         most: share of a shard's records that may be rejected; more stop the job.
         retry: try again what was rejected before.
+        other_than: a features artifact; only what that has not is done.
 
     Raises:
         UserError: the collection or the output cannot be read or written, or a shard lost more.
     """
-    listing = freeze(collection, output)
+    listing = freeze(collection, output, other_than)
     count = Rows(output, shard_size).shards
     receipts, again = _earlier(output, retry)
     pending = [(n, again.get(n)) for n in range(count) if n not in receipts]
@@ -212,5 +217,5 @@ def _account(listing: Listing, shards: int, receipts: list[Receipt]) -> Outcome:
             f"{done} done + {rejected} rejected are not the {listing.images} listed images: "
             "the output was changed while the job ran; run it again with --overwrite"
         )
-    files = [listing.file] + [file for receipt in receipts for file in receipt.files]
+    files = listing.files + [file for receipt in receipts for file in receipt.files]
     return Outcome(files=files, listed=listing.images, done=done, rejected=rejected)

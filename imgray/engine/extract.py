@@ -22,7 +22,9 @@ from imgray.data.layout import Layout
 from imgray.data.pixels import Rejected
 from imgray.engine.cluster import cluster, given_device
 from imgray.engine.collection import BATCH, check_rejected, process_configured
-from imgray.engine.listing import LISTED, LISTING
+from imgray.engine.earlier import VANISHED
+from imgray.engine.frozen import LISTED
+from imgray.engine.listing import LISTING
 from imgray.engine.producer import migrated, produce
 from imgray.engine.settings import ExtractConfig
 from imgray.engine.worker import Rejections
@@ -105,13 +107,17 @@ def extract(config: ExtractConfig) -> ExtractResult:
     output = Folder(config.output)
     models = _models(config)
     migrate = partial(migrated, ExtractConfig)
-    identity = migrate(config.identity() | ({"models": models} if models else {}))
+    identity = migrate(
+        config.identity()
+        | ({"models": models} if models else {})
+        | ({"other_than": _other_than(config.except_)} if config.except_ else {})
+    )
     manifest = produce(
         output,
         "features",
         identity,
         partial(_extract, config, identity),
-        sources=[*config.read, *_weights(config)],
+        sources=[*config.read, *_weights(config), *filter(None, [config.except_])],
         note=LISTED,
         overwrite=config.overwrite,
         wait=config.wait,
@@ -135,6 +141,11 @@ def _models(config: ExtractConfig) -> dict[str, str]:
     return found
 
 
+def _other_than(uri: str) -> dict[str, str]:
+    """By URI, what tells the artifact that `--except` names from others there."""
+    return {uri: read_manifest(Folder(uri), "features").digest}
+
+
 def _weights(config: ExtractConfig) -> list[str]:
     """The places of the trained models and the files that extract."""
     requests = parse_extractors(config.extractor, config.weights)
@@ -147,11 +158,17 @@ def _extract(config: ExtractConfig, identity: Identity, output: Folder) -> Manif
     factory = StepFactory(output, chosen.config, chosen.columns)
     with cluster():
         batch = BATCH if chosen.config.nets else TEXTS
-        outcome = process_configured("extract", config, collection, output, factory, batch)
+        outcome = process_configured(
+            "extract", config, collection, output, factory, batch, identity.get("except_")
+        )
     return Manifest(
         kind="features",
         config=identity,
-        made_from={identity["images"]: outcome.files[0].sha256, **identity.get("models", {})},
+        made_from={
+            identity["images"]: outcome.files[0].sha256,
+            **identity.get("models", {}),
+            **identity.get("other_than", {}),
+        },
         counts=outcome.model_dump(exclude={"files"}),
         about={
             "images": identity["images"],
@@ -194,7 +211,8 @@ def _chosen(config: ExtractConfig, output: Folder) -> _Chosen:
 
 def _published(manifest: Manifest) -> _Chosen:
     """The extractor of a finished artifact."""
-    own = [f for f in manifest.files if f.name != LISTING and not PART.fullmatch(f.name)]
+    listed = LISTING, VANISHED
+    own = [f for f in manifest.files if f.name not in listed and not PART.fullmatch(f.name)]
     about = manifest.about
     return _Chosen(config=about["extractor"], columns=about["features"], files=own)
 

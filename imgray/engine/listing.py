@@ -1,4 +1,4 @@
-"""The frozen listing of a collection, `listing.parquet`, and the shards that it is cut into.
+"""The listing of a collection, `listing.parquet`, and the shards that it is cut into.
 
 A shard is a range of its rows. The first `GROWN` have the size that is asked for, the next as many
 twice that, and so on: a billion images are fewer than 100,000 shards.
@@ -13,17 +13,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel
 
 from imgray.artifacts.folder import Folder
-from imgray.artifacts.manifest import NAME, WORK, FileEntry, entry_of_file, read_manifest, scratch
-from imgray.artifacts.walk import Entry, Skipped
-from imgray.data.collections import CHANGED, Collection
-from imgray.engine.progress import say
-from imgray.errors import UserError
+from imgray.artifacts.walk import Entry
 
 LISTING = "listing.parquet"
-LISTED = f"{WORK}/listing.json"
 GROWN = 10_000
 """Shards of one size."""
 GROUP = 2**16
@@ -31,48 +25,6 @@ GROUP = 2**16
 _SCHEMA = pa.schema(
     [("id", pa.string()), ("size", pa.int64()), ("version", pa.string()), ("where", pa.string())]
 )
-
-
-class Listing(BaseModel):
-    """What was listed when an output was begun.
-
-    Attributes:
-        images: how many records there are.
-        file: the listing itself.
-        digest: what tells the collection from another version of it.
-    """
-
-    images: int
-    file: FileEntry
-    digest: str | None = None
-
-
-def freeze(collection: Collection, output: Folder) -> Listing:
-    """The listing of an output: as it was when that was begun, or else as it is now.
-
-    Raises `UserError`: there is nothing, or the collection is known to have changed.
-    """
-    if output.exists(NAME):
-        return _published(output)
-    if output.exists(LISTED):
-        listing = Listing.model_validate_json(output.read(LISTED))
-        if listing.digest != collection.digest:
-            raise UserError(f"{collection.uri}: {CHANGED}")
-        return listing
-    skipped = Skipped()
-    with scratch() as folder:
-        path = folder / LISTING
-        total = write(collection.entries(skipped), path)
-        if not total:
-            found = f", only {skipped}" if skipped.counts else ""
-            raise UserError(f"{collection.uri}: no images here{found}; see --suffixes")
-        file = entry_of_file(path, total)
-        output.upload(path, LISTING)
-    if skipped.counts:
-        say(f"{collection.uri}: passed over {skipped}")
-    listing = Listing(images=total, file=file, digest=collection.digest)
-    output.write(LISTED, listing.model_dump_json().encode())
-    return listing
 
 
 def write(entries: Iterator[Entry], path: Path) -> int:
@@ -151,8 +103,3 @@ class Rows:
         if self._held[0] != number:
             self._held = number, self.file.read_row_group(number)
         return self._held[1]
-
-
-def _published(output: Folder) -> Listing:
-    file = read_manifest(output).file(LISTING)
-    return Listing(images=file.rows, file=file)

@@ -27,7 +27,7 @@ from imgray.data.pixels import Rejected, encoded
 from imgray.engine.cluster import cluster, given_device
 from imgray.engine.collection import check_rejected, process_configured
 from imgray.engine.examples import digests
-from imgray.engine.listing import LISTED
+from imgray.engine.frozen import LISTED
 from imgray.engine.producer import migrated, produce
 from imgray.engine.settings import PredictConfig
 from imgray.engine.sheets import draw_predictions

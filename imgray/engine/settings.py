@@ -129,7 +129,9 @@ class CollectionConfig(TableConfig):
 class ExtractConfig(CollectionConfig):
     """Extract features of every picture or text of a collection, exactly once."""
 
-    uris: ClassVar[frozenset[str]] = CollectionConfig.uris | {"weights", "models"}
+    uris: ClassVar[frozenset[str]] = CollectionConfig.uris | {
+        "weights", "models", "except_", "other_than",
+    }  # fmt: skip
 
     output: str = Field(description="folder or s3://bucket/prefix for the features artifact")
     extractor: list[str] = Field(
@@ -146,6 +148,13 @@ class ExtractConfig(CollectionConfig):
         "artifacts, each under a NET of your choice; of texts, a folder of sentence-transformers, "
         "or a features artifact that holds NET",
         json_schema_extra={"metavar": "NET=URI"},
+    )
+    except_: str | None = Field(
+        default=None,
+        description="features artifact of the same collection: only the images that it has not, or "
+        "has in another version, are extracted, and those that vanished listed; of rows of a table "
+        "the id alone tells",
+        json_schema_extra={"metavar": "FEATURES"},
     )
     regions: Regions = Field(
         default="global",

@@ -1,0 +1,104 @@
+"""The collection as it was when an output was begun: workers and later runs see that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import NAME, WORK, FileEntry, entry_of_file, read_manifest, scratch
+from imgray.artifacts.walk import Skipped
+from imgray.data.collections import CHANGED, Collection
+from imgray.engine.earlier import VANISHED, Earlier
+from imgray.engine.listing import LISTING, write
+from imgray.engine.progress import say
+from imgray.errors import UserError
+
+LISTED = f"{WORK}/listing.json"
+
+
+class Listing(BaseModel):
+    """What was listed when an output was begun.
+
+    Attributes:
+        images: how many records there are.
+        file: the listing itself.
+        digest: what tells the collection from another version of it.
+        vanished: those of an earlier extraction that are not there any more, if there was one.
+    """
+
+    images: int
+    file: FileEntry
+    digest: str | None = None
+    vanished: FileEntry | None = None
+
+    @property
+    def files(self) -> list[FileEntry]:
+        """All of the artifact."""
+        return [self.file] + ([self.vanished] if self.vanished else [])
+
+
+def freeze(collection: Collection, output: Folder, other_than: str | None = None) -> Listing:
+    """The listing of an output: as it was when that was begun, or else as it is now.
+
+    Args:
+        collection: what is listed.
+        output: where the listing is kept.
+        other_than: a features artifact; only what that has not is listed.
+
+    Raises:
+        UserError: there is nothing, or the collection is known to have changed.
+    """
+    if output.exists(NAME):
+        return _published(output)
+    if output.exists(LISTED):
+        listing = Listing.model_validate_json(output.read(LISTED))
+        if listing.digest != collection.digest:
+            raise UserError(f"{collection.uri}: {CHANGED}")
+        return listing
+    earlier = _earlier(other_than)
+    with scratch() as folder:
+        listing = _listed(collection, earlier, folder)
+        for file in listing.files:
+            output.upload(folder / file.name, file.name)
+    output.write(LISTED, listing.model_dump_json().encode())
+    return listing
+
+
+def _listed(collection: Collection, earlier: Earlier | None, folder: Path) -> Listing:
+    skipped = Skipped()
+    entries = collection.entries(skipped)
+    total = write(earlier.fresh(entries) if earlier else entries, folder / LISTING)
+    if not total + (earlier.unchanged if earlier else 0):
+        found = f", only {skipped}" if skipped.counts else ""
+        raise UserError(f"{collection.uri}: no images here{found}; see --suffixes")
+    if skipped.counts:
+        say(f"{collection.uri}: passed over {skipped}")
+    listing = Listing(
+        images=total, file=entry_of_file(folder / LISTING, total), digest=collection.digest
+    )
+    if earlier:
+        gone = earlier.write_vanished(folder / VANISHED)
+        listing.vanished = entry_of_file(folder / VANISHED, gone)
+        say(
+            f"{collection.uri}: {earlier.unchanged:,} images are as in {earlier.uri}, {total:,} "
+            f"new or changed, {gone:,} vanished"
+        )
+    return listing
+
+
+def _earlier(uri: str | None) -> Earlier | None:
+    if uri is None:
+        return None
+    try:
+        return Earlier(Folder(uri))
+    except UserError as error:
+        raise UserError(f"--except {uri}: {error}") from None
+
+
+def _published(output: Folder) -> Listing:
+    manifest = read_manifest(output)
+    file = manifest.file(LISTING)
+    vanished = next(iter(manifest.named(VANISHED)), None)
+    return Listing(images=file.rows, file=file, vanished=vanished)
