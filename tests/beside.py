@@ -56,15 +56,14 @@ def _beside(
 ) -> Iterator[Programs]:
     """A folder, and what runs beside the tests that are to come, each on a Ray of its own.
 
-    By the fixture that tells what it gave: the demo, the pages' commands, and the notebooks. All
-    give way to the tests.
+    By the fixture that tells what it gave: the demo, and the pages' commands. They give way to the
+    tests.
     """
     folder, beside = tmp_path_factory.mktemp("demo"), Beside()
     used = {name for item in request.session.items for name in fixtures_of(item)}
     jobs = {
         "demo": lambda: command("demo", "--models", "--json", folder=folder, before=give_way),
         "printed": lambda: program(TESTS / "pages.py", folder=folder, before=give_way),
-        "notebooks": lambda: program(TESTS / "executed.py", *NOTEBOOKS, before=give_way),
     }
     programs = {name: beside.begin(start) for name, start in jobs.items() if name in used}
     yield folder, programs
@@ -86,9 +85,17 @@ def printed(_beside: Programs, demo: tuple[Path, str, str]) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def notebooks(_beside: Programs) -> dict[str, Any]:
+def _late() -> Iterator["Future[Ended]"]:
+    """The notebooks, which run beside the last tests."""
+    beside = Beside()
+    yield beside.begin(lambda: program(TESTS / "executed.py", *NOTEBOOKS, before=give_way))
+    beside.end()
+
+
+@pytest.fixture(scope="session")
+def notebooks(_late: "Future[Ended]") -> dict[str, Any]:
     """The notebooks by path, executed, as JSON has them."""
-    found: dict[str, Any] = json.loads(_good(_beside[1]["notebooks"])[0])
+    found: dict[str, Any] = json.loads(_good(_late)[0])
     return found
 
 

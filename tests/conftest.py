@@ -58,7 +58,7 @@ torch.set_num_threads(1)
 pytest_plugins = ["beside", "browsing", "jointly"]
 
 
-STAYING = ("ray_cluster", "_beside", "_nodes", "shared_head", "running")
+STAYING = ("ray_cluster", "_beside", "_nodes", "shared_head", "running", "_late")
 """Fixtures that run beside all tests after the first that uses them."""
 
 
@@ -72,7 +72,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Divided | No
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put modules that start what stays running last, those that share it together.
 
-    What runs beside them is begun with the first test of the process that will ask for it.
+    What runs beside them is begun with the first test of the process that will ask for it, and what
+    is asked for at the end when services are awaited more than computed.
     """
 
     def place(item: pytest.Item) -> int:
@@ -82,10 +83,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         places[item.path] = max(places.get(item.path, 0), place(item))
     items.sort(key=lambda item: places[item.path])
-    if any("_beside" in fixtures_of(item) for item in items):
-        for item in items:
-            if around_ray(item.path.name) or _alone():
-                cast(pytest.Function, item).fixturenames.insert(0, "_beside")
+    for name, first in (("_late", STAYING.index("_nodes") + 1), ("_beside", 0)):
+        if any(name in fixtures_of(item) for item in items):
+            for item in items:
+                if (around_ray(item.path.name) or _alone()) and places[item.path] >= first:
+                    cast(pytest.Function, item).fixturenames.insert(0, name)
 
 
 @pytest.hookimpl(tryfirst=True)

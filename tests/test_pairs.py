@@ -89,8 +89,8 @@ def test_it_is_trained(model: str) -> None:
     assert Image.open(Path(model) / SAMPLES).width > 500
 
 
-@pytest.mark.slow
 @pytest.mark.chaos
+@pytest.mark.sweep
 @pytest.mark.timeout(400)
 def test_killed_and_resumed_it_ends_in_the_same_tensors(
     model: str, data: Path, recipe: str, tmp_path: Path, start: Start, address: str
