@@ -10,6 +10,7 @@ import duotask
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from duotask import DuoLearner
 from tinytask import tiny_recipe, write_points
@@ -60,7 +61,12 @@ def _begun(folder: Path, *given: Any, **changes: Any) -> Run:
 
 
 def _points(folder: Path) -> Path:
-    write_points(folder / "points")
+    """Written once, before any worker reads it."""
+    workers = dist.is_initialized()
+    if not workers or dist.get_rank() == 0:
+        write_points(folder / "points")
+    if workers:
+        dist.barrier()
     return folder
 
 

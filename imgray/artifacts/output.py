@@ -56,6 +56,8 @@ def begun(
         yield manifest
         return
     _refuse_foreign(folder, overwrite)
+    if not overwrite and folder.exists(RUN) and not folder.exists(CLEARING):
+        _refuse_begun(folder, config, migrate, free)  # before this run shows in the output
     with owning(folder, patience) as owned:
         found = None if overwrite else _finished(folder, kind, config, migrate)
         yield _done(found, retry) or _begun(owned, config, overwrite, migrate, free)
@@ -82,10 +84,15 @@ def _begun(
     if not owned.exists(RUN):
         note = config | {BEGUN: owned.claim.run}
         owned.write(RUN, json.dumps(note, indent=1).encode())
-    started = read_object(owned, RUN)
-    run = started.pop(BEGUN, "")
-    _refuse_other(owned, migrate(started) | {key: config.get(key) for key in free}, config)
-    return replace(owned, begun=run)
+    return replace(owned, begun=_refuse_begun(owned, config, migrate, free))
+
+
+def _refuse_begun(folder: Folder, config: Identity, migrate: Migrate, free: Collection[str]) -> str:
+    """The run that began an output. Raises `UserError` where it did with other settings."""
+    started = read_object(folder, RUN)
+    run = str(started.pop(BEGUN, ""))
+    _refuse_other(folder, migrate(started) | {key: config.get(key) for key in free}, config)
+    return run
 
 
 def _tidy(folder: Folder) -> None:

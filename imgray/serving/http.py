@@ -137,6 +137,10 @@ def paints(kind: str, asked: type[PaintOptions], answered: type[Painted], *types
     )
 
 
+ACQUAINTED = 10.0
+"""Seconds that a new replica waits at most for the deployments that it will ask."""
+
+
 @serve.ingress(app)
 class Service:
     """The ingress deployment.
@@ -175,6 +179,8 @@ class Service:
             await holder.start()
             captions = await asyncio.to_thread(Captions.of, settings.captions)
             self.searcher = Searcher(settings, encoder, texts, shard_groups, holder, captions)
+        # The first call of each finds its replicas, which may take as long as a question has.
+        await asyncio.gather(*(self._ready(part, ACQUAINTED) for part in self._parts().values()))
 
     @asynccontextmanager
     async def _heard(self, request: Request) -> AsyncIterator[None]:
@@ -413,18 +419,23 @@ class Service:
     @app.get("/readyz", responses={503: {"model": ReadyAnswer}})
     async def readyz(self, response: Response) -> ReadyAnswer:
         """Every deployment that answers depend on answers."""
-        parts = dict(self.models.predictors)
-        if self.searcher:
-            parts |= {"encoder": self.searcher.encoder, "texts": self.searcher.texts}
-            parts |= {f"shards-{n}": group for n, group in enumerate(self.searcher.shard_groups)}
-        found = await asyncio.gather(*(self._ready(part) for part in parts.values()))
+        parts = self._parts()
+        found = await asyncio.gather(*(self._ready(part, 2.0) for part in parts.values()))
         waiting = [name for name, ready in zip(parts, found, strict=True) if not ready]
         response.status_code = 503 if waiting else 200
         return ReadyAnswer(ready=not waiting, waiting=waiting)
 
-    async def _ready(self, part: Any) -> bool:
+    def _parts(self) -> dict[str, Any]:
+        """The deployments that answers depend on, by name."""
+        parts = dict(self.models.predictors)
+        if self.searcher:
+            parts |= {"encoder": self.searcher.encoder, "texts": self.searcher.texts}
+            parts |= {f"shards-{n}": group for n, group in enumerate(self.searcher.shard_groups)}
+        return parts
+
+    async def _ready(self, part: Any, seconds: float) -> bool:
         try:
-            async with asyncio.timeout(2.0):
+            async with asyncio.timeout(seconds):
                 return bool(await call(part.ready))
         except (TimeoutError, Refusal):
             return False
