@@ -2,12 +2,14 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import inprocess
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import S3, S3_KEY, TinyNet, upload
@@ -15,6 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from imgray.artifacts.folder import S3_OPTIONS, Folder
 from imgray.artifacts.manifest import read_manifest
+from imgray.artifacts.owner import Claim, Lost
 from imgray.engine import collection as passes
 from imgray.engine import producer, worker
 from imgray.engine.extract import extract
@@ -68,8 +71,8 @@ def _after(patch: pytest.MonkeyPatch, shards: int, event: Callable[[], Any]) -> 
     """Have something happen when a job has done some shards."""
     keep, done = worker.keep, []
 
-    def kept(output: Folder, files: Any, receipt: Receipt) -> None:
-        keep(output, files, receipt)
+    def kept(output: Folder, files: Any, receipt: Receipt, again: bool = False) -> None:
+        keep(output, files, receipt, again)
         done.append(receipt)
         if len(done) == shards:
             event()
@@ -131,6 +134,64 @@ def test_a_store_that_denies_access_stops_the_job(
             extract(config)
     assert _receipts(config) == 1
     assert extract(config).done == 20
+
+
+def test_a_folder_in_it_that_is_unmounted_stops_the_job(
+    images: Path, make: Callable[..., ExtractConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, part = make(images, max_rejected_shard=1.0), images / "b" / "deep"
+    with monkeypatch.context() as patch:
+        _after(patch, 2, lambda: _moved(part, True))
+        with pytest.raises(UserError, match=r"cannot read .*b/deep/.*: it does not exist"):
+            extract(config)
+    part.rmdir()
+    (images / "b" / "away").rename(part)
+    assert extract(config).done == 40
+
+
+def test_a_table_that_has_changed_is_not_tried_again(
+    images: Path, make: Callable[..., ExtractConfig]
+) -> None:
+    """The numbers of its rows may be of others by now."""
+    table = images / "all.parquet"
+    rows = [{"image": path.read_bytes()} for path in sorted(images.glob("*.png"))[:3]]
+    pq.write_table(pa.Table.from_pylist([*rows[:2], {"image": b"no picture"}, *rows[2:]]), table)
+    config = make(table, max_rejected=1.0, retry_rejected=True)
+    assert extract(config).rejected == 1
+    assert extract(config).rejected == 1
+    pq.write_table(pa.Table.from_pylist(rows), table)
+    before = read_manifest(Folder(config.output))
+    with pytest.raises(UserError, match="it was changed after the job began"):
+        extract(config)
+    assert read_manifest(Folder(config.output)) == before
+
+
+def test_a_late_worker_takes_nothing_from_who_tries_again(
+    images: Path, make: Callable[..., ExtractConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both make the same part: the old manifest, which is there meanwhile, does not list it."""
+    names = ["astronaut.png", "coffee.png"]
+    whole = _spoil(images, names)
+    config = make(images, max_rejected=1.0)
+    extract(config)
+    for name, data in whole.items():
+        (images / name).write_bytes(data)
+    again, kept = config.model_copy(update={"retry_rejected": True}), []
+
+    def late(output: Folder, files: Any, receipt: Receipt, again: bool = False) -> None:
+        copies = [(entry, Path(shutil.copy(path, f"{path}.late"))) for entry, path in files]
+        keep(output, files, receipt, again)
+        lost = replace(output, claim=Claim(run="late"))
+        with pytest.raises(Lost):
+            keep(lost, copies, receipt, again)
+        kept.append(receipt)
+
+    keep = worker.keep
+    monkeypatch.setattr(worker, "keep", late)
+    assert extract(again).done == 40
+    assert kept
+    for file in read_manifest(Folder(config.output)).files:
+        assert Path(config.output, file.name).stat().st_size == file.size
 
 
 @pytest.mark.parametrize("bucket", [False, True])

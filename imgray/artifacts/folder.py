@@ -93,13 +93,13 @@ class Folder:
         """The content of a file: all of it, or its first `most` bytes.
 
         Raises:
-            Missing: it alone is not there.
+            Missing: it is not there, though its folder is, and holds others.
             UserError: it cannot be read.
         """
         try:
             return self._read(name, most)
         except UserError as error:
-            if not (_absent(error) and self.answers()):
+            if not (_absent(error) and self.answers(name)):
                 raise
         try:  # the store may have been away, and be back
             return self._read(name, most)
@@ -111,13 +111,24 @@ class Folder:
     def _read(self, name: str, most: int | None) -> bytes:
         at_once = {"max_concurrency": 1} if self.is_s3 else {}  # else its size is asked for first
         with self._clear("read", name):
-            return bytes(self.file_system.cat_file(self.path(name), end=most, **at_once))
+            try:
+                return bytes(self.file_system.cat_file(self.path(name), end=most, **at_once))
+            except OSError as error:
+                if most and self.is_s3 and error.errno == errno.EINVAL:  # no byte of an empty one
+                    return b""
+                raise
 
-    def answers(self) -> bool:
-        """Whether the folder is there and holds anything: one that is unmounted is empty."""
+    def answers(self, name: str) -> bool:
+        """Whether the folder is there where a file should be: one that is unmounted is empty.
+
+        Of folders of which some are gone, that is the innermost that is left.
+        """
         with contextlib.suppress(OSError, BotoCoreError, ClientError):
             if not self.is_s3:
-                with os.scandir(self.root) as found:
+                place = os.path.dirname(self.path(name))
+                while not os.path.isdir(place) and len(place) > len(self.root):
+                    place = os.path.dirname(place)
+                with os.scandir(place) as found:
                     return any(True for _ in found)
             bucket, _, prefix = self.root.partition("/")
             wanted = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else "", "MaxKeys": 1}
@@ -251,6 +262,8 @@ class Folder:
             partial = target.with_name(TEMPORARY + uuid.uuid4().hex)
             with _removed_on_failure(partial):
                 shutil.move(source, partial)
+                with open(partial, "rb") as file:
+                    os.fsync(file.fileno())
                 self.hold(name, sure=True)
                 os.replace(partial, target)
 
@@ -359,6 +372,9 @@ class Folder:
         try:
             yield
         except (OSError, BotoCoreError, ClientError) as error:
+            named = getattr(error, "filename", None)
+            if doing == "list" and isinstance(named, str) and not self.is_s3:
+                place = brief(named, LONGEST_NAME)
             raise UserError(f"cannot {doing} {place}: {_reason(error, self.is_s3)}") from error
 
 

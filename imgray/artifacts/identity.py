@@ -21,8 +21,8 @@ def settled(settings: Mapping[str, Any], uris: Collection[str]) -> Identity:
 
     Args:
         settings: by name.
-        uris: names of the settings that hold URIs: one, a list of `NAME=URI`, or a dictionary by
-            URI. What is not set stays, and so do `KEYWORDS`.
+        uris: names of the settings that hold URIs: one, a list of them or of `NAME=URI`, or a
+            dictionary by URI. What is not set stays, and so do `KEYWORDS`.
     """
     return {
         key: _absolute(value, KEYWORDS.get(key, frozenset())) if key in uris else value
@@ -43,8 +43,12 @@ def places(settings: Mapping[str, Any], uris: Collection[str]) -> dict[str, str]
 
 def _absolute(value: Any, keywords: Collection[str]) -> Any:
     if isinstance(value, list):
-        pairs = [item.partition("=") for item in value]
-        return [f"{name}={_absolute(uri, keywords)}" for name, _, uri in pairs]
+        found = []
+        for item in value:
+            name, equals, uri = item.partition("=")
+            named = equals and "/" not in name
+            found.append(f"{name}={_absolute(uri, keywords)}" if named else Folder(item).absolute)
+        return found
     if isinstance(value, dict):
         return {_absolute(uri, keywords): item for uri, item in value.items()}
     return value if value is None or value in keywords else Folder(value).absolute

@@ -222,8 +222,11 @@ def _differs(folder: Folder, entry: FileEntry) -> UserError:
 def publish(folder: Folder, manifest: Manifest) -> Manifest:
     """Make an artifact visible: write its manifest, then remove the notes of the work."""
     sealed = manifest.sealed()
+    before = read_manifest(folder).files if folder.exists(NAME) else []
     folder.write(NAME, sealed.to_bytes())
     with contextlib.suppress(UserError):  # it is published, and a later run tidies up
+        listed = {file.name for file in sealed.files}
+        folder.remove_many([file.name for file in before if file.name not in listed])
         forget_work(folder)
     return sealed
 
@@ -236,12 +239,14 @@ def forget_work(folder: Folder) -> None:
     """
     if folder.exists(NAME):
         listed = {file.name for file in read_manifest(folder).files}
-        found = (*folder.files(), *folder.sizes(REJECTED))
-        folder.remove_many([n for n in found if PART.fullmatch(n) and n not in listed])
-    if not folder.is_s3 and os.path.isdir(folder.root):
-        for name in os.listdir(folder.root):
-            if name.startswith(TEMPORARY):
-                folder.remove(name)
+        found = map(PART.fullmatch, (*folder.files(), *folder.sizes(REJECTED)))
+        own = [part[0] for part in found if part and part[3]]  # others may be a user's
+        folder.remove_many([name for name in own if name not in listed])
+    for place in () if folder.is_s3 else ("", f"{REJECTED}/"):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            for name in os.listdir(folder.path(place)):
+                if name.startswith(TEMPORARY):
+                    folder.remove(f"{place}{name}")
     notes = [n for n in folder.sizes(WORK) if not n.startswith((f"{CLAIMS}/", f"{LEASES}/"))]
     folder.remove_many(sorted(notes, key=lambda name: name in LAST))
     folder.prune(WORK, deep=True)
@@ -251,10 +256,11 @@ def forget_work(folder: Folder) -> None:
 def scratch() -> Iterator[Path]:
     """A temporary local folder for files under construction, removed at the end.
 
-    Raises `NoRoom` where they cannot be written.
+    Raises `NoRoom` where none can be made.
     """
     try:
-        with tempfile.TemporaryDirectory(prefix="imgray-") as path:
-            yield Path(path)
+        folder = tempfile.TemporaryDirectory(prefix="imgray-")
     except OSError as error:
         raise no_room(error) from error
+    with folder as path:
+        yield Path(path)

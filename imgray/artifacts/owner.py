@@ -152,6 +152,7 @@ def owning(folder: Folder, patience: float = 0.0) -> Iterator[Owned]:
         ended.set()
         renewal.join(RENEWED)
         with contextlib.suppress(UserError):
+            renew()
             _leave(folder, owned, lease)
 
 

@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from imgray.errors import brief
+
 HIDDEN, MARKER, SPECIAL = "hidden", "marker of a folder", "pipe, socket or device"
 NOT_UTF8, CIRCLE = "with a name that is not UTF-8", "link in a circle"
-KINDS = (HIDDEN, MARKER, SPECIAL, NOT_UTF8, CIRCLE)
 """What is passed over whatever its suffix is."""
+MANY = 10
+"""Suffixes that a line names."""
 
 
 @dataclass(frozen=True)
@@ -35,19 +38,22 @@ class Entry:
 
 @dataclass
 class Skipped:
-    """Files that a listing passed over, counted by suffix or by one of `KINDS`."""
+    """Files that a listing passed over, counted by suffix or by what else they are."""
 
     counts: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
-        counts = ", ".join(f"{n} {s or 'without suffix'}" for s, n in sorted(self.counts.items()))
-        return f"{self.counts.total()} files of other types ({counts})"
+        named = dict(self.counts.most_common(MANY))
+        counts = [f"{n} {brief(s) or 'without suffix'}" for s, n in sorted(named.items())]
+        if rest := len(self.counts) - len(named):
+            counts.append(f"{rest} more kinds")
+        return f"{self.counts.total()} files of other types ({', '.join(counts)})"
 
 
 def on_disk(root: str, skipped: Skipped) -> Iterator[Entry]:
     """The files below a folder; links are followed, and one that leads nowhere is listed.
 
-    Only the names of the folders on the way to a file are held. Raises `OSError`.
+    What lies in the folders on the way to a file is held, about 1 kB a name. Raises `OSError`.
     """
     waiting = [_sorted(root, "", (_identity(root),))]
     while waiting:
@@ -64,7 +70,7 @@ def on_disk(root: str, skipped: Skipped) -> Iterator[Entry]:
             yield from _file(one, id, skipped)
         elif (identity := _identity(one.path)) in above:
             skipped.counts[CIRCLE] += 1
-        else:
+        elif identity:
             waiting.append(_sorted(one.path, f"{id}/", (*above, identity)))
 
 
@@ -85,17 +91,26 @@ def in_s3(file_system: Any, root: str, skipped: Skipped) -> Iterator[Entry]:
                 yield Entry(id, int(one["Size"]), str(one.get("ETag", "")).strip('"'))
         if not page.get("IsTruncated"):
             return
+        if not page.get("NextContinuationToken"):
+            raise OSError("the store says that there are more objects, but not how to go on")
         wanted["ContinuationToken"] = page["NextContinuationToken"]
 
 
-Found = tuple["os.DirEntry[str]", str, tuple[tuple[int, int], ...]]
+Identity = tuple[int, ...]
+"""Of a folder, by whatever path; empty where there is none."""
+Found = tuple["os.DirEntry[str]", str, tuple[Identity, ...]]
 """A name in a folder, its id, and what the folders above it are."""
 
 
-def _sorted(top: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[Found]:
+def _sorted(top: str, prefix: str, above: tuple[Identity, ...]) -> Iterator[Found]:
     """What lies in a folder, where the order of whole paths wants it."""
-    with os.scandir(top) as found:
-        ordered = sorted(found, key=lambda one: f"{one.name}/" if _is_folder(one) else one.name)
+    try:
+        with os.scandir(top) as found:
+            ordered = sorted(found, key=lambda one: f"{one.name}/" if _is_folder(one) else one.name)
+    except FileNotFoundError:
+        if not prefix:
+            raise
+        return  # it went while its parent was listed
     for one in ordered:
         yield one, f"{prefix}{one.name}", above
 
@@ -107,9 +122,12 @@ def _file(one: os.DirEntry[str], id: str, skipped: Skipped) -> Iterator[Entry]:
         yield Entry(id, 0)
         return
     except OSError as error:
-        if error.errno != errno.ELOOP:
+        if error.errno == errno.ELOOP:
+            skipped.counts[CIRCLE] += 1
+        elif error.errno in (errno.ENOTDIR, errno.ENAMETOOLONG):  # where a link leads
+            yield Entry(id, 0)
+        else:
             raise
-        skipped.counts[CIRCLE] += 1
         return
     if stat.S_ISREG(found.st_mode):
         yield Entry(id, found.st_size, str(found.st_mtime_ns))
@@ -124,8 +142,11 @@ def _is_folder(one: os.DirEntry[str]) -> bool:
         return False
 
 
-def _identity(path: str) -> tuple[int, int]:
-    found = os.stat(path)
+def _identity(path: str) -> Identity:
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return ()
     return found.st_dev, found.st_ino
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import PurePosixPath
@@ -103,10 +102,6 @@ class Files(Cells):
             return self.field.value(self.root.read(self._path(given), MAX_BYTES + 1))
         except Missing as error:
             raise Rejected(str(error)) from None
-        except UserError as error:
-            if getattr(error.__cause__, "errno", None) == errno.EINVAL:  # of an empty file in S3
-                raise Rejected(str(error)) from None
-            raise
 
     def _look(self, given: Any) -> Any:
         return given if isinstance(given, bytes) else self._path(given)

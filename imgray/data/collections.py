@@ -35,6 +35,11 @@ class Collection(ABC):
         """What tells it from another version of it, where that can be told at once."""
         return None
 
+    @property
+    def named(self) -> bool:
+        """Whether its ids stay the same when records come and go."""
+        return True
+
     @abstractmethod
     def entries(self, skipped: Skipped) -> Iterator[Entry]:
         """Its records in their order; what is none is counted in `skipped`. Raises `UserError`."""
@@ -73,9 +78,12 @@ class Files(Collection):
         if entry.size > MAX_BYTES:
             raise Rejected(f"file of {entry.size:,} bytes; at most {MAX_BYTES:,}")
         try:
-            return {self.name: self.folder.read(entry.id)}
+            data = self.folder.read(entry.id, MAX_BYTES + 1)
         except Missing:
             raise Rejected("missing: it was listed, and is not there any more") from None
+        if len(data) > MAX_BYTES:
+            raise Rejected(f"file of more than {MAX_BYTES:,} bytes, which are read at most")
+        return {self.name: data}
 
     def picture(self, id: str) -> bytes:
         return self.folder.read(id)
@@ -90,6 +98,10 @@ class Rows(Collection):
     @property
     def digest(self) -> str | None:
         return self.table.file.digest
+
+    @property
+    def named(self) -> bool:
+        return self.table.has("id")
 
     def entries(self, skipped: Skipped) -> Iterator[Entry]:
         return (Entry(id, 0, where=str(row)) for row, id in enumerate(self.table.ids))

@@ -13,7 +13,7 @@ import io
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -62,7 +62,7 @@ def process_configured(
     output: Folder,
     make_step: Callable[[], Step],
     batch_size: int = BATCH,
-    other_than: str | None = None,
+    other_than: Sequence[str] = (),
 ) -> Outcome:
     """`process_collection` with the settings of a job, on the cluster that it has joined.
 
@@ -94,7 +94,7 @@ def process_collection(
     shard_size: int,
     most: float = 1.0,
     retry: bool = False,
-    other_than: str | None = None,
+    other_than: Sequence[str] = (),
 ) -> Outcome:
     """Do all shards that are not done yet, and account for every listed record.
 
@@ -108,7 +108,7 @@ def process_collection(
         shard_size: records of a part, or of the first where there are many (`listing`).
         most: share of a shard's records that may be rejected; more stop the job.
         retry: try again what was rejected before.
-        other_than: a features artifact; only what that has not is done.
+        other_than: features artifacts; only what they have not is done.
 
     Raises:
         UserError: the collection or the output cannot be read or written, or a shard lost more.
@@ -138,6 +138,7 @@ def _earlier(output: Folder, retry: bool) -> tuple[dict[int, Receipt], dict[int,
     found = found_receipts(output)
     if output.exists(NAME):
         before = {receipt.shard: receipt for receipt in receipts_of(read_manifest(output))}
+        found = {n: r for n, r in found.items() if before.get(n) != r}
         again = {n: r for n, r in before.items() if r.rejected and n not in found}
     else:
         before, again = {}, {n: r for n, r in found.items() if r.rejected and retry}

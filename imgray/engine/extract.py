@@ -23,7 +23,7 @@ from imgray.data.pixels import Rejected
 from imgray.engine.cluster import cluster, given_device
 from imgray.engine.collection import BATCH, check_rejected, process_configured
 from imgray.engine.earlier import VANISHED
-from imgray.engine.frozen import LISTED
+from imgray.engine.frozen import COLLECTION, LISTED
 from imgray.engine.listing import LISTING
 from imgray.engine.producer import migrated, produce
 from imgray.engine.settings import ExtractConfig
@@ -110,14 +110,14 @@ def extract(config: ExtractConfig) -> ExtractResult:
     identity = migrate(
         config.identity()
         | ({"models": models} if models else {})
-        | ({"other_than": _other_than(config.except_)} if config.except_ else {})
+        | ({"other_than": _listings(config.except_)} if config.except_ else {})
     )
     manifest = produce(
         output,
         "features",
         identity,
         partial(_extract, config, identity),
-        sources=[*config.read, *_weights(config), *filter(None, [config.except_])],
+        sources=[*config.read, *_weights(config), *config.except_],
         note=LISTED,
         overwrite=config.overwrite,
         wait=config.wait,
@@ -141,9 +141,9 @@ def _models(config: ExtractConfig) -> dict[str, str]:
     return found
 
 
-def _other_than(uri: str) -> dict[str, str]:
-    """By URI, what tells the artifact that `--except` names from others there."""
-    return {uri: read_manifest(Folder(uri), "features").digest}
+def _listings(features: Sequence[str]) -> dict[str, str]:
+    """By URI, what tells the listings that `--except` names from others there."""
+    return {uri: read_manifest(Folder(uri), "features").file(LISTING).sha256 for uri in features}
 
 
 def _weights(config: ExtractConfig) -> list[str]:
@@ -159,7 +159,7 @@ def _extract(config: ExtractConfig, identity: Identity, output: Folder) -> Manif
     with cluster():
         batch = BATCH if chosen.config.nets else TEXTS
         outcome = process_configured(
-            "extract", config, collection, output, factory, batch, identity.get("except_")
+            "extract", config, collection, output, factory, batch, identity["except_"]
         )
     return Manifest(
         kind="features",
@@ -173,6 +173,7 @@ def _extract(config: ExtractConfig, identity: Identity, output: Folder) -> Manif
         about={
             "images": identity["images"],
             **({"layout": asdict(config.layout)} if config.layout != Layout() else {}),
+            **({COLLECTION: collection.digest} if collection.digest else {}),
             "extractor": chosen.config.model_dump(mode="json"),
             "features": {name: info.model_dump() for name, info in chosen.columns.items()},
         },

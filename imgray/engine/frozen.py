@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -16,6 +17,8 @@ from imgray.engine.progress import say
 from imgray.errors import UserError
 
 LISTED = f"{WORK}/listing.json"
+COLLECTION = "collection"
+"""What a manifest tells of the digest of a collection that has one."""
 
 
 class Listing(BaseModel):
@@ -39,25 +42,31 @@ class Listing(BaseModel):
         return [self.file] + ([self.vanished] if self.vanished else [])
 
 
-def freeze(collection: Collection, output: Folder, other_than: str | None = None) -> Listing:
+def freeze(collection: Collection, output: Folder, other_than: Sequence[str] = ()) -> Listing:
     """The listing of an output: as it was when that was begun, or else as it is now.
 
     Args:
         collection: what is listed.
         output: where the listing is kept.
-        other_than: a features artifact; only what that has not is listed.
+        other_than: features artifacts; only what they have not is listed.
 
     Raises:
         UserError: there is nothing, or the collection is known to have changed.
     """
-    if output.exists(NAME):
-        return _published(output)
     if output.exists(LISTED):
         listing = Listing.model_validate_json(output.read(LISTED))
-        if listing.digest != collection.digest:
-            raise UserError(f"{collection.uri}: {CHANGED}")
-        return listing
-    earlier = _earlier(other_than)
+    elif output.exists(NAME):
+        listing = _published(output)
+        output.write(LISTED, listing.model_dump_json().encode())
+    else:
+        return _begun(collection, output, other_than)
+    if listing.digest != collection.digest:
+        raise UserError(f"{collection.uri}: {CHANGED}")
+    return listing
+
+
+def _begun(collection: Collection, output: Folder, other_than: Sequence[str]) -> Listing:
+    earlier = _opened(collection, other_than)
     with scratch() as folder:
         listing = _listed(collection, earlier, folder)
         for file in listing.files:
@@ -82,23 +91,29 @@ def _listed(collection: Collection, earlier: Earlier | None, folder: Path) -> Li
         gone = earlier.write_vanished(folder / VANISHED)
         listing.vanished = entry_of_file(folder / VANISHED, gone)
         say(
-            f"{collection.uri}: {earlier.unchanged:,} images are as in {earlier.uri}, {total:,} "
-            f"new or changed, {gone:,} vanished"
+            f"{collection.uri}: {earlier.unchanged:,} images are as they were listed before (with "
+            f"{earlier.rejected:,} rejected ones), {total:,} new or changed, {gone:,} vanished"
         )
     return listing
 
 
-def _earlier(uri: str | None) -> Earlier | None:
-    if uri is None:
+def _opened(collection: Collection, other_than: Sequence[str]) -> Earlier | None:
+    if not other_than:
         return None
+    if not collection.named:
+        raise UserError(
+            f"--except: {collection.uri} has no ids but the numbers of its rows, which tell none "
+            "from another; say --columns id=COLUMN"
+        )
     try:
-        return Earlier(Folder(uri))
+        return Earlier([Folder(uri) for uri in other_than])
     except UserError as error:
-        raise UserError(f"--except {uri}: {error}") from None
+        raise UserError(f"--except: {error}") from None
 
 
 def _published(output: Folder) -> Listing:
     manifest = read_manifest(output)
     file = manifest.file(LISTING)
     vanished = next(iter(manifest.named(VANISHED)), None)
-    return Listing(images=file.rows, file=file, vanished=vanished)
+    digest = manifest.about.get(COLLECTION)
+    return Listing(images=file.rows, file=file, digest=digest, vanished=vanished)

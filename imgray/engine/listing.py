@@ -1,14 +1,16 @@
 """The listing of a collection, `listing.parquet`, and the shards that it is cut into.
 
 A shard is a range of its rows. The first `GROWN` have the size that is asked for, the next as many
-twice that, and so on: a billion images are fewer than 100,000 shards.
+twice that, and so on: at the default size a billion images are fewer than 100,000 shards.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +18,7 @@ import pyarrow.parquet as pq
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.walk import Entry
+from imgray.errors import no_room
 
 LISTING = "listing.parquet"
 GROWN = 10_000
@@ -30,12 +33,40 @@ _SCHEMA = pa.schema(
 def write(entries: Iterator[Entry], path: Path) -> int:
     """Write entries to a file, a row group at a time: how many there are."""
     total = 0
-    with pq.ParquetWriter(path, _SCHEMA, compression="zstd") as writer:
+    with writing_parquet(path, _SCHEMA) as write:
         while some := list(itertools.islice(entries, GROUP)):
             columns = [[getattr(entry, name) for entry in some] for name in _SCHEMA.names]
-            writer.write_table(pa.table(columns, schema=_SCHEMA), row_group_size=GROUP)
+            write(pa.table(columns, schema=_SCHEMA), GROUP)
             total += len(some)
     return total
+
+
+@contextlib.contextmanager
+def writing_parquet(
+    path: Path, schema: pa.Schema, **options: Any
+) -> Iterator[Callable[[pa.Table, int], None]]:
+    """Gives what adds a table to a local file, in row groups of some rows at most.
+
+    Raises `NoRoom` where it cannot be written; what the block raises is its own.
+    """
+    try:
+        writer = pq.ParquetWriter(path, schema, compression="zstd", **options)
+    except OSError as error:
+        raise no_room(error) from error
+
+    def add(table: pa.Table, rows: int) -> None:
+        try:
+            writer.write_table(table, row_group_size=rows)
+        except OSError as error:
+            raise no_room(error) from error
+
+    try:
+        yield add
+    finally:
+        try:
+            writer.close()
+        except OSError as error:
+            raise no_room(error) from error
 
 
 def span(shard: int, size: int) -> tuple[int, int]:

@@ -27,7 +27,7 @@ from imgray.data.pixels import Rejected, encoded
 from imgray.engine.cluster import cluster, given_device
 from imgray.engine.collection import check_rejected, process_configured
 from imgray.engine.examples import digests
-from imgray.engine.frozen import LISTED
+from imgray.engine.frozen import COLLECTION, LISTED
 from imgray.engine.producer import migrated, produce
 from imgray.engine.settings import PredictConfig
 from imgray.engine.sheets import draw_predictions
@@ -199,6 +199,10 @@ def _predict(
             **{place_of(config.joined[name]): digest for name, digest in joined.items()},
         },
         counts=outcome.model_dump(exclude={"files"}),
-        about={"classes": list(task.classes), "columns": task.columns.names},
+        about={
+            "classes": list(task.classes),
+            "columns": task.columns.names,
+            **({COLLECTION: records.digest} if records.digest else {}),
+        },
         files=outcome.files,
     )

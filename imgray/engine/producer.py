@@ -73,12 +73,13 @@ def produce(
 
 def _published(output: Owned, manifest: Manifest) -> Manifest:
     output.check()
+    anew = not output.exists(NAME)
     sealed = publish(output, manifest)
     try:
         output.check()
     except Lost:  # between its look and its write another run took over
         place = Folder(output.absolute)
-        if place.find(NAME) == sealed.to_bytes():
+        if anew and place.find(NAME) == sealed.to_bytes():
             place.remove(NAME)
         raise
     return sealed

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
 from imgray.artifacts.folder import Folder
@@ -14,6 +13,7 @@ from imgray.artifacts.manifest import (
     NAME,
     PART,
     REJECTED,
+    RUN,
     WORK,
     FileEntry,
     Manifest,
@@ -21,8 +21,10 @@ from imgray.artifacts.manifest import (
     read_manifest,
 )
 from imgray.artifacts.owner import Lost, Owned
+from imgray.engine.listing import writing_parquet
 
 RECEIPTS = f"{WORK}/receipts"
+AGAIN = "-again.json"
 TOGETHER = 1000
 """Receipts in a file, and files that are read at once."""
 ROW_GROUP_BYTES, VARIABLE = 16 * 2**20, 256
@@ -43,9 +45,12 @@ class Receipt(BaseModel):
         return [self.part] + ([self.rejected] if self.rejected else [])
 
 
-def name_of(output: Folder, shard: int) -> str:
-    """The name of a shard's receipt: those of another beginning are of other settings, perhaps."""
-    return f"{_below(output)}/{shard:05d}.json"
+def name_of(output: Folder, shard: int, again: bool = False) -> str:
+    """The name of a shard's receipt: those of another beginning are of other settings, perhaps.
+
+    One that was done again has another, as the first may be together with others already.
+    """
+    return f"{_below(output)}/{shard:05d}{AGAIN if again else '.json'}"
 
 
 def found_receipts(output: Folder) -> dict[int, Receipt]:
@@ -53,11 +58,21 @@ def found_receipts(output: Folder) -> dict[int, Receipt]:
 
     Those of one shard that are not are removed. A later one counts instead of an earlier one.
     """
-    names = sorted(output.sizes(_below(output)), key=lambda name: (name.endswith(".json"), name))
+    names = sorted(output.sizes(_below(output)))
     if not names:
         return {}
     sizes = output.sizes_here() | output.sizes(REJECTED)
     found: dict[int, Receipt] = {}
+    _read(output, [name for name in names if name.endswith(".jsonl")], sizes, found)
+    known = {name_of(output, shard) for shard in found}
+    alone = [name for name in names if name.endswith(".json") and name not in known]
+    _read(output, sorted(alone, key=lambda name: name.endswith(AGAIN)), sizes, found)
+    return found
+
+
+def _read(
+    output: Folder, names: Sequence[str], sizes: Mapping[str, int], found: dict[int, Receipt]
+) -> None:
     for start in range(0, len(names), TOGETHER):
         some = names[start : start + TOGETHER]
         for name, data in zip(some, output.read_many(some), strict=True):
@@ -65,7 +80,6 @@ def found_receipts(output: Folder) -> dict[int, Receipt]:
             found |= {receipt.shard: receipt for receipt in whole}
             if not whole and name.endswith(".json"):
                 output.remove(name)
-    return found
 
 
 def _there(receipt: Receipt, sizes: Mapping[str, int]) -> bool:
@@ -74,6 +88,8 @@ def _there(receipt: Receipt, sizes: Mapping[str, int]) -> bool:
 
 class Ledger:
     """Puts receipts together, many in a file, so that a later run need not open each.
+
+    They stay where their workers have left them: one that is asked for a shard again, looks there.
 
     Args:
         output: of the run.
@@ -96,7 +112,6 @@ class Ledger:
         number = max((int(name.rpartition("/")[2][:-6]) for name in earlier), default=0) + 1
         lines = [receipt.model_dump_json() for receipt in self.waiting]
         self.output.write(f"{below}/{number:05d}.jsonl", "\n".join(lines).encode())
-        self.output.remove_many([name_of(self.output, one.shard) for one in self.waiting])
         self.waiting = []
 
 
@@ -134,16 +149,30 @@ def write_part(
     """
     path, most = folder / f"{name.replace('/', '-')}.parquet", rows_of_group(schema)
     total, waiting = 0, schema.empty_table()
-    with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False) as writer:
-        for table in tables:
-            total, waiting = total + len(table), pa.concat_tables([waiting, table])
+    with writing_parquet(path, schema, use_dictionary=False) as write:
+        for some in _together(tables, most):
+            total, waiting = total + len(some), pa.concat_tables([waiting, some])
             while len(waiting) >= most:
-                writer.write_table(waiting.slice(0, most).combine_chunks(), row_group_size=most)
+                write(waiting.slice(0, most).combine_chunks(), most)
                 waiting = waiting.slice(most).combine_chunks()
         if len(waiting) or not total:
-            writer.write_table(waiting.combine_chunks(), row_group_size=most)
+            write(waiting.combine_chunks(), most)
     entry = entry_of_file(path, total)
     return entry.model_copy(update={"name": f"{name}-{entry.sha256[:12]}.parquet"}), path
+
+
+def _together(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """Tables of some rows at least, the last one excepted, which are put together once."""
+    some: list[pa.Table] = []
+    count = 0
+    for table in tables:
+        some.append(table)
+        count += len(table)
+        if count >= rows:
+            yield pa.concat_tables(some)
+            some, count = [], 0
+    if some:
+        yield pa.concat_tables(some)
 
 
 def rows_of_group(schema: pa.Schema) -> int:
@@ -158,12 +187,14 @@ def _bytes(type: pa.DataType) -> int:
     return -(-type.bit_width // 8) if pa.types.is_primitive(type) else VARIABLE
 
 
-def keep(output: Folder, files: Sequence[tuple[FileEntry, Path]], receipt: Receipt) -> None:
+def keep(
+    output: Folder, files: Sequence[tuple[FileEntry, Path]], receipt: Receipt, again: bool = False
+) -> None:
     """Write a shard. Raises `Lost` where another run owns the output, and takes it back."""
     try:
         for entry, path in files:
             output.upload(path, entry.name)
-        output.write(name_of(output, receipt.shard), receipt.model_dump_json().encode())
+        output.write(name_of(output, receipt.shard, again), receipt.model_dump_json().encode())
         if isinstance(output, Owned):
             output.check()
     except Lost:
@@ -172,8 +203,12 @@ def keep(output: Folder, files: Sequence[tuple[FileEntry, Path]], receipt: Recei
 
 
 def _take_back(output: Folder, receipt: Receipt) -> None:
-    """Remove what was written too late; a run that is not done does so before it publishes."""
-    if output.exists(NAME):
+    """Remove what was written too late.
+
+    While a run works, its receipts may say that the very same file is theirs: it sweeps what none
+    of them lists when it publishes.
+    """
+    if not output.exists(RUN) and output.exists(NAME):
         listed = {file.name for file in read_manifest(output).files}
         for file in receipt.files:
             if file.name not in listed:

@@ -149,11 +149,11 @@ class ExtractConfig(CollectionConfig):
         "or a features artifact that holds NET",
         json_schema_extra={"metavar": "NET=URI"},
     )
-    except_: str | None = Field(
-        default=None,
-        description="features artifact of the same collection: only the images that it has not, or "
-        "has in another version, are extracted, and those that vanished listed; of rows of a table "
-        "the id alone tells",
+    except_: list[str] = Field(
+        default=[],
+        description="features artifacts of the same collection: only the images that they have not "
+        "seen, or in another version, are extracted, and those that vanished listed; of rows of a "
+        "table the id alone tells",
         json_schema_extra={"metavar": "FEATURES"},
     )
     regions: Regions = Field(

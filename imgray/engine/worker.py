@@ -88,9 +88,9 @@ class Worker:
                 yield {"receipt": [""], "error": [str(error)]}
 
     def _do(self, shard: int, before: Receipt | None) -> Receipt:
-        note = name_of(self.output, shard)
-        if not before and self.output.exists(note):
-            return Receipt.model_validate_json(self.output.read(note))
+        done = None if before else parse(self.output.find(name_of(self.output, shard)) or b"")
+        if done:
+            return done
         entries = self.listing.entries(shard)
         rejections: Rejections = []
         tables = (
@@ -98,7 +98,8 @@ class Worker:
         )
         with scratch() as folder:
             files = [write_part(folder, f"part-{shard:05d}", tables, self.step.schema)]
-            self._check(rejections, len(entries))
+            if not before:
+                self._check(rejections, len(entries))
             if rejections:
                 columns = [list(column) for column in zip(*sorted(rejections), strict=True)]
                 refused = pa.table(columns, schema=_REJECTED)
@@ -107,7 +108,7 @@ class Worker:
                 )
             part, rejected = [*(entry for entry, _ in files), None][:2]
             receipt = Receipt(shard=shard, listed=len(entries), part=part, rejected=rejected)
-            keep(self.output, files, receipt)
+            keep(self.output, files, receipt, again=before is not None)
         return receipt
 
     def _again(
