@@ -15,9 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import s3fs
-from conftest import S3
-from moto.server import ThreadedMotoServer
 
 from imgray.artifacts import owner
 from imgray.artifacts.folder import Folder
@@ -39,33 +36,6 @@ from imgray.errors import UserError
 PARTS, NOTE = 2, "_work/listing.json"
 CHANGES = {"os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "open", "shutil.rmtree"}
 fork = multiprocessing.get_context("fork")
-
-
-@pytest.fixture(scope="module")
-def conditional() -> Iterator[str]:
-    """The endpoint of an S3 that keeps to conditions, as AWS does; rclone's passes over them."""
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield "http://{}:{}".format(*server.get_host_and_port())
-    server.stop()
-
-
-@pytest.fixture(params=["disk", "S3", "conditional S3"])
-def folder(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Folder]:
-    if request.param == "disk":
-        yield Folder(str(tmp_path / "out"))
-        return
-    if request.param == "conditional S3":
-        monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("conditional"))
-        s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem().makedirs("owners", exist_ok=True)
-        yield Folder(f"s3://owners/{tmp_path.name}")
-        s3fs.S3FileSystem.clear_instance_cache()
-    else:
-        s3: S3 = request.getfixturevalue("s3")
-        yield Folder(s3.uri(f"owners/{tmp_path.name}"))
 
 
 def _make(folder: Folder, size: int, overwrite: bool = False, wait: float = 0) -> Manifest:
