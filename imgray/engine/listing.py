@@ -18,9 +18,9 @@ from pydantic import BaseModel
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import NAME, WORK, FileEntry, entry_of_file, read_manifest, scratch
 from imgray.artifacts.walk import Entry, Skipped
-from imgray.data.collections import CHANGED, Collection
+from imgray.data.collections import Collection
 from imgray.engine.progress import say
-from imgray.errors import UserError
+from imgray.errors import CHANGED, UserError
 
 LISTING = "listing.parquet"
 LISTED = f"{WORK}/listing.json"
