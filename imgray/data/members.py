@@ -27,6 +27,8 @@ SEQUENTIAL, NEAR = 8 * 2**20, 2**16
 """Bytes read at once for headers, in S3 and on disk; those that lie farther on are sought out."""
 HEADER = 2**18
 """Bytes of a header with all that belongs to it: long names, PAX records, maps of sparse files."""
+CHAIN = 16
+"""Headers that may belong to one member."""
 WASTED = 64 * 2**20
 """Bytes of a tar that may be no headers where some should be, before it is given up."""
 LAST = 2**20
@@ -107,14 +109,14 @@ class _Headers:
         self.folder, self.name, self.size = folder, name, size
         self.step = SEQUENTIAL if folder.is_s3 else NEAR
         self.block, self.spent, self._at = b"", 0, 0
-        self._held, self._start = b"", 0
+        self._held, self._start, self._chain = b"", 0, 0
         self._awaited: Literal["header", "records", "name", ""] = ""
         file: Any = self
         self.tar = _Tar(fileobj=file, mode="r", encoding="utf-8", errors="surrogateescape")
 
     def read_one(self, at: int) -> tuple[tarfile.TarInfo, int]:
         """The header at an offset, and where the next one lies. Raises one of `FAULTS`."""
-        self._at, self.spent, self._awaited = at, 0, "header"
+        self._at, self.spent, self._awaited, self._chain = at, 0, "header", 0
         info, after = tarfile.TarInfo.fromtarfile(self.tar), self.tar.offset
         if sum(map(len, self.tar.pax_headers.values())) > HEADER:
             self.tar.pax_headers = {}
@@ -154,7 +156,9 @@ class _Headers:
     def _follow(self, found: bytes) -> None:
         """Know which part of a header was read, to check PAX records before they are parsed."""
         if self._awaited == "header":
-            self.block, kind = found, found[156:157]
+            self.block, kind, self._chain = found, found[156:157], self._chain + 1
+            if self._chain > CHAIN:
+                raise tarfile.ReadError("headers without end")
             self._awaited = "records" if kind in b"xgX" else "name" if kind in b"LK" else ""
         elif self._awaited:
             if self._awaited == "records":
