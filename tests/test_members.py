@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from tarred import add, by_tarfile, packed, random_tar, scanned
 
+from imgray.artifacts.folder import Folder
+from imgray.artifacts.walk import Skipped
 from imgray.data import members as module
 from imgray.data.members import BEHIND, CUT, DAMAGED, FOLDER, LINK, NO_TAR, SPARSE, Member
 from imgray.errors import UserError
@@ -109,9 +111,10 @@ HOSTILE = {
     "digits without end": _with_records(_record("a", "1" * 100_000)),
     "a size in records": _with_records(_record("size", "-5")) + _header("x.jpg", 0),
     "a size for all": _with_records(_record("size", "7"), b"g") + _header("x.jpg", 0),
-    "records within records": _with_records(_record("a", "b")) * 3000,
+    "records within records": _with_records(_record("a", "b")) * 1500,
     "global records within": b"".join(
-        _with_records(_record(f"k{n}", "v" * 20_000), b"g") + _header(f"{n}", 0) for n in range(60)
+        _with_records(_record(f"k{n}", "v" * 200_000), b"g") + _header(f"{n}", 0)
+        for n in range(200)
     ),
     "a sparse map without end": _with_records(SPARSE_10)
     + _header("s", 2**20)
@@ -124,9 +127,10 @@ HOSTILE = {
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_hostile_header_costs_neither_memory_nor_what_follows(kind: str, tmp_path: Path) -> None:
     bad, good = _padded(HOSTILE[kind]), packed(GOOD)
+    whole = good[: 512 * 4] + bad + good
     before = time.monotonic()
     tracemalloc.start()
-    found, _ = scanned(tmp_path, good[: 512 * 4] + bad + good)
+    found, _ = scanned(tmp_path, whole)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     names = [member.name for member in found]
@@ -136,6 +140,22 @@ def test_a_hostile_header_costs_neither_memory_nor_what_follows(kind: str, tmp_p
     assert names[-2:] == ["a.jpg", "b.jpg"]
     assert peak < 30 * 2**20
     assert time.monotonic() - before < 20
+
+
+@pytest.mark.parametrize("kind", [b"x", b"g", b"L", b"K"])
+def test_what_belongs_to_a_header_is_read_to_a_limit(kind: bytes, tmp_path: Path) -> None:
+    """And where no header follows for 64 MiB, the tar is given up."""
+    with open(tmp_path / "x.tar", "wb") as file:
+        file.write(packed(GOOD)[: 512 * 4] + _header("x", 10**8, kind))
+        file.truncate(10**8)
+    skipped = Skipped()
+    tracemalloc.start()
+    found = list(module.members(Folder(str(tmp_path)), "x.tar", 10**8, skipped))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [member.name for member in found] == ["a.jpg", "b.jpg"]
+    assert skipped.counts == {CUT: 1}
+    assert peak < 10 * 2**20
 
 
 def test_a_member_beyond_the_end_ends_the_tar(tmp_path: Path) -> None:
