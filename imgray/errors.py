@@ -9,6 +9,7 @@ class UserError(Exception):
     """Input, settings or surroundings that the user can mend; shown as one line, exit code 2."""
 
 
+CHANGED = "it was changed after the job began; run it again with --overwrite"
 LINE = 1000
 """Letters of a message at most."""
 

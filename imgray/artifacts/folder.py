@@ -89,32 +89,33 @@ class Folder:
         """The file system's path of a name."""
         return f"{self.root}/{name}"
 
-    def read(self, name: str, most: int | None = None) -> bytes:
-        """The content of a file: all of it, or its first `most` bytes.
+    def read(self, name: str, most: int | None = None, start: int = 0) -> bytes:
+        """The content of a file from `start`: all of it, or `most` bytes where it has so many.
 
         Raises:
             Missing: it is not there, though its folder is, and holds others.
             UserError: it cannot be read.
         """
         try:
-            return self._read(name, most)
+            return self._read(name, most, start)
         except UserError as error:
             if not (_absent(error) and self.answers(name)):
                 raise
         try:  # the store may have been away, and be back
-            return self._read(name, most)
+            return self._read(name, most, start)
         except UserError as error:
             if _absent(error):
                 raise Missing(str(error)) from error.__cause__
             raise
 
-    def _read(self, name: str, most: int | None) -> bytes:
+    def _read(self, name: str, most: int | None, start: int) -> bytes:
         at_once = {"max_concurrency": 1} if self.is_s3 else {}  # else its size is asked for first
+        span = {"start": start or None, "end": None if most is None else start + most}
         with self._clear("read", name):
             try:
-                return bytes(self.file_system.cat_file(self.path(name), end=most, **at_once))
+                return bytes(self.file_system.cat_file(self.path(name), **span, **at_once))
             except OSError as error:
-                if most and self.is_s3 and error.errno == errno.EINVAL:  # no byte of an empty one
+                if most and self.is_s3 and error.errno == errno.EINVAL:  # it has no byte there
                     return b""
                 raise
 

@@ -12,13 +12,16 @@ import pyarrow.compute as pc
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.walk import Entry, Skipped
 from imgray.data.fields import Input, Picture, Values, first_picture, sole_picture
-from imgray.data.layout import Layout
+from imgray.data.layout import HOW, Layout
 from imgray.data.pixels import MAX_BYTES, SUFFIXES, Rejected
 from imgray.data.rowgroups import SUFFIXES as TABLES
+from imgray.data.shards import PACKED, SUFFIX, Shards
 from imgray.data.tables import Table, open_table
-from imgray.errors import Missing, UserError, brief
+from imgray.data.tars import Tars
+from imgray.errors import CHANGED, Missing, UserError, brief
 
-CHANGED = "it was changed after the job began; run it again with --overwrite"
+FILES, TAR, TABLE = STORED = "files", "tar", "table"
+"""How a collection may be stored."""
 
 
 class Collection(ABC):
@@ -127,27 +130,54 @@ class Rows(Collection):
         return found
 
 
+class Packed(Collection):
+    """The records in tars."""
+
+    def __init__(self, tars: Tars) -> None:
+        self.tars, self.uri = tars, tars.uri
+
+    def entries(self, skipped: Skipped) -> Iterator[Entry]:
+        return self.tars.entries(skipped)
+
+    def values(self, number: int, entry: Entry) -> Values:
+        return self.tars.values(entry)
+
+    def picture(self, id: str) -> bytes:
+        return self.tars.picture(id)
+
+
 def open_collection(
     uri: str,
     inputs: Mapping[str, Input],
     layout: Layout | None = None,
     suffixes: Sequence[str] = SUFFIXES,
     features: Mapping[str, str] | None = None,
+    stored: str | None = None,
+    ids: str | None = None,
 ) -> Collection:
-    """The collection at a URI, for a job that takes these inputs: a folder, or a table.
+    """The collection at a URI, for a job that takes these inputs: a folder, a table, or tars.
 
     Args:
         uri: where it lies.
         inputs: by name.
-        layout: of a table.
+        layout: of a table; of tars the extensions of the members that are inputs.
         suffixes: of the files of a folder that count, or `*`.
         features: of a table, by input the features artifact that holds it
             (`imgray.data.joins`).
+        stored: one of `STORED`, where the URI does not say it.
+        ids: of tars, `key` where SHARD/KEY is not to be the id.
 
     Raises:
         UserError: it cannot be opened, or lacks an input.
     """
-    if uri.lower().endswith(TABLES):
+    kind = kind_of(uri, stored)
+    if ids and kind != TAR:
+        raise UserError(f"{uri}: --ids are of tars; with a folder of them, say --stored tar")
+    if kind == TAR:
+        if features:
+            raise UserError(f"{uri}: --features are joined to a table ({', '.join(TABLES)})")
+        return Packed(Tars(Shards(uri), inputs, layout, ids == "key"))
+    if kind == TABLE:
         return Rows(open_table(uri, inputs, layout, features))
     if layout not in (None, Layout()):
         raise UserError(f"{uri}: columns, root and pattern are of tables ({', '.join(TABLES)})")
@@ -160,10 +190,23 @@ def open_collection(
     return Files(Folder(uri), name, suffixes)
 
 
+def kind_of(uri: str, stored: str | None = None) -> str:
+    """How a collection is stored, as a flag or its URI says. Raises `UserError`."""
+    name = uri.lower()
+    told = TABLE if name.endswith(TABLES) else TAR if name.endswith((SUFFIX, *PACKED)) else None
+    if stored and told and stored != told:
+        raise UserError(f"--stored {stored}: {uri} is a {told} by its name; leave --stored off")
+    if stored == TABLE and not told:
+        raise UserError(f"--stored table: {uri} is none by its name; name a {' or '.join(TABLES)}")
+    return stored or told or FILES
+
+
 def collection_of(about: Mapping[str, Any]) -> Collection:
     """The collection from which a features or index artifact was made, as its manifest tells.
 
     Raises:
         UserError: it is not there any more.
     """
-    return open_collection(about["images"], {"image": Picture()}, Layout(**about.get("layout", {})))
+    how = {key: about[key] for key in HOW if key in about}
+    layout = Layout(**about.get("layout", {}))
+    return open_collection(about["images"], {"image": Picture()}, layout, **how)

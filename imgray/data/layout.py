@@ -9,6 +9,8 @@ from imgray.errors import UserError
 
 OWN = ("id", "group", "split", "class")
 """What columns may hold beside inputs."""
+HOW = ("stored", "ids")
+"""How a collection is stored, where its URI does not say it: part of an identity where given."""
 
 
 @dataclass(frozen=True)

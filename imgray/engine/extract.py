@@ -174,6 +174,7 @@ def _extract(config: ExtractConfig, identity: Identity, output: Folder) -> Manif
             "images": identity["images"],
             **({"layout": asdict(config.layout)} if config.layout != Layout() else {}),
             **({COLLECTION: collection.digest} if collection.digest else {}),
+            **config.how,
             "extractor": chosen.config.model_dump(mode="json"),
             "features": {name: info.model_dump() for name, info in chosen.columns.items()},
         },
@@ -184,7 +185,7 @@ def _extract(config: ExtractConfig, identity: Identity, output: Folder) -> Manif
 def _collection(config: ExtractConfig) -> Collection:
     """What the settings say to pass over: pictures, or texts where the extractors take those."""
     inputs = (TextExtractor if _requests(config)[1] else PictureExtractor).inputs
-    return open_collection(config.images, inputs, config.layout, config.suffixes)
+    return open_collection(config.images, inputs, config.layout, config.suffixes, **config.how)
 
 
 class _Chosen(BaseModel):

@@ -10,11 +10,11 @@ from pydantic import BaseModel
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import NAME, WORK, FileEntry, entry_of_file, read_manifest, scratch
 from imgray.artifacts.walk import Skipped
-from imgray.data.collections import CHANGED, Collection
+from imgray.data.collections import Collection
 from imgray.engine.earlier import VANISHED, Earlier
 from imgray.engine.listing import LISTING, write
 from imgray.engine.progress import say
-from imgray.errors import UserError
+from imgray.errors import CHANGED, UserError
 
 LISTED = f"{WORK}/listing.json"
 COLLECTION = "collection"

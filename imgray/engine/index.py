@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.identity import Identity
 from imgray.artifacts.manifest import FileEntry, Manifest, entry_of, read_file, read_manifest
+from imgray.data.layout import HOW
 from imgray.engine.build import (
     FITTED,
     Part,
@@ -300,8 +301,9 @@ def _extractor(made_from: Manifest, columns: dict[str, FeatureInfo]) -> Extracto
 
 
 def _about(made_from: Manifest, columns: dict[str, FeatureInfo]) -> dict[str, Any]:
+    place = "images", "layout", *HOW
     return {
-        **{key: made_from.about[key] for key in ("images", "layout") if key in made_from.about},
+        **{key: value for key, value in made_from.about.items() if key in place},
         "extractor": _extractor(made_from, columns).model_dump(mode="json"),
         "features": {name: info.model_dump() for name, info in columns.items()},
     }

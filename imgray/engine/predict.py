@@ -174,7 +174,9 @@ def predict(config: PredictConfig) -> PredictResult:
 
 def _collection(config: PredictConfig, inputs: Mapping[str, Input]) -> Collection:
     """The records. Raises `UserError`."""
-    return open_collection(config.images, inputs, config.layout, config.suffixes, config.joined)
+    return open_collection(
+        config.images, inputs, config.layout, config.suffixes, config.joined, **config.how
+    )
 
 
 def _predict(

@@ -9,9 +9,10 @@ from pydantic import BeforeValidator, Field, model_validator
 from imgray.artifacts.folder import Folder
 from imgray.config import Code, Encoding, Fusion, JobConfig, Precision
 from imgray.data import pixels
-from imgray.data.layout import Layout, numbers, pairs, place_of
+from imgray.data.layout import HOW, Layout, numbers, pairs, place_of
 
 Regions = Literal["global", "pyramid"]
+Stored = Literal["files", "tar", "table"]
 SHARD_IMAGES = 100_000
 WAIT = "seconds to wait for another run that works on --output"
 
@@ -29,7 +30,7 @@ class TableConfig(JobConfig):
     columns: list[str] = Field(
         default=[],
         description="of a table, the columns that hold inputs, or id, group, split, class, under "
-        "another name",
+        "another name; of tars, the extensions of the members that are inputs, as image=jpg;png",
         json_schema_extra={"metavar": "NAME=COLUMN"},
     )
     root: str | None = Field(
@@ -85,9 +86,19 @@ class CollectionConfig(TableConfig):
     uris: ClassVar[frozenset[str]] = TableConfig.uris | {"images"}
 
     images: str = Field(
-        description="folder or s3://bucket/prefix with the images, or a table: .parquet or .csv"
+        description="folder or s3://bucket/prefix with the images, or a table: .parquet or .csv; "
+        "or tars of WebDataset: x.tar or x-{000..099}.tar"
     )
     output: str = Field(description="folder or s3://bucket/prefix for the artifact")
+    stored: Stored | None = Field(
+        default=None,
+        description="how images are stored, where their URI does not say it: tar, if it is a "
+        "folder of tars",
+    )
+    ids: Literal["key"] | None = Field(
+        default=None,
+        description="of tars, the ids of records: key, where all keys differ (default: SHARD/KEY)",
+    )
     suffixes: list[str] = Field(
         default=list(pixels.SUFFIXES), description='file suffixes that count as images, or "*"'
     )
@@ -119,6 +130,21 @@ class CollectionConfig(TableConfig):
     )
     overwrite: bool = Field(default=False, description="remove what is at --output first")
     wait: float = Field(default=0, ge=0, description=WAIT)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that determine the content; `HOW` it is stored, where that was given."""
+        found = super().identity()
+        return {key: found[key] for key in found if key not in HOW or found[key] is not None}
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Those of them that need not be given, and are part of the identity by default."""
+        return {key: value for key, value in super().defaults().items() if key not in HOW}
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """`HOW` the images are stored, as far as it was given."""
+        return {key: getattr(self, key) for key in HOW if getattr(self, key) is not None}
 
     @property
     def read(self) -> list[str]:

@@ -1,0 +1,112 @@
+"""Which tars a URI means: one, a range `x-{00..09}.tar`, or those below a folder."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from imgray.artifacts.folder import Folder, located
+from imgray.artifacts.walk import Skipped
+from imgray.errors import UserError, brief
+
+SUFFIX = ".tar"
+PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
+RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+MOST = 10_000_000
+"""Tars of a range at most."""
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The tars at a URI, by their names in a folder.
+
+    Attributes:
+        uri: as it was given.
+        folder: in which they lie.
+        name: of the one, or the range; None where all below the folder are meant.
+    """
+
+    uri: str
+    folder: Folder = field(init=False)
+    name: str | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        refuse_packed(self.uri)
+        folder, name = located(self.uri) if _is_tar(self.uri) else (Folder(self.uri), None)
+        if name and RANGE.search(folder.uri):
+            raise UserError(f"{self.uri}: a range may stand in the name of the tar alone")
+        object.__setattr__(self, "folder", folder)
+        object.__setattr__(self, "name", name)
+
+    def found(self, skipped: Skipped) -> Iterator[tuple[str, str]]:
+        """The tars' names in their order, with their versions, where those are known.
+
+        Raises `UserError`: the folder cannot be listed, or there is a compressed tar in it.
+        """
+        if self.name is not None:
+            yield from ((name, "") for name in self._named)
+            return
+        for entry in self.folder.walk(("*",), skipped):
+            if _is_tar(entry.id):
+                yield entry.id, f"{entry.size} {entry.version}" if entry.version else ""
+            elif entry.id.lower().endswith(PACKED):
+                refuse_packed(self.place(entry.id))
+            else:
+                skipped.counts[os.path.splitext(entry.id)[1].lower()] += 1
+
+    def candidates(self, id: str) -> Iterator[tuple[str, str]]:
+        """For SHARD/KEY the names of tars that may be meant, each with the key. No request."""
+        for slash in re.finditer("/", id):
+            shard, key = id[: slash.start()], id[slash.end() :]
+            for name in (shard + SUFFIX, shard):
+                if _is_tar(name) and shard_of(name) == shard and self._may_hold(name):
+                    yield name, key
+
+    def place(self, name: str) -> str:
+        """Where a tar lies, for messages."""
+        return f"{self.folder.uri.rstrip('/')}/{brief(name, 200)}"
+
+    def _may_hold(self, name: str) -> bool:
+        return self.name is None or name in self._named
+
+    @cached_property
+    def _named(self) -> dict[str, None]:
+        assert self.name is not None
+        return dict.fromkeys(expanded(self.name, self.uri))
+
+
+def shard_of(name: str) -> str:
+    """What stands for a tar in ids."""
+    return name.removesuffix(SUFFIX)
+
+
+def expanded(name: str, uri: str) -> list[str]:
+    """The names that a range stands for, in order, as a shell has them. Raises `UserError`."""
+    found = [""]
+    for text, *ends in re.findall(rf"([^{{]+|\{{(?!\d+\.\.\d+\}}))|{RANGE.pattern}", name):
+        if text:
+            some = [text]
+        else:
+            first, last = map(int, ends)
+            if last < first or (last - first + 1) * len(found) > MOST:
+                raise UserError(f"{uri}: expected a range such as {{00..99}}, of {MOST:,} at most")
+            width = max(map(len, ends)) if any(e[0] == "0" and len(e) > 1 for e in ends) else 0
+            some = [f"{number:0{width}}" for number in range(first, last + 1)]
+        found = [before + one for before in found for one in some]
+    return found
+
+
+def refuse_packed(uri: str) -> None:
+    """Raises `UserError` for a compressed tar."""
+    if uri.lower().endswith(PACKED):
+        raise UserError(
+            f"{uri}: a compressed tar cannot be read in parts; unpack it with gunzip or its like, "
+            "as pictures are compressed anyway"
+        )
+
+
+def _is_tar(uri: str) -> bool:
+    return uri.lower().endswith(SUFFIX)
