@@ -10,7 +10,7 @@ from typing import Any
 import pages
 import pytest
 import service
-from running import NOTEBOOKS, Job, command, give_way, program
+from running import NOTEBOOKS, Job, command, program
 from two_processes import fixtures_of
 
 TESTS = Path(__file__).parent
@@ -56,14 +56,13 @@ def _beside(
 ) -> Iterator[Programs]:
     """A folder, and what runs beside the tests that are to come, each on a Ray of its own.
 
-    By the fixture that tells what it gave: the demo, and the pages' commands. They give way to the
-    tests.
+    By the fixture that tells what it gave: the demo, and the pages' commands.
     """
     folder, beside = tmp_path_factory.mktemp("demo"), Beside()
     used = {name for item in request.session.items for name in fixtures_of(item)}
     jobs = {
-        "demo": lambda: command("demo", "--models", "--json", folder=folder, before=give_way),
-        "printed": lambda: program(TESTS / "pages.py", folder=folder, before=give_way),
+        "demo": lambda: command("demo", "--models", "--json", folder=folder),
+        "printed": lambda: program(TESTS / "pages.py", folder=folder),
     }
     programs = {name: beside.begin(start) for name, start in jobs.items() if name in used}
     yield folder, programs
@@ -88,7 +87,7 @@ def printed(_beside: Programs, demo: tuple[Path, str, str]) -> dict[str, str]:
 def _late() -> Iterator["Future[Ended]"]:
     """The notebooks, which run beside the last tests."""
     beside = Beside()
-    yield beside.begin(lambda: program(TESTS / "executed.py", *NOTEBOOKS, before=give_way))
+    yield beside.begin(lambda: program(TESTS / "executed.py", *NOTEBOOKS))
     beside.end()
 
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import nodes as nodes_module
 from nodes import Nodes
-from running import Job, Start, free_port, give_way, run
+from running import Job, Start, free_port, run
 
 S3_PORT = free_port()
 S3_KEY, S3_SECRET = "imgray-tests", "imgray-tests-secret"
@@ -88,13 +88,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             for item in items:
                 if (around_ray(item.path.name) or _alone()) and places[item.path] >= first:
                     cast(pytest.Function, item).fixturenames.insert(0, name)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """The process of the tests without Ray gives way: those around it are the longer way."""
-    if not (_alone() or around_ray(item.path.name)):
-        give_way()
 
 
 def _alone() -> bool:

@@ -25,17 +25,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def give_way() -> None:
-    """Leave the cores to what is waited for: this process gets what is over.
-
-    Linux may weigh sessions against each other, and processes only within theirs.
-    """
-    os.setpriority(os.PRIO_PROCESS, 0, max(10, os.getpriority(os.PRIO_PROCESS, 0)))
-    if os.getsid(0) == os.getpid():
-        with contextlib.suppress(OSError):
-            Path("/proc/self/autogroup").write_text("10")
-
-
 @dataclass
 class Job:
     """A job in a session of its own."""
@@ -133,23 +122,17 @@ def killed_twice(
     assert code == 0, error
 
 
-def command(*words: str, folder: Path, before: Callable[[], None] | None = None) -> Job:
+def command(*words: str, folder: Path) -> Job:
     """Start `imgray WORDS` in a folder, as its users do."""
     script = Path(sys.executable).with_name("imgray")
-    start = [script] if script.exists() else ["-m", "imgray"]
-    return program(*start, *words, folder=folder, before=before)
+    return program(*([script] if script.exists() else ["-m", "imgray"]), *words, folder=folder)
 
 
-def program(
-    *words: str | Path, folder: Path | None = None, before: Callable[[], None] | None = None
-) -> Job:
-    """Start `python WORDS`, in a folder, with a Ray of its own if any, after a call in it."""
+def program(*words: str | Path, folder: Path | None = None) -> Job:
+    """Start `python WORDS`, in a folder, with a Ray of its own if any."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     command = [sys.executable, *words]
-    process = subprocess.Popen(
-        command, cwd=folder, text=True, start_new_session=True, preexec_fn=before, **pipes
-    )
-    return Job(process)
+    return Job(subprocess.Popen(command, cwd=folder, text=True, start_new_session=True, **pipes))
 
 
 def run(name: str, output: Path | str, *flags: str, address: str | None = None) -> Job:

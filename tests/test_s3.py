@@ -54,7 +54,7 @@ def test_an_extraction_from_s3_to_s3(
         vectors = extractor.run([extractor.prepare((photos / id).read_bytes()) for id in own])
         for name, info in columns.items():
             np.testing.assert_allclose(from_table(table, name, info), vectors[name], atol=6e-4)
-    assert ids == sorted(names, key=lambda name: (name.rpartition("/")[0], name))
+    assert ids == sorted(names)
 
     capsys.readouterr()
     assert run_job(ExtractConfig, extract, flags) == 0

@@ -436,8 +436,8 @@ def test_a_tar_that_is_away_stops_the_job_and_loses_nothing(
     config = make(tars, stored="tar", max_rejected_shard=1.0)
     keep = worker.keep
 
-    def kept(*given: Any) -> None:
-        keep(*given)
+    def kept(*given: Any, **named: Any) -> None:
+        keep(*given, **named)
         tars.rename(tmp_path / "away")
 
     with monkeypatch.context() as patch:
