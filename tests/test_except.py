@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import extracting
 import inprocess
 import numpy as np
 import pyarrow as pa
@@ -27,8 +28,12 @@ from imgray.errors import UserError
 def _features(folder: Path, entries: list[Entry]) -> Folder:
     """An artifact that has a listing and no more."""
     folder.mkdir()
-    write(iter(entries), folder / LISTING)
-    files = [entry_of_file(folder / LISTING, len(entries))]
+    return _published(folder, write(iter(entries), folder / LISTING))
+
+
+def _published(folder: Path, count: int) -> Folder:
+    """The artifact of a listing that lies there."""
+    files = [entry_of_file(folder / LISTING, count)]
     publish(Folder(str(folder)), Manifest(kind="features", config={}, files=files))
     return Folder(str(folder))
 
@@ -71,9 +76,7 @@ def test_ids_whose_first_number_is_the_same_are_told_apart(
 def test_of_a_listing_without_versions_the_size_tells(tmp_path: Path) -> None:
     table = pa.table({"id": ["a", "b"], "size": [1, 2]})
     pq.write_table(table, tmp_path / LISTING)
-    files = [entry_of_file(tmp_path / LISTING, 2)]
-    publish(Folder(str(tmp_path)), Manifest(kind="features", config={}, files=files))
-    found = Earlier([Folder(str(tmp_path))]).fresh([Entry("a", 1, "x"), Entry("b", 3, "x")])
+    found = Earlier([_published(tmp_path, 2)]).fresh([Entry("a", 1, "x"), Entry("b", 3, "x")])
     assert [entry.id for entry in found] == ["b"]
 
 
@@ -98,12 +101,8 @@ def _in_this_process() -> Iterator[None]:
 
 @pytest.fixture
 def make(tiny_net: TinyNet, tmp_path: Path) -> Callable[..., ExtractConfig]:
-    def config(images: Path, name: str, **changes: Any) -> ExtractConfig:
-        given: dict[str, Any] = {
-            "images": str(images), "output": str(tmp_path / name), "shard_size": 4,
-            "extractor": [tiny_net.name], "weights": [tiny_net.weights], "size": tiny_net.size,
-        }  # fmt: skip
-        return ExtractConfig(**given | changes)
+    def config(images: Path | str, name: str = "out", **changes: Any) -> ExtractConfig:
+        return extracting.settings(tiny_net, images, tmp_path / name, **{"shard_size": 4} | changes)
 
     return config
 

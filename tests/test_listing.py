@@ -12,7 +12,7 @@ import pytest
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.walk import Entry
 from imgray.engine import listing, receipts
-from imgray.engine.listing import LISTING, Rows, shards, span, write
+from imgray.engine.listing import LISTING, ShardRows, shards, span, write
 
 
 def _naive(images: int, size: int, grown: int) -> list[tuple[int, int]]:
@@ -52,7 +52,7 @@ def test_a_shard_has_its_entries_whatever_row_groups_hold_them(
     monkeypatch.setattr(listing, "GROWN", 3)
     assert write(_entries(count), tmp_path / LISTING) == count
     assert pq.ParquetFile(tmp_path / LISTING).num_row_groups == -(-count // 8)
-    rows = Rows(Folder(str(tmp_path)), 5)
+    rows = ShardRows(Folder(str(tmp_path)), 5)
     every = list(enumerate(_entries(count)))
     for shard, (first, end) in enumerate(_naive(count, 5, 3)):
         assert rows.entries(shard) == every[first:end]
@@ -63,7 +63,7 @@ def test_a_listing_of_an_earlier_version_keeps_its_shards(tmp_path: Path) -> Non
     """There the row groups were the shards."""
     table = pa.table({"id": [f"{n}" for n in range(10)], "size": list(range(10))})
     pq.write_table(table, tmp_path / LISTING, row_group_size=4)
-    rows = Rows(Folder(str(tmp_path)), 512)
+    rows = ShardRows(Folder(str(tmp_path)), 512)
     assert rows.shards == 3
     assert rows.entries(2) == [(8, Entry("8", 8)), (9, Entry("9", 9))]
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import extracting
 import fsspec
 import inprocess
 import numpy as np
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import S3, S3_KEY, TinyNet, upload
+from extracting import after, rows
 from fsspec.implementations.local import LocalFileSystem
 
 from imgray.artifacts.folder import S3_OPTIONS, Folder
@@ -24,8 +26,6 @@ from imgray.engine.extract import extract
 from imgray.engine.receipts import RECEIPTS, Receipt
 from imgray.engine.settings import ExtractConfig
 from imgray.errors import TooManyRejected, UserError
-
-SHARD = 12
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -43,11 +43,7 @@ def images(photos: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def make(tiny_net: TinyNet, tmp_path: Path) -> Callable[..., ExtractConfig]:
     def config(images: Path | str, name: str = "out", **changes: Any) -> ExtractConfig:
-        given: dict[str, Any] = {
-            "images": str(images), "output": str(tmp_path / name), "shard_size": SHARD,
-            "extractor": [tiny_net.name], "weights": [tiny_net.weights], "size": tiny_net.size,
-        }  # fmt: skip
-        return ExtractConfig(**given | changes)
+        return extracting.settings(tiny_net, images, tmp_path / name, **changes)
 
     return config
 
@@ -60,24 +56,6 @@ def _rejected(config: ExtractConfig) -> dict[str, str]:
     files = Path(config.output, "rejected").glob("*")
     rows = [row for path in files for row in pq.read_table(path).to_pylist()]
     return {row["id"]: row["reason"] for row in rows}
-
-
-def _rows(config: ExtractConfig) -> list[dict[str, Any]]:
-    paths = sorted(Path(config.output).glob("part-*.parquet"))
-    return [row for path in paths for row in pq.read_table(path).to_pylist()]
-
-
-def _after(patch: pytest.MonkeyPatch, shards: int, event: Callable[[], Any]) -> None:
-    """Have something happen when a job has done some shards."""
-    keep, done = worker.keep, []
-
-    def kept(output: Folder, files: Any, receipt: Receipt, again: bool = False) -> None:
-        keep(output, files, receipt, again)
-        done.append(receipt)
-        if len(done) == shards:
-            event()
-
-    patch.setattr(worker, "keep", kept)
 
 
 def _moved(images: Path, emptied: bool) -> None:
@@ -95,7 +73,7 @@ def test_a_folder_that_is_away_stops_the_job_and_loses_nothing(
 ) -> None:
     config = make(images, max_rejected_shard=1.0)
     with monkeypatch.context() as patch:
-        _after(patch, 1, lambda: _moved(images, emptied))
+        after(patch, 1, lambda: _moved(images, emptied))
         with pytest.raises(UserError, match=r"cannot read .*images/.*: it does not exist"):
             extract(config)
     assert _receipts(config) == 1
@@ -111,7 +89,7 @@ def test_a_file_that_was_deleted_is_rejected(
     config = make(images, max_rejected=0.1)
     lost = sorted((images / "b").rglob("*.jpg"))[-2:]
     with monkeypatch.context() as patch:
-        _after(patch, 1, lambda: [path.unlink() for path in lost])
+        after(patch, 1, lambda: [path.unlink() for path in lost])
         extract(config)
     assert _rejected(config).keys() == {path.relative_to(images).as_posix() for path in lost}
     assert "rejected: 2 x missing: it was listed" in capsys.readouterr().err
@@ -129,7 +107,7 @@ def test_a_store_that_denies_access_stops_the_job(
     with monkeypatch.context() as patch:
         denied = fsspec.filesystem("s3", key=S3_KEY, secret="expired", **S3_OPTIONS)
         found = property(lambda folder: denied if folder.is_s3 else LocalFileSystem())
-        _after(patch, 1, lambda: patch.setattr(Folder, "file_system", found))
+        after(patch, 1, lambda: patch.setattr(Folder, "file_system", found))
         with pytest.raises(UserError, match="access denied"):
             extract(config)
     assert _receipts(config) == 1
@@ -141,7 +119,7 @@ def test_a_folder_in_it_that_is_unmounted_stops_the_job(
 ) -> None:
     config, part = make(images, max_rejected_shard=1.0), images / "b" / "deep"
     with monkeypatch.context() as patch:
-        _after(patch, 2, lambda: _moved(part, True))
+        after(patch, 2, lambda: _moved(part, True))
         with pytest.raises(UserError, match=r"cannot read .*b/deep/.*: it does not exist"):
             extract(config)
     part.rmdir()
@@ -154,12 +132,14 @@ def test_a_table_that_has_changed_is_not_tried_again(
 ) -> None:
     """The numbers of its rows may be of others by now."""
     table = images / "all.parquet"
-    rows = [{"image": path.read_bytes()} for path in sorted(images.glob("*.png"))[:3]]
-    pq.write_table(pa.Table.from_pylist([*rows[:2], {"image": b"no picture"}, *rows[2:]]), table)
+    pictures = [{"image": path.read_bytes()} for path in sorted(images.glob("*.png"))[:3]]
+    pq.write_table(
+        pa.Table.from_pylist([*pictures[:2], {"image": b"no picture"}, *pictures[2:]]), table
+    )
     config = make(table, max_rejected=1.0, retry_rejected=True)
     assert extract(config).rejected == 1
     assert extract(config).rejected == 1
-    pq.write_table(pa.Table.from_pylist(rows), table)
+    pq.write_table(pa.Table.from_pylist(pictures), table)
     before = read_manifest(Folder(config.output))
     with pytest.raises(UserError, match="it was changed after the job began"):
         extract(config)
@@ -212,7 +192,7 @@ def test_a_lost_prefix_or_bucket_stops_the_job(
             store.file_system.rmdir(store.root)
 
     with monkeypatch.context() as patch:
-        _after(patch, 1, lose)
+        after(patch, 1, lose)
         with pytest.raises(UserError, match="it does not exist"):
             extract(config)
     s3.uri(store.root)
@@ -285,10 +265,11 @@ def test_what_was_rejected_is_tried_again(
     one, other = (read_manifest(Folder(c.output), "features") for c in (config, fresh))
     assert one.counts == other.counts
     assert [file.rows for file in one.files] == [file.rows for file in other.files]
-    for row, expected in zip(_rows(config), _rows(fresh), strict=True):
-        assert row.pop("id") == expected.pop("id")
-        for name, value in expected.items():
-            np.testing.assert_allclose(row[name], value, atol=1e-4)
+    found, expected = rows(config), rows(fresh)
+    assert list(found) == list(expected)
+    for id, row in expected.items():
+        for name, value in row.items():
+            np.testing.assert_allclose(found[id][name], value, atol=1e-4)
     there = {p.relative_to(config.output).as_posix() for p in Path(config.output).rglob("*.*")}
     assert there == {file.name for file in one.files} | {"manifest.json"}
 

@@ -12,13 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import extracting
 import inprocess
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import s3fs
-from conftest import S3, TinyNet
+from conftest import S3, TinyNet, upload
+from extracting import after, rows
 from tarred import WEBDATASET, add, by_tarfile, packed, random_tar
 
 import imgray
@@ -32,7 +34,6 @@ from imgray.data.layout import Layout
 from imgray.data.pixels import Rejected
 from imgray.data.records import split
 from imgray.data.shards import expanded
-from imgray.engine import worker
 from imgray.engine.extract import extract
 from imgray.engine.index import build_index
 from imgray.engine.settings import ExtractConfig, IndexConfig
@@ -339,11 +340,7 @@ def test_requests_are_few(s3: S3, gets: list[str]) -> None:
 @pytest.fixture
 def make(tiny_net: TinyNet, tmp_path: Path) -> Callable[..., ExtractConfig]:
     def config(images: Path | str, name: str = "out", **changes: Any) -> ExtractConfig:
-        given: dict[str, Any] = {
-            "images": str(images), "output": str(tmp_path / name), "shard_size": 12,
-            "extractor": [tiny_net.name], "weights": [tiny_net.weights], "size": tiny_net.size,
-        }  # fmt: skip
-        return ExtractConfig(**given | changes)
+        return extracting.settings(tiny_net, images, tmp_path / name, **changes)
 
     return config
 
@@ -364,11 +361,6 @@ def stored(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _rows(config: ExtractConfig) -> dict[str, dict[str, Any]]:
-    paths = sorted(Path(config.output).glob("part-*.parquet"))
-    return {row.pop("id"): row for path in paths for row in pq.read_table(path).to_pylist()}
-
-
 @pytest.mark.parametrize("place", ["disk", "s3"])
 def test_files_tars_and_a_table_give_the_same_vectors(
     place: str,
@@ -382,15 +374,14 @@ def test_files_tars_and_a_table_give_the_same_vectors(
     if place == "s3":
         s3: S3 = request.getfixturevalue("s3")
         folder = Folder(s3.uri("tars/photos"))
-        for path in (stored / "tars").iterdir():
-            folder.write(path.name, path.read_bytes())
+        upload(stored / "tars", folder)
         tars = folder.uri
     configs = [make(photos, "files"), make(stored / "photos.parquet", "table")]
     configs += [make(tars, "tars", stored="tar"), make(f"{tars}/p-{{0..2}}.tar", "keys", ids="key")]
     for config in configs:
         result = extract(config)
         assert (result.listed, result.done, result.rejected) == (40, 40, 0)
-    files, table, sharded, keyed = map(_rows, configs)
+    files, table, sharded, keyed = map(rows, configs)
     assert list(files) == list(table)
     for found in (table, sharded, keyed):
         # By name without suffix, of which each is there once.
@@ -403,7 +394,7 @@ def test_files_tars_and_a_table_give_the_same_vectors(
     assert extract(configs[2]).done == 40
     for config, image in ((configs[2], "p-1"), (configs[3], "")):
         about = read_manifest(Folder(config.output), "features").about
-        id = next(id for id in _rows(config) if id.startswith(image))
+        id = next(id for id in rows(config) if id.startswith(image))
         stem = id.removeprefix("p-1/")
         (path,) = photos.glob(f"{stem}.*")
         assert collection_of(about).picture(id) == path.read_bytes()
@@ -434,14 +425,8 @@ def test_a_tar_that_is_away_stops_the_job_and_loses_nothing(
 ) -> None:
     tars = Path(shutil.copytree(stored / "tars", tmp_path / "tars"))
     config = make(tars, stored="tar", max_rejected_shard=1.0)
-    keep = worker.keep
-
-    def kept(*given: Any, **named: Any) -> None:
-        keep(*given, **named)
-        tars.rename(tmp_path / "away")
-
     with monkeypatch.context() as patch:
-        patch.setattr(worker, "keep", kept)
+        after(patch, 1, lambda: tars.rename(tmp_path / "away"))
         with pytest.raises(UserError, match=r"cannot read .*\.tar: it does not exist"):
             extract(config)
     (tmp_path / "away").rename(tars)

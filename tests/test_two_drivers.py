@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import TinyNet
+from extracting import settings
 from stores import reconnect
 
 from imgray.artifacts.folder import Folder
@@ -26,17 +27,6 @@ SIZES = 64, 96
 DONE, REFUSED = 0, 2
 fork = multiprocessing.get_context("fork")
 Rows = dict[str, np.ndarray]
-
-
-def _config(output: Folder | Path, photos: Path, net: TinyNet, size: int) -> ExtractConfig:
-    return ExtractConfig(
-        images=str(photos),
-        output=output.uri if isinstance(output, Folder) else str(output),
-        extractor=[net.name],
-        weights=[net.weights],
-        size=size,
-        shard_size=6,
-    )
 
 
 def _rows(output: Folder) -> Rows:
@@ -61,7 +51,7 @@ def expected(
     for size in SIZES:
         output = tmp_path_factory.mktemp("alone") / "out"
         with inprocess.jobs():
-            extract(_config(output, photos, tiny_net, size))
+            extract(settings(tiny_net, photos, output, size=size, shard_size=6))
         found[size] = _rows(Folder(str(output)))
     return found
 
@@ -99,8 +89,8 @@ def test_an_artifact_is_wholly_one_drivers(
     seed: int,
 ) -> None:
     """The second overwrites where its settings are others, as who is impatient does."""
-    first = _config(folder, photos, tiny_net, SIZES[0])
-    second = _config(folder, photos, tiny_net, SIZES[other])
+    first = settings(tiny_net, photos, folder, size=SIZES[0], shard_size=6)
+    second = settings(tiny_net, photos, folder, size=SIZES[other], shard_size=6)
     second = second.model_copy(update={"overwrite": other})
     chance = random.Random(seed)
     drivers = [

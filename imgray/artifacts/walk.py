@@ -62,9 +62,9 @@ def on_disk(root: str, skipped: Skipped) -> Iterator[Entry]:
             waiting.pop()
             continue
         one, id, above = found
-        if one.name.startswith("."):
+        if is_hidden(one.name):
             skipped.counts[HIDDEN] += 1
-        elif not _is_text(one.name):
+        elif not is_text(one.name):
             skipped.counts[NOT_UTF8] += 1
         elif not _is_folder(one):
             yield from _file(one, id, skipped)
@@ -85,7 +85,7 @@ def in_s3(file_system: Any, root: str, skipped: Skipped) -> Iterator[Entry]:
             id = one["Key"][len(prefix) :]
             if not id or id.endswith("/"):
                 skipped.counts[MARKER] += 1
-            elif id.startswith(".") or "/." in id:
+            elif is_hidden(id):
                 skipped.counts[HIDDEN] += 1
             else:
                 yield Entry(id, int(one["Size"]), str(one.get("ETag", "")).strip('"'))
@@ -150,7 +150,13 @@ def _identity(path: str) -> Identity:
     return found.st_dev, found.st_ino
 
 
-def _is_text(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a path, or a folder on it, begins with a dot."""
+    return name.startswith(".") or "/." in name
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can be written in UTF-8."""
     try:
         name.encode()
     except UnicodeEncodeError:

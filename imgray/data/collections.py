@@ -12,16 +12,13 @@ import pyarrow.compute as pc
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.walk import Entry, Skipped
 from imgray.data.fields import Input, Picture, Values, first_picture, sole_picture
-from imgray.data.layout import HOW, Layout
+from imgray.data.layout import HOW, Layout, Stored
 from imgray.data.pixels import MAX_BYTES, SUFFIXES, Rejected
 from imgray.data.rowgroups import SUFFIXES as TABLES
 from imgray.data.shards import PACKED, SUFFIX, Shards
 from imgray.data.tables import Table, open_table
 from imgray.data.tars import Tars
 from imgray.errors import CHANGED, Missing, UserError, brief
-
-FILES, TAR, TABLE = STORED = "files", "tar", "table"
-"""How a collection may be stored."""
 
 
 class Collection(ABC):
@@ -152,7 +149,7 @@ def open_collection(
     layout: Layout | None = None,
     suffixes: Sequence[str] = SUFFIXES,
     features: Mapping[str, str] | None = None,
-    stored: str | None = None,
+    stored: Stored | None = None,
     ids: str | None = None,
 ) -> Collection:
     """The collection at a URI, for a job that takes these inputs: a folder, a table, or tars.
@@ -164,20 +161,20 @@ def open_collection(
         suffixes: of the files of a folder that count, or `*`.
         features: of a table, by input the features artifact that holds it
             (`imgray.data.joins`).
-        stored: one of `STORED`, where the URI does not say it.
+        stored: how, where the URI does not say it.
         ids: of tars, `key` where SHARD/KEY is not to be the id.
 
     Raises:
         UserError: it cannot be opened, or lacks an input.
     """
     kind = kind_of(uri, stored)
-    if ids and kind != TAR:
+    if ids and kind != "tar":
         raise UserError(f"{uri}: --ids are of tars; with a folder of them, say --stored tar")
-    if kind == TAR:
+    if kind == "tar":
         if features:
             raise UserError(f"{uri}: --features are joined to a table ({', '.join(TABLES)})")
         return Packed(Tars(Shards(uri), inputs, layout, ids == "key"))
-    if kind == TABLE:
+    if kind == "table":
         return Rows(open_table(uri, inputs, layout, features))
     if layout not in (None, Layout()):
         raise UserError(f"{uri}: columns, root and pattern are of tables ({', '.join(TABLES)})")
@@ -190,15 +187,19 @@ def open_collection(
     return Files(Folder(uri), name, suffixes)
 
 
-def kind_of(uri: str, stored: str | None = None) -> str:
+def kind_of(uri: str, stored: Stored | None = None) -> Stored:
     """How a collection is stored, as a flag or its URI says. Raises `UserError`."""
     name = uri.lower()
-    told = TABLE if name.endswith(TABLES) else TAR if name.endswith((SUFFIX, *PACKED)) else None
+    told: Stored | None = None
+    if name.endswith(TABLES):
+        told = "table"
+    elif name.endswith((SUFFIX, *PACKED)):
+        told = "tar"
     if stored and told and stored != told:
         raise UserError(f"--stored {stored}: {uri} is a {told} by its name; leave --stored off")
-    if stored == TABLE and not told:
+    if stored == "table" and not told:
         raise UserError(f"--stored table: {uri} is none by its name; name a {' or '.join(TABLES)}")
-    return stored or told or FILES
+    return stored or told or "files"
 
 
 def collection_of(about: Mapping[str, Any]) -> Collection:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from imgray.errors import UserError
 
 OWN = ("id", "group", "split", "class")
 """What columns may hold beside inputs."""
+Stored = Literal["files", "tar", "table"]
+"""How a collection may be stored."""
 HOW = ("stored", "ids")
 """How a collection is stored, where its URI does not say it: part of an identity where given."""
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from imgray.artifacts.folder import Folder
-from imgray.artifacts.walk import HIDDEN, NOT_UTF8, SPECIAL, Skipped
-from imgray.errors import UserError, brief
+from imgray.artifacts.walk import HIDDEN, NOT_UTF8, SPECIAL, Skipped, is_hidden, is_text
+from imgray.data.shards import packed
+from imgray.errors import brief
 
 FOLDER, LINK, SPARSE, UNKNOWN = "folder", "link", "sparse file", "of an unknown kind"
 CUT, DAMAGED, BEHIND = "damaged end of a tar", "damaged part of a tar", "behind the end of a tar"
@@ -72,8 +73,8 @@ def members(folder: Folder, name: str, size: int, skipped: Skipped) -> Iterator[
         try:
             info, after = headers.read_one(at)
         except (*FAULTS, RecursionError):
-            if at == 0:
-                _refuse_compressed(headers.look(0, BLOCK), f"{folder.uri.rstrip('/')}/{name}")
+            if at == 0 and headers.look(0, BLOCK).startswith(COMPRESSED):
+                raise packed(brief(f"{folder.uri.rstrip('/')}/{name}", 500)) from None
             wasted, lost = wasted + headers.spent, True
             at += BLOCK
             continue
@@ -194,9 +195,9 @@ def _kind(info: tarfile.TarInfo) -> str:
         return SPARSE
     if not info.isreg():
         return UNKNOWN
-    if any("\ud800" <= letter <= "\udfff" for letter in info.name):
+    if not is_text(info.name):
         return NOT_UTF8
-    return HIDDEN if any(part.startswith(".") for part in _name(info).split("/")) else ""
+    return HIDDEN if is_hidden(_name(info)) else ""
 
 
 def _name(info: tarfile.TarInfo) -> str:
@@ -208,11 +209,3 @@ def _name(info: tarfile.TarInfo) -> str:
 
 def _blank(data: bytes) -> bool:
     return data.count(0) == len(data)
-
-
-def _refuse_compressed(data: bytes, place: str) -> None:
-    if data.startswith(COMPRESSED):
-        raise UserError(
-            f"{brief(place, 500)}: a compressed tar cannot be read in parts; unpack it with gunzip "
-            "or its like, as pictures are compressed anyway"
-        )

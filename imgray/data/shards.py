@@ -102,10 +102,15 @@ def expanded(name: str, uri: str) -> list[str]:
 def refuse_packed(uri: str) -> None:
     """Raises `UserError` for a compressed tar."""
     if uri.lower().endswith(PACKED):
-        raise UserError(
-            f"{uri}: a compressed tar cannot be read in parts; unpack it with gunzip or its like, "
-            "as pictures are compressed anyway"
-        )
+        raise packed(uri)
+
+
+def packed(place: str) -> UserError:
+    """What is said of a compressed tar."""
+    return UserError(
+        f"{place}: a compressed tar cannot be read in parts; unpack it with gunzip or its like, "
+        "as pictures are compressed anyway"
+    )
 
 
 def _is_tar(uri: str) -> bool:

@@ -27,7 +27,7 @@ from imgray.artifacts.manifest import NAME, REJECTED, FileEntry, Manifest, read_
 from imgray.data.collections import Collection
 from imgray.engine.cluster import Pool, plan_pool
 from imgray.engine.frozen import Listing, freeze
-from imgray.engine.listing import Rows
+from imgray.engine.listing import ShardRows
 from imgray.engine.progress import Progress, say
 from imgray.engine.receipts import Ledger, Receipt, found_receipts, receipts_of
 from imgray.engine.settings import CollectionConfig
@@ -40,9 +40,7 @@ RESTARTS: dict[str, Any] = {"max_restarts": 5, "max_task_retries": -1}
 """Restarts are finite: by default a shard that always kills its worker would be tried forever.
 Retries are not: until Ray has noticed that a node is gone, each fails at once. Ray 2.60 warns that
 such keywords go away, but has no others for them yet."""
-
-
-SPECIAL = re.compile(r"'[^']*'|cannot read \S+|\d[\d,.]*")
+VARYING = re.compile(r"'[^']*'|cannot read \S+|\d[\d,.]*")
 """What differs in reasons of one kind: names, places and numbers."""
 
 
@@ -114,7 +112,7 @@ def process_collection(
         UserError: the collection or the output cannot be read or written, or a shard lost more.
     """
     listing = freeze(collection, output, other_than)
-    count = Rows(output, shard_size).shards
+    count = ShardRows(output, shard_size).shards
     receipts, again = _earlier(output, retry)
     pending = [(n, again.get(n)) for n in range(count) if n not in receipts]
     earlier = sum(receipt.listed for receipt in receipts.values())
@@ -156,7 +154,7 @@ def summarize_rejections(output: Folder, files: Iterable[FileEntry], most: int =
         if entry.name.startswith(f"{REJECTED}/"):
             table = pq.read_table(io.BytesIO(output.read(entry.name)))
             for row in table.to_pylist():
-                kind = SPECIAL.sub("", row["reason"])
+                kind = VARYING.sub("", row["reason"])
                 counts[kind] += 1
                 first.setdefault(kind, f"{row['reason']} (first: {row['id']})")
     return [f"{n:,} x {first[kind]}" for kind, n in counts.most_common(most)]

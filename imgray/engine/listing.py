@@ -33,10 +33,10 @@ _SCHEMA = pa.schema(
 def write(entries: Iterator[Entry], path: Path) -> int:
     """Write entries to a file, a row group at a time: how many there are."""
     total = 0
-    with writing_parquet(path, _SCHEMA) as write:
+    with writing_parquet(path, _SCHEMA) as add:
         while some := list(itertools.islice(entries, GROUP)):
             columns = [[getattr(entry, name) for entry in some] for name in _SCHEMA.names]
-            write(pa.table(columns, schema=_SCHEMA), GROUP)
+            add(pa.table(columns, schema=_SCHEMA), GROUP)
             total += len(some)
     return total
 
@@ -88,7 +88,7 @@ def shards(images: int, size: int) -> int:
     return doubled * GROWN - (first - images) // own
 
 
-class Rows:
+class ShardRows:
     """The rows of a listing by shard; one row group is held, as shards follow each other.
 
     Args:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,7 +27,7 @@ from imgray.engine.listing import writing_parquet
 
 RECEIPTS = f"{WORK}/receipts"
 AGAIN = "-again.json"
-TOGETHER = 1000
+BUNDLE = 1000
 """Receipts in a file, and files that are read at once."""
 ROW_GROUP_BYTES, VARIABLE = 16 * 2**20, 256
 """Bytes of a row group, and what a value of no fixed length is taken for."""
@@ -73,8 +75,8 @@ def found_receipts(output: Folder) -> dict[int, Receipt]:
 def _read(
     output: Folder, names: Sequence[str], sizes: Mapping[str, int], found: dict[int, Receipt]
 ) -> None:
-    for start in range(0, len(names), TOGETHER):
-        some = names[start : start + TOGETHER]
+    for start in range(0, len(names), BUNDLE):
+        some = names[start : start + BUNDLE]
         for name, data in zip(some, output.read_many(some), strict=True):
             whole = [r for r in map(parse, data.splitlines()) if r and _there(r, sizes)]
             found |= {receipt.shard: receipt for receipt in whole}
@@ -96,7 +98,7 @@ class Ledger:
         most: receipts of a file.
     """
 
-    def __init__(self, output: Folder, most: int = TOGETHER) -> None:
+    def __init__(self, output: Folder, most: int = BUNDLE) -> None:
         self.output, self.most = output, most
         self.waiting: list[Receipt] = []
 
@@ -107,12 +109,17 @@ class Ledger:
             self._write()
 
     def _write(self) -> None:
-        below = _below(self.output)
-        earlier = (name for name in self.output.sizes(below) if name.endswith(".jsonl"))
-        number = max((int(name.rpartition("/")[2][:-6]) for name in earlier), default=0) + 1
+        name = f"{_below(self.output)}/{next(self._numbers):05d}.jsonl"
         lines = [receipt.model_dump_json() for receipt in self.waiting]
-        self.output.write(f"{below}/{number:05d}.jsonl", "\n".join(lines).encode())
+        self.output.write(name, "\n".join(lines).encode())
         self.waiting = []
+
+    @cached_property
+    def _numbers(self) -> Iterator[int]:
+        """Those after the files of earlier runs; nobody else writes any."""
+        names = self.output.sizes(_below(self.output))
+        earlier = (int(Path(name).stem) for name in names if name.endswith(".jsonl"))
+        return itertools.count(max(earlier, default=0) + 1)
 
 
 def receipts_of(manifest: Manifest) -> list[Receipt]:
@@ -148,31 +155,27 @@ def write_part(
     How the rows are divided among the tables changes no byte.
     """
     path, most = folder / f"{name.replace('/', '-')}.parquet", rows_of_group(schema)
-    total, waiting = 0, schema.empty_table()
-    with writing_parquet(path, schema, use_dictionary=False) as write:
-        for some in _together(tables, most):
-            total, waiting = total + len(some), pa.concat_tables([waiting, some])
-            while len(waiting) >= most:
-                write(waiting.slice(0, most).combine_chunks(), most)
-                waiting = waiting.slice(most).combine_chunks()
-        if len(waiting) or not total:
-            write(waiting.combine_chunks(), most)
+    total = 0
+    with writing_parquet(path, schema, use_dictionary=False) as add:
+        for group in _groups(tables, schema, most):
+            add(group.combine_chunks(), most)
+            total += len(group)
     entry = entry_of_file(path, total)
     return entry.model_copy(update={"name": f"{name}-{entry.sha256[:12]}.parquet"}), path
 
 
-def _together(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """Tables of some rows at least, the last one excepted, which are put together once."""
-    some: list[pa.Table] = []
-    count = 0
+def _groups(tables: Iterable[pa.Table], schema: pa.Schema, rows: int) -> Iterator[pa.Table]:
+    """Their rows in tables of so many, of which the last may have fewer; one at least."""
+    waiting, count, whole = [schema.empty_table()], 0, 0
     for table in tables:
-        some.append(table)
+        waiting.append(table)
         count += len(table)
         if count >= rows:
-            yield pa.concat_tables(some)
-            some, count = [], 0
-    if some:
-        yield pa.concat_tables(some)
+            joined, whole = pa.concat_tables(waiting), count - count % rows
+            yield from (joined.slice(start, rows) for start in range(0, whole, rows))
+            waiting, count = [joined.slice(whole)], count - whole
+    if count or not whole:
+        yield pa.concat_tables(waiting)
 
 
 def rows_of_group(schema: pa.Schema) -> int:

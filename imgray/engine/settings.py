@@ -9,10 +9,9 @@ from pydantic import BeforeValidator, Field, model_validator
 from imgray.artifacts.folder import Folder
 from imgray.config import Code, Encoding, Fusion, JobConfig, Precision
 from imgray.data import pixels
-from imgray.data.layout import HOW, Layout, numbers, pairs, place_of
+from imgray.data.layout import HOW, Layout, Stored, numbers, pairs, place_of
 
 Regions = Literal["global", "pyramid"]
-Stored = Literal["files", "tar", "table"]
 SHARD_IMAGES = 100_000
 WAIT = "seconds to wait for another run that works on --output"
 
