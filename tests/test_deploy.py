@@ -1,7 +1,7 @@
 """The production configuration on a running cluster: `serve deploy cluster/serve.yaml`, for real.
 
-Buckets, ports, CPUs, GPUs, the pace of autoscaling and the number of replicas with networks are not
-those of the file.
+Buckets, ports, CPUs, GPUs, the pace of autoscaling, the number of replicas with networks and the
+time that shards have (two seconds, where other tests take the cores) are not those of the file.
 """
 
 import contextlib
@@ -46,6 +46,7 @@ def _configured(bucket: str, port: int) -> dict[str, Any]:
     text = (ROOT / "cluster/serve.yaml").read_text().replace("BUCKET", bucket)
     config = yaml.safe_load(text)
     config["http_options"] |= {"host": "127.0.0.1", "port": port}
+    config["applications"][0]["args"]["limits"]["shard_seconds"] = 20
     for deployment in config["applications"][0]["deployments"]:
         deployment["ray_actor_options"] = {"num_cpus": 0.05}
         if "autoscaling_config" in deployment:

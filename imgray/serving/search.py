@@ -245,6 +245,8 @@ class Searcher:
         count = len(self.shard_groups)
         silent = {group: text for group, text in enumerate(answers) if isinstance(text, str)}
         missing = [shard for group in silent for shard in shards_of(group, count, index.shards)]
+        for group, text in silent.items():
+            log.warning("shards-%d: %s", group, text)
         if missing and (self.settings.missing_shards == "refuse" or len(missing) == index.shards):
             reason = next(iter(silent.values()))
             numbers = ", ".join(map(str, missing[:10]))
