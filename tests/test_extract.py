@@ -319,7 +319,7 @@ def test_collections_without_images_are_refused(
     (tmp_path / "file").write_text("x")
     for images, reason in (
         ("empty", "no images here; see --suffixes"),
-        ("text", "no images here, only 1 files of other types (1 .txt)"),
+        ("text", "no images here, but 1: 1 .txt"),
         ("missing", "it does not exist; check the URI"),
         ("file", "it does not exist; check the URI"),
     ):

@@ -88,7 +88,7 @@ def test_walk_is_sorted_and_complete(folder: Folder) -> None:
         ("10.jpg", 2), ("9.jpg", 3), ("a b/ü.png", 4), ("b/1.JPG", 0), ("b/a/2.jpeg", 1),
     ]  # fmt: skip
     assert all(entry.version for entry in found)
-    assert str(skipped) == "4 files of other types (1 without suffix, 1 .txt, 2 hidden)"
+    assert str(skipped) == "4: 1 without suffix, 1 .txt, 2 hidden"
     everything = [entry.id for entry in folder.walk(("*",), Skipped())]
     assert set(everything) == {entry.id for entry in found} | {"notes.txt", "b/LICENSE"}
 

@@ -365,7 +365,7 @@ class Folder:
                 if suffix in suffixes or "*" in suffixes:
                     yield entry
                 else:
-                    skipped.counts[suffix] += 1
+                    skipped.add(suffix)
 
     @contextlib.contextmanager
     def _clear(self, doing: str, name: str) -> Iterator[None]:

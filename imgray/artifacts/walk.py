@@ -38,16 +38,35 @@ class Entry:
 
 @dataclass
 class Skipped:
-    """Files that a listing passed over, counted by suffix or by what else they are."""
+    """What a listing passed over, counted by suffix or by what else it is.
+
+    places: by what is damaged the first thing that is.
+    """
 
     counts: Counter[str] = field(default_factory=Counter)
+    places: dict[str, str] = field(default_factory=dict)
+
+    def add(self, kind: str, place: str = "") -> None:
+        """Count one."""
+        self.counts[kind] += 1
+        if place:
+            self.places.setdefault(kind, place)
+
+    def update(self, others: Skipped) -> None:
+        """Count what another has counted, after this."""
+        self.counts.update(others.counts)
+        self.places = others.places | self.places
 
     def __str__(self) -> str:
-        named = dict(self.counts.most_common(MANY))
-        counts = [f"{n} {brief(s) or 'without suffix'}" for s, n in sorted(named.items())]
+        named = dict(self.counts.most_common(MANY)) | {k: self.counts[k] for k in self.places}
+        counts = [f"{n} {self._told(kind)}" for kind, n in sorted(named.items())]
         if rest := len(self.counts) - len(named):
             counts.append(f"{rest} more kinds")
-        return f"{self.counts.total()} files of other types ({', '.join(counts)})"
+        return f"{self.counts.total()}: {', '.join(counts)}"
+
+    def _told(self, kind: str) -> str:
+        place = f" (first: {self.places[kind]})" if kind in self.places else ""
+        return f"{brief(kind) or 'without suffix'}{place}"
 
 
 def on_disk(root: str, skipped: Skipped) -> Iterator[Entry]:
@@ -63,13 +82,13 @@ def on_disk(root: str, skipped: Skipped) -> Iterator[Entry]:
             continue
         one, id, above = found
         if is_hidden(one.name):
-            skipped.counts[HIDDEN] += 1
+            skipped.add(HIDDEN)
         elif not is_text(one.name):
-            skipped.counts[NOT_UTF8] += 1
+            skipped.add(NOT_UTF8)
         elif not _is_folder(one):
             yield from _file(one, id, skipped)
         elif (identity := _identity(one.path)) in above:
-            skipped.counts[CIRCLE] += 1
+            skipped.add(CIRCLE)
         elif identity:
             waiting.append(_sorted(one.path, f"{id}/", (*above, identity)))
 
@@ -84,9 +103,9 @@ def in_s3(file_system: Any, root: str, skipped: Skipped) -> Iterator[Entry]:
         for one in page.get("Contents", ()):
             id = one["Key"][len(prefix) :]
             if not id or id.endswith("/"):
-                skipped.counts[MARKER] += 1
+                skipped.add(MARKER)
             elif is_hidden(id):
-                skipped.counts[HIDDEN] += 1
+                skipped.add(HIDDEN)
             else:
                 yield Entry(id, int(one["Size"]), str(one.get("ETag", "")).strip('"'))
         if not page.get("IsTruncated"):
@@ -123,7 +142,7 @@ def _file(one: os.DirEntry[str], id: str, skipped: Skipped) -> Iterator[Entry]:
         return
     except OSError as error:
         if error.errno == errno.ELOOP:
-            skipped.counts[CIRCLE] += 1
+            skipped.add(CIRCLE)
         elif error.errno in (errno.ENOTDIR, errno.ENAMETOOLONG):  # where a link leads
             yield Entry(id, 0)
         else:
@@ -132,7 +151,7 @@ def _file(one: os.DirEntry[str], id: str, skipped: Skipped) -> Iterator[Entry]:
     if stat.S_ISREG(found.st_mode):
         yield Entry(id, found.st_size, str(found.st_mtime_ns))
     else:
-        skipped.counts[SPECIAL] += 1
+        skipped.add(SPECIAL)
 
 
 def _is_folder(one: os.DirEntry[str]) -> bool:

@@ -6,6 +6,7 @@ may read for one: a header that is wrong costs no memory and ends no job.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tarfile
 import zlib
@@ -16,11 +17,11 @@ from typing import Any, Literal
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.walk import HIDDEN, NOT_UTF8, SPECIAL, Skipped, is_hidden, is_text
 from imgray.data.shards import packed
-from imgray.errors import brief
+from imgray.errors import CHANGED, UserError, brief
 
 FOLDER, LINK, SPARSE, UNKNOWN = "folder", "link", "sparse file", "of an unknown kind"
 CUT, DAMAGED, BEHIND = "damaged end of a tar", "damaged part of a tar", "behind the end of a tar"
-NO_TAR = "no tar"
+GAP, NO_TAR = "gap of zeros in a tar", "no tar"
 
 BLOCK = tarfile.BLOCKSIZE
 """Bytes of a header, and a multiple of which everything takes."""
@@ -30,10 +31,14 @@ HEADER = 2**18
 """Bytes of a header with all that belongs to it: long names, PAX records, maps of sparse files."""
 CHAIN = 16
 """Headers that may belong to one member."""
-WASTED = 64 * 2**20
-"""Bytes of a tar that may be no headers where some should be, before it is given up."""
-LAST = 2**20
-"""Bytes behind the end of a tar that are looked at."""
+MAGIC, MAGIC_AT = b"ustar", 257
+"""By which a header is known where it is sought: those from before POSIX have none."""
+NAME, SIZE, KIND = slice(0, 100), slice(124, 136), slice(156, 157)
+"""Fields of a header."""
+EXTENDED = (b"x", b"X", b"L", b"K")
+"""Kinds of headers that belong to the next one."""
+GLOBAL = 2**14
+"""Bytes of PAX records for all that follows, which every member takes over."""
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 FAULTS = (tarfile.TarError, LookupError, ValueError, ArithmeticError, AttributeError, TypeError)
 """What `tarfile` raises for a header that is none."""
@@ -59,36 +64,43 @@ class Member:
 def members(folder: Folder, name: str, size: int, skipped: Skipped) -> Iterator[Member]:
     """The files in a tar of `size` bytes that are whole, in their order.
 
-    What is passed over is counted. Where a header is damaged, the next one that is sound is sought,
-    as GNU tar does. Raises `UserError`: the tar cannot be read, or is a compressed one.
+    What is passed over is counted. Where a header is damaged, or zeros stand in its place, the next
+    one that is sound is sought: where the damaged one says that it lies, or else block by block. A
+    member that may have lost its long name there is lost with it.
+
+    Raises `UserError`: the tar cannot be read, or is a compressed one.
     """
     headers = _Headers(folder, name, size)
-    at, wasted, lost, sound = 0, 0, False, False
-    while at + BLOCK <= size and wasted < WASTED:
-        if not lost and _blank(headers.look(at, BLOCK)):
-            rest = headers.look(at, min(size - at, LAST))
-            if at + LAST < size or not _blank(rest):
-                skipped.counts[BEHIND] += 1
-            return
-        try:
-            info, after = headers.read_one(at)
-        except (*FAULTS, RecursionError):
-            if at == 0 and headers.look(0, BLOCK).startswith(COMPRESSED):
-                raise packed(brief(f"{folder.uri.rstrip('/')}/{name}", 500)) from None
-            wasted, lost = wasted + headers.spent, True
-            at += BLOCK
+    at, fault, sound, unnamed = 0, "", False, False
+    while at + BLOCK <= size:
+        found = headers.header(at)
+        if found is None:
+            block = headers.look(at, BLOCK)
+            if at == 0 and block.startswith(COMPRESSED):
+                raise packed(headers.place)
+            fault, unnamed = fault or (GAP if _blank(block) else DAMAGED), block[KIND] in EXTENDED
+            at = headers.next(at)
             continue
-        if lost:
-            skipped.counts[DAMAGED] += 1
-        lost, sound, at = False, True, after
+        info, after = found
         if info.isreg() and not info.issparse() and info.offset_data + info.size > size:
-            break
-        if kind := _kind(info):
-            skipped.counts[kind] += 1
-        else:
+            if not fault:
+                break
+            at = headers.sought(at + BLOCK)
+            continue
+        if fault:
+            skipped.add(fault, headers.place)
+            unnamed |= headers.cut_name
+        kind = _kind(info)
+        if kind:
+            skipped.add(kind)
+        elif not unnamed:
             check = zlib.crc32(headers.block)
             yield Member(_name(info), info.offset_data, info.size, check)
-    skipped.counts[CUT if sound else NO_TAR] += 1
+        at, fault, sound, unnamed, headers.zeros = after, "", True, False, True
+    if fault != GAP:
+        skipped.add(CUT if sound else NO_TAR, headers.place)
+    elif not headers.zeros:
+        skipped.add(BEHIND, headers.place)
 
 
 class _Tar(tarfile.TarFile):
@@ -102,30 +114,69 @@ class _Headers:
     """The file that `tarfile` reads headers from: by blocks, and only so much for each.
 
     Attributes:
+        place: the tar, for messages.
         block: the header that was read last, without what belongs to it.
         spent: bytes read for the present one.
+        zeros: whether all that `next` and `sought` have passed over is zeros.
     """
 
     def __init__(self, folder: Folder, name: str, size: int) -> None:
         self.folder, self.name, self.size = folder, name, size
         self.step = SEQUENTIAL if folder.is_s3 else NEAR
-        self.block, self.spent, self._at = b"", 0, 0
+        self.place = brief(f"{folder.uri.rstrip('/')}/{name}", 500)
+        self.block, self.spent, self.zeros, self._at = b"", 0, True, 0
         self._held, self._start, self._chain = b"", 0, 0
         self._awaited: Literal["header", "records", "name", ""] = ""
         file: Any = self
         self.tar = _Tar(fileobj=file, mode="r", encoding="utf-8", errors="surrogateescape")
 
-    def read_one(self, at: int) -> tuple[tarfile.TarInfo, int]:
-        """The header at an offset, and where the next one lies. Raises one of `FAULTS`."""
+    def header(self, at: int) -> tuple[tarfile.TarInfo, int] | None:
+        """The header at an offset, and where the next one lies; None where there is none."""
         self._at, self.spent, self._awaited, self._chain = at, 0, "header", 0
-        info, after = tarfile.TarInfo.fromtarfile(self.tar), self.tar.offset
-        if sum(map(len, self.tar.pax_headers.values())) > HEADER:
+        try:
+            info, after = tarfile.TarInfo.fromtarfile(self.tar), self.tar.offset
+        except (*FAULTS, RecursionError):
+            return None
+        if sum(len(key) + len(value) + 64 for key, value in self.tar.pax_headers.items()) > GLOBAL:
             self.tar.pax_headers = {}
-            raise tarfile.ReadError("global headers without end")
+            return None
         plain = info.isreg() and not info.issparse()
         if after <= at or (plain and not 0 <= after - info.offset_data - info.size < BLOCK):
-            raise tarfile.ReadError("a size that cannot be")
+            return None
         return info, after
+
+    @property
+    def cut_name(self) -> bool:
+        """Whether the name in the header that was read last fills its field, and nothing else."""
+        return self._chain == 1 and self.block[NAME][-1] != 0
+
+    def next(self, at: int) -> int:
+        """Where to go on behind a header that is none: where it says, if a sound one lies there."""
+        block = self.look(at, BLOCK)
+        with contextlib.suppress(ValueError):
+            size = int(block[SIZE].strip(b" \0"), 8)
+            there = at + BLOCK + size + -size % BLOCK
+            if size >= 0 and not _blank(block) and there + BLOCK <= self.size:
+                end = _blank(self.look(there, 2 * BLOCK))
+                if end or self.header(there) is not None:
+                    self.zeros = False
+                    return there
+        self.zeros &= _blank(block)
+        return self.sought(at + BLOCK)
+
+    def sought(self, at: int) -> int:
+        """The next block that looks like a header; the tar's size where none does."""
+        while at + BLOCK <= self.size:
+            some = self.look(at, min(self.step, (self.size - at) // BLOCK * BLOCK))
+            found = some.find(MAGIC, MAGIC_AT)
+            while found >= 0 and found % BLOCK != MAGIC_AT:
+                found = some.find(MAGIC, found + 1)
+            passed = some[: found - MAGIC_AT] if found >= 0 else some
+            self.zeros &= _blank(passed)
+            at += len(passed)
+            if found >= 0:
+                return at
+        return self.size
 
     def tell(self) -> int:
         return self._at
@@ -141,14 +192,14 @@ class _Headers:
         return found
 
     def look(self, at: int, count: int) -> bytes:
-        """Bytes of the tar; fewer at its end. Raises `UserError`."""
-        found = b""
-        while len(found) < count and at < self.size:
+        """Bytes of the tar. Raises `UserError`: it cannot be read, or ends before it did."""
+        found, count = b"", min(count, self.size - at)
+        while len(found) < count:
             if not self._start <= at < self._start + len(self._held):
                 most = min(self.step, self.size - at)
                 self._held, self._start = self.folder.read(self.name, most, at), at
                 if not self._held:
-                    break
+                    raise UserError(f"{self.place}: {CHANGED}")
             first = at - self._start
             some = self._held[first : first + count - len(found)]
             found, at = found + some, at + len(some)

@@ -77,7 +77,7 @@ def records(
     for member in found:
         own, extension = split(member.name)
         if not extension:
-            skipped.counts[""] += 1
+            skipped.add("")
             continue
         if own != key:
             if there:

@@ -55,7 +55,7 @@ class Shards:
             elif entry.id.lower().endswith(PACKED):
                 refuse_packed(self.place(entry.id))
             else:
-                skipped.counts[os.path.splitext(entry.id)[1].lower()] += 1
+                skipped.add(os.path.splitext(entry.id)[1].lower())
 
     def candidates(self, id: str) -> Iterator[tuple[str, str]]:
         """For SHARD/KEY the names of tars that may be meant, each with the key. No request."""

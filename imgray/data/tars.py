@@ -199,7 +199,7 @@ class Tars:
 
 def _taken(future: Future[tuple[list[Listed], Skipped]], skipped: Skipped) -> list[Listed]:
     found, passed = future.result()
-    skipped.counts += passed.counts
+    skipped.update(passed)
     return found
 
 

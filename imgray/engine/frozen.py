@@ -80,8 +80,9 @@ def _listed(collection: Collection, earlier: Earlier | None, folder: Path) -> Li
     entries = collection.entries(skipped)
     total = write(earlier.fresh(entries) if earlier else entries, folder / LISTING)
     if not total + (earlier.unchanged if earlier else 0):
-        found = f", only {skipped}" if skipped.counts else ""
-        raise UserError(f"{collection.uri}: no images here{found}; see --suffixes")
+        found = f", but {skipped}" if skipped.counts else ""
+        way = "--stored tar" if ".tar" in skipped.counts else "--suffixes"
+        raise UserError(f"{collection.uri}: no images here{found}; see {way}")
     if skipped.counts:
         say(f"{collection.uri}: passed over {skipped}")
     listing = Listing(
