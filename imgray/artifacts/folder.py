@@ -20,7 +20,7 @@ import fsspec
 from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.implementations.local import LocalFileSystem
 
-from imgray.artifacts.walk import Entry, Skipped, in_s3, on_disk
+from imgray.artifacts.walk import Entry, Skipped, in_s3, on_disk, with_suffix
 from imgray.errors import Missing, UserError, brief
 
 S3_OPTIONS: dict[str, Any] = {
@@ -360,12 +360,7 @@ class Folder:
                 if self.is_s3
                 else on_disk(self.root, skipped)
             )
-            for entry in found:
-                suffix = os.path.splitext(entry.id)[1].lower()
-                if suffix in suffixes or "*" in suffixes:
-                    yield entry
-                else:
-                    skipped.add(suffix)
+            yield from with_suffix(found, suffixes, skipped)
 
     @contextlib.contextmanager
     def _clear(self, doing: str, name: str) -> Iterator[None]:

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,8 @@ from imgray.errors import brief
 HIDDEN, MARKER, SPECIAL = "hidden", "marker of a folder", "pipe, socket or device"
 NOT_UTF8, CIRCLE = "with a name that is not UTF-8", "link in a circle"
 """What is passed over whatever its suffix is."""
+Object = tuple[str, int, str]
+"""Key, size and ETag of an object in S3."""
 MANY = 10
 """Suffixes that a line names."""
 
@@ -95,19 +97,46 @@ def on_disk(root: str, skipped: Skipped) -> Iterator[Entry]:
 
 def in_s3(file_system: Any, root: str, skipped: Skipped) -> Iterator[Entry]:
     """The objects below a prefix, a page at a time. Raises `OSError`."""
+    bucket, prefix = bucket_and_prefix(root)
+    return objects(_pages(file_system, bucket, prefix), prefix, skipped)
+
+
+def bucket_and_prefix(root: str) -> tuple[str, str]:
+    """The bucket of a folder in S3, and what the keys in it begin with."""
     bucket, _, prefix = root.partition("/")
-    prefix = f"{prefix}/" if prefix else ""
+    return bucket, f"{prefix}/" if prefix else ""
+
+
+def objects(found: Iterable[Object], prefix: str, skipped: Skipped) -> Iterator[Entry]:
+    """The files among objects whose keys begin with a prefix."""
+    for key, size, etag in found:
+        id = key[len(prefix) :]
+        if not id or id.endswith("/"):
+            skipped.add(MARKER)
+        elif is_hidden(id):
+            skipped.add(HIDDEN)
+        else:
+            yield Entry(id, size, etag.strip('"'))
+
+
+def with_suffix(
+    entries: Iterable[Entry], suffixes: Sequence[str], skipped: Skipped
+) -> Iterator[Entry]:
+    """Those of some suffixes, in lower case with a dot; all where `*` is one of them."""
+    for entry in entries:
+        suffix = os.path.splitext(entry.id)[1].lower()
+        if suffix in suffixes or "*" in suffixes:
+            yield entry
+        else:
+            skipped.add(suffix)
+
+
+def _pages(file_system: Any, bucket: str, prefix: str) -> Iterator[Object]:
     wanted = {"Bucket": bucket, "Prefix": prefix}
     while True:
         page = file_system.call_s3("list_objects_v2", **wanted)
         for one in page.get("Contents", ()):
-            id = one["Key"][len(prefix) :]
-            if not id or id.endswith("/"):
-                skipped.add(MARKER)
-            elif is_hidden(id):
-                skipped.add(HIDDEN)
-            else:
-                yield Entry(id, int(one["Size"]), str(one.get("ETag", "")).strip('"'))
+            yield one["Key"], int(one["Size"]), str(one.get("ETag", ""))
         if not page.get("IsTruncated"):
             return
         if not page.get("NextContinuationToken"):

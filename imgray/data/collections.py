@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgray.artifacts.folder import Folder
-from imgray.artifacts.walk import Entry, Skipped
+from imgray.artifacts.walk import Entry, Skipped, with_suffix
 from imgray.data.fields import Input, Picture, Values, first_picture, sole_picture
+from imgray.data.inventory import Inventory
 from imgray.data.layout import HOW, Layout, Stored
 from imgray.data.pixels import MAX_BYTES, SUFFIXES, Rejected
 from imgray.data.rowgroups import SUFFIXES as TABLES
@@ -65,13 +66,22 @@ class Files(Collection):
         folder: which.
         name: the input that a picture is.
         suffixes: of the files that count, or `*`.
+        inventory: that lists them, instead of S3.
     """
 
-    def __init__(self, folder: Folder, name: str, suffixes: Sequence[str] = SUFFIXES) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        name: str,
+        suffixes: Sequence[str] = SUFFIXES,
+        inventory: Inventory | None = None,
+    ) -> None:
         self.folder, self.name, self.suffixes = folder, name, tuple(suffixes)
-        self.uri = folder.uri
+        self.uri, self.inventory = folder.uri, inventory
 
     def entries(self, skipped: Skipped) -> Iterator[Entry]:
+        if self.inventory:
+            return with_suffix(self.inventory.entries(self.folder, skipped), self.suffixes, skipped)
         return self.folder.walk(self.suffixes, skipped)
 
     def values(self, number: int, entry: Entry) -> Values:
@@ -151,6 +161,7 @@ def open_collection(
     features: Mapping[str, str] | None = None,
     stored: Stored | None = None,
     ids: str | None = None,
+    inventory: str | None = None,
 ) -> Collection:
     """The collection at a URI, for a job that takes these inputs: a folder, a table, or tars.
 
@@ -163,6 +174,7 @@ def open_collection(
             (`imgray.data.joins`).
         stored: how, where the URI does not say it.
         ids: of tars, `key` where SHARD/KEY is not to be the id.
+        inventory: of a folder in S3, URI of the manifest of the S3 Inventory that lists it.
 
     Raises:
         UserError: it cannot be opened, or lacks an input.
@@ -170,6 +182,10 @@ def open_collection(
     kind = kind_of(uri, stored)
     if ids and kind != "tar":
         raise UserError(f"{uri}: --ids are of tars; with a folder of them, say --stored tar")
+    if inventory and not (kind == "files" and Folder(uri).is_s3):
+        raise UserError(
+            f"{uri}: an --inventory lists images at s3://BUCKET/PREFIX alone; leave it off"
+        )
     if kind == "tar":
         if features:
             raise UserError(f"{uri}: --features are joined to a table ({', '.join(TABLES)})")
@@ -184,7 +200,7 @@ def open_collection(
     if name is None:
         wanted = ", ".join(f"{name} ({one.type})" for name, one in inputs.items())
         raise UserError(f"{uri}: a folder holds pictures alone, but needed are {wanted}: a table")
-    return Files(Folder(uri), name, suffixes)
+    return Files(Folder(uri), name, suffixes, Inventory(inventory) if inventory else None)
 
 
 def kind_of(uri: str, stored: Stored | None = None) -> Stored:

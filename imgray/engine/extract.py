@@ -185,7 +185,14 @@ def _extract(config: ExtractConfig, identity: Identity, output: Folder) -> Manif
 def _collection(config: ExtractConfig) -> Collection:
     """What the settings say to pass over: pictures, or texts where the extractors take those."""
     inputs = (TextExtractor if _requests(config)[1] else PictureExtractor).inputs
-    return open_collection(config.images, inputs, config.layout, config.suffixes, **config.how)
+    return open_collection(
+        config.images,
+        inputs,
+        config.layout,
+        config.suffixes,
+        inventory=config.inventory,
+        **config.how,
+    )
 
 
 class _Chosen(BaseModel):

@@ -175,7 +175,13 @@ def predict(config: PredictConfig) -> PredictResult:
 def _collection(config: PredictConfig, inputs: Mapping[str, Input]) -> Collection:
     """The records. Raises `UserError`."""
     return open_collection(
-        config.images, inputs, config.layout, config.suffixes, config.joined, **config.how
+        config.images,
+        inputs,
+        config.layout,
+        config.suffixes,
+        config.joined,
+        inventory=config.inventory,
+        **config.how,
     )
 
 

@@ -80,7 +80,7 @@ class CollectionConfig(TableConfig):
 
     runtime: ClassVar[frozenset[str]] = frozenset(
         {"output", "workers", "cpus_per_worker", "gpus_per_worker", "batch_size", "max_rejected"}
-        | {"max_rejected_shard", "retry_rejected", "overwrite", "wait"}
+        | {"max_rejected_shard", "retry_rejected", "overwrite", "wait", "inventory"}
     )
     uris: ClassVar[frozenset[str]] = TableConfig.uris | {"images"}
 
@@ -97,6 +97,12 @@ class CollectionConfig(TableConfig):
     ids: Literal["key"] | None = Field(
         default=None,
         description="of tars, the ids of records: key, where all keys differ (default: SHARD/KEY)",
+    )
+    inventory: str | None = Field(
+        default=None,
+        description="of a folder of images in S3, the manifest.json of an S3 Inventory: it is "
+        "listed from there, which takes minutes where asking S3 takes hours",
+        json_schema_extra={"metavar": "URI"},
     )
     suffixes: list[str] = Field(
         default=list(pixels.SUFFIXES), description='file suffixes that count as images, or "*"'
@@ -148,7 +154,7 @@ class CollectionConfig(TableConfig):
     @property
     def read(self) -> list[str]:
         """The places that are read, none of which may lie in the output."""
-        return [self.images, *([self.root] if self.root else [])]
+        return [uri for uri in (self.images, self.root, self.inventory) if uri]
 
 
 class ExtractConfig(CollectionConfig):
