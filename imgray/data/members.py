@@ -34,6 +34,8 @@ WASTED = 64 * 2**20
 """Bytes of a tar that may be no headers where some should be, before it is given up."""
 LAST = 2**20
 """Bytes behind the end of a tar that are looked at."""
+SHORT = 1000
+"""Bytes at most of a member that comes along with its place."""
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 FAULTS = (tarfile.TarError, LookupError, ValueError, ArithmeticError, AttributeError, TypeError)
 """What `tarfile` raises for a header that is none."""
@@ -48,19 +50,24 @@ class Member:
         offset: of its first byte in the tar.
         size: in bytes, all of which are there.
         check: CRC-32 of the 512 bytes before, which change when the tar is written anew.
+        data: its bytes, where those were asked for and are few.
     """
 
     name: str
     offset: int
     size: int
     check: int
+    data: bytes | None = None
 
 
-def members(folder: Folder, name: str, size: int, skipped: Skipped) -> Iterator[Member]:
+def members(
+    folder: Folder, name: str, size: int, skipped: Skipped, told: tuple[str, ...] = ()
+) -> Iterator[Member]:
     """The files in a tar of `size` bytes that are whole, in their order.
 
     What is passed over is counted. Where a header is damaged, the next one that is sound is sought,
-    as GNU tar does. Raises `UserError`: the tar cannot be read, or is a compressed one.
+    as GNU tar does. The bytes of short members whose names end as `told` come along, as they lie in
+    what is read for the headers. Raises `UserError`: it cannot be read, or is a compressed one.
     """
     headers = _Headers(folder, name, size)
     at, wasted, lost, sound = 0, 0, False, False
@@ -86,8 +93,10 @@ def members(folder: Folder, name: str, size: int, skipped: Skipped) -> Iterator[
         if kind := _kind(info):
             skipped.counts[kind] += 1
         else:
-            check = zlib.crc32(headers.block)
-            yield Member(_name(info), info.offset_data, info.size, check)
+            check, short = zlib.crc32(headers.block), info.size <= SHORT
+            own = short and info.name.lower().endswith(told)
+            data = headers.look(info.offset_data, info.size) if own else None
+            yield Member(_name(info), info.offset_data, info.size, check, data)
     skipped.counts[CUT if sound else NO_TAR] += 1
 
 
