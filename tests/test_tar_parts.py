@@ -5,10 +5,12 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import inprocess
 import numpy as np
 import pytest
 import s3fs
 import torch
+import yaml
 from conftest import S3, upload
 from tabular import write
 from tarred import packed
@@ -25,7 +27,10 @@ from imgray.data.parts import TarPart
 from imgray.data.sources import Source
 from imgray.data.tables import open_table
 from imgray.data.windows import Windows
+from imgray.engine.evaluate_model import evaluate_model
 from imgray.engine.examples import check_examples, frozen, open_examples
+from imgray.engine.settings import EvaluateModelConfig, TrainConfig
+from imgray.engine.train import train
 from imgray.errors import UserError
 from imgray.training.examples import Examples
 from imgray.training.loop import Run
@@ -132,9 +137,9 @@ def test_files_a_table_and_tars_are_the_same_examples(
             np.testing.assert_array_equal(one[key], two[key])
 
 
-def test_a_table_and_tars_train_equal_weights(tmp_path: Path, undrawn: None) -> None:
-    """With numbers as labels, as WebDataset's own writer has them."""
-    points = write_points(tmp_path / "points")
+def _points(folder: Path) -> Path:
+    """Tables of points, and the same in tars, two for each part, with numbers as labels."""
+    points = write_points(folder / "points")
     for part in ("train", "val"):
         table = open_table(str(points / f"{part}.parquet"), FIELDS)
         records = enumerate(table.rows(range(len(table))))
@@ -146,9 +151,14 @@ def test_a_table_and_tars_train_equal_weights(tmp_path: Path, undrawn: None) -> 
             )
         ]  # fmt: skip
         for number in range(2):
-            _tar(tmp_path / f"tars/{part}-{number}.tar", files[number * 40 :][: 40 + number * 999])
+            _tar(folder / f"tars/{part}-{number}.tar", files[number * 40 :][: 40 + number * 999])
+    return folder
+
+
+def test_a_table_and_tars_train_equal_weights(tmp_path: Path, undrawn: None) -> None:
+    _points(tmp_path)
     recipe = Recipe.model_validate(tiny_recipe())
-    runs = []
+    runs: list[Run] = []
     for name in ("points", "tars"):
         examples = open_examples(recipe, str(tmp_path / name))
         runs.append(Run(recipe, examples, Folder(str(tmp_path / f"run {name}"))))
@@ -156,6 +166,24 @@ def test_a_table_and_tars_train_equal_weights(tmp_path: Path, undrawn: None) -> 
     states = [run.nets["net"].state_dict() for run in runs]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert runs[0].lines == runs[1].lines
+
+
+def test_jobs_train_on_tars_and_evaluate_on_what_is_held_out(
+    tmp_path: Path, undrawn: None, scans: list[str]
+) -> None:
+    uri, model = f"{_points(tmp_path)}/tars/train-{{0..1}}.tar", str(tmp_path / "model")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe()))
+    settings = ["data.hold_out=0.3", "data.validate=null"]
+    config = TrainConfig(recipe=str(tmp_path / "recipe.yaml"), data=uri, output=model, set=settings)
+    with inprocess.jobs():
+        trained = train(config)
+        assert sorted(scans) == ["train-0.tar", "train-1.tar"]
+        assert train(config) == trained
+        scored = evaluate_model(EvaluateModelConfig(model=model, data=uri))
+        whole = evaluate_model(EvaluateModelConfig(model=model, data=uri, part="."))
+    assert scored.root == pytest.approx(trained.metrics, abs=1e-6)
+    assert scored.root != whole.root
+    assert sorted(scans) == ["train-0.tar"] * 3 + ["train-1.tar"] * 3
 
 
 # --- which tars are a part -------------------------------------------------------------------
@@ -178,7 +206,7 @@ def test_a_part_is_the_tars_of_its_name(mixed: Path) -> None:
     assert _pictures(_part(mixed, "train")) == ["a", "b", "c"]
     assert _pictures(_part(mixed, "val", truth="columns")) == ["d"]
     assert _pictures(_part(mixed, "train-clean")) == ["x"]
-    with pytest.raises(UserError, match="part 'train' of .*, read as folders"):
+    with pytest.raises(UserError, match=r"part 'train' of .*, read as folders"):
         _part(mixed, "train", truth="folders")
     test = _part(mixed, "test", truth="folders", stored="tar")
     assert list(test.names) == ["test/1/e", "test/in/2/f"]
