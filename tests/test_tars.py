@@ -74,7 +74,7 @@ def three(tmp_path: Path) -> Path:
 
 def test_records_are_those_of_webdataset(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SCANS", 2)
-    collection = _open(three, {"image": Picture(), "cls": Label(optional=True)}, stored="tar")
+    collection = _open(three, {"image": Picture(), "v": Vector(2, optional=True)}, stored="tar")
     skipped = Skipped()
     entries = list(collection.entries(skipped))
     assert skipped.counts[".md"] == 1

@@ -205,17 +205,19 @@ def open_collection(
 
 def kind_of(uri: str, stored: Stored | None = None) -> Stored:
     """How a collection is stored, as a flag or its URI says. Raises `UserError`."""
-    name = uri.lower()
-    told: Stored | None = None
-    if name.endswith(TABLES):
-        told = "table"
-    elif name.endswith((SUFFIX, *PACKED)):
-        told = "tar"
+    told = told_by(uri)
     if stored and told and stored != told:
         raise UserError(f"--stored {stored}: {uri} is a {told} by its name; leave --stored off")
     if stored == "table" and not told:
         raise UserError(f"--stored table: {uri} is none by its name; name a {' or '.join(TABLES)}")
     return stored or told or "files"
+
+
+def told_by(uri: str) -> Stored | None:
+    """How what lies at a URI is stored, where its name says it."""
+    if uri.lower().endswith(TABLES):
+        return "table"
+    return "tar" if uri.lower().endswith((SUFFIX, *PACKED)) else None
 
 
 def collection_of(about: Mapping[str, Any]) -> Collection:

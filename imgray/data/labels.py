@@ -1,4 +1,4 @@
-"""The classes of a table's rows: from numbers with names beside them, or from the names alone."""
+"""The classes of records: from numbers with names beside them, or from the names alone."""
 
 from __future__ import annotations
 
@@ -27,21 +27,34 @@ def read_labels(table: Table, name: str) -> tuple[list[str], NDArray[np.int64]]:
     """
     column = table.column(name)
     cells = table.whole(column)
+    place = f"{table.place}: column {column!r}"
     if is_text(cells.type):
         numbers = None if table.file.typed else _numbers(cells)
         if numbers is None:
             table.refuse_blank(cells, column)
             return _by_name(cells)
         cells = numbers
+    labels = _by_number(cells, place)
+    return _names(table, labels, int(labels.max()) + 1), labels
+
+
+def labels_of(texts: pa.Array, place: str) -> tuple[list[str], NDArray[np.int64]]:
+    """As `read_labels`, from the texts of a CSV file or the like, not blank. Raises `UserError`."""
+    numbers = _numbers(texts)
+    if numbers is None:
+        return _by_name(texts)
+    labels = _by_number(numbers, place)
+    return [str(label) for label in range(int(labels.max()) + 1)], labels
+
+
+def _by_number(cells: pa.Array, place: str) -> NDArray[np.int64]:
     most = max(MOST_CLASSES, 10 * len(cells))
     for number in pc.min_max(cells).as_py().values():
         if number is not None and not 0 <= number < most:
             raise UserError(
-                f"{table.place}: column {column!r} holds {number}, where whole numbers from 0 to "
-                f"{most - 1:,} are expected"
+                f"{place} holds {number}, where whole numbers from 0 to {most - 1:,} are expected"
             )
-    labels = np.asarray(pc.fill_null(cells.cast(pa.int64()), -1))
-    return _names(table, labels, int(labels.max()) + 1), labels
+    return np.asarray(pc.fill_null(cells.cast(pa.int64()), -1))
 
 
 def _numbers(cells: pa.Array) -> pa.Array | None:

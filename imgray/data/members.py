@@ -39,6 +39,8 @@ EXTENDED = (b"x", b"X", b"L", b"K")
 """Kinds of headers that belong to the next one."""
 GLOBAL = 2**14
 """Bytes of PAX records for all that follows, which every member takes over."""
+SHORT = 1000
+"""Bytes at most of a member that comes along with its place."""
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 FAULTS = (tarfile.TarError, LookupError, ValueError, ArithmeticError, AttributeError, TypeError)
 """What `tarfile` raises for a header that is none."""
@@ -53,20 +55,25 @@ class Member:
         offset: of its first byte in the tar.
         size: in bytes, all of which are there.
         check: CRC-32 of the 512 bytes before, which change when the tar is written anew.
+        data: its bytes, where those were asked for and are few.
     """
 
     name: str
     offset: int
     size: int
     check: int
+    data: bytes | None = None
 
 
-def members(folder: Folder, name: str, size: int, skipped: Skipped) -> Iterator[Member]:
+def members(
+    folder: Folder, name: str, size: int, skipped: Skipped, told: tuple[str, ...] = ()
+) -> Iterator[Member]:
     """The files in a tar of `size` bytes that are whole, in their order.
 
     What is passed over is counted. Where a header is damaged, or zeros stand in its place, the next
     one that is sound is sought: where the damaged one says that it lies, or else block by block. A
-    member that may have lost its long name there is lost with it.
+    member that may have lost its long name there is lost with it. The bytes of short members whose
+    names end as `told` come along, as they lie in what is read for the headers.
 
     Raises `UserError`: the tar cannot be read, or is a compressed one.
     """
@@ -94,8 +101,10 @@ def members(folder: Folder, name: str, size: int, skipped: Skipped) -> Iterator[
         if kind:
             skipped.add(kind)
         elif not unnamed:
-            check = zlib.crc32(headers.block)
-            yield Member(_name(info), info.offset_data, info.size, check)
+            check, short = zlib.crc32(headers.block), info.size <= SHORT
+            own = short and info.name.lower().endswith(told)
+            data = headers.look(info.offset_data, info.size) if own else None
+            yield Member(_name(info), info.offset_data, info.size, check, data)
         at, fault, sound, unnamed, headers.zeros = after, "", True, False, True
     if fault != GAP:
         skipped.add(CUT if sound else NO_TAR, headers.place)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,40 +44,55 @@ class Names(Sequence[str]):
 
 
 class Snapshot:
-    """What a data set consists of: the names below its folders, the digests of its tables.
+    """What a data set consists of: names below its folders, digests of tables, records in tars.
 
     Args:
         folder: where it lies.
         kept: where `save` has written what was found when a run began, which then holds; without it
-            all is looked up, once.
+            all is looked up, once, and sent along.
+
+    Attributes:
+        skipped: what was passed over in tars and beside them.
     """
 
     def __init__(self, folder: Folder, kept: Folder | None = None) -> None:
         self.folder, self.kept = folder, kept
         self.found: dict[str, pa.Array] = _load(kept) if kept else {}
+        self.skipped = Skipped()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.folder, self.kept)
+        return type(self), (self.folder, self.kept), None if self.kept else {"found": self.found}
 
     def images(self, under: str) -> Names:
         """The images below a folder, by names relative to it. Raises `UserError`."""
         if under not in self.found:
-            if self.kept:
-                raise UserError(f"{self.folder.uri}: {under} was not looked at as the run began")
+            self._refuse_new(under)
             place = self.folder if under == WHOLE else Folder(f"{_prefix(self.folder)}{under}")
             names = [entry.id for entry in place.walk(SUFFIXES, Skipped())]
             self.found[under] = pa.array(names, pa.string())
         return Names(self.found[under])
+
+    def tars(self, part: str, find: Callable[[], dict[str, pa.Array]]) -> dict[str, pa.Array]:
+        """What the tars of a part hold, by column: texts that `find` finds. Raises `UserError`."""
+        key = f"{part}.tar: "
+        if not any(place.startswith(key) for place in self.found):
+            self._refuse_new(f"{part}.tar")
+            self.found |= {key + name: column for name, column in find().items()}
+        return {p.removeprefix(key): found for p, found in self.found.items() if p.startswith(key)}
 
     def check_table(self, name: str, digest: str) -> None:
         """Raises `UserError` for a table that has changed since the run began."""
         if not self.kept:
             self.found[name] = pa.array([digest])
         elif name not in self.found or self.found[name].to_pylist() != [digest]:
-            raise UserError(
-                f"{_prefix(self.folder)}{name}: changed since the run began; bring the earlier one "
-                "back, or start anew with --overwrite"
-            )
+            raise self.changed(name)
+
+    def changed(self, name: str) -> UserError:
+        """What is said of a file that has."""
+        return UserError(
+            f"{_prefix(self.folder)}{name}: changed since the run began; bring the earlier one "
+            "back, or start anew with --overwrite"
+        )
 
     def save(self, folder: Folder) -> None:
         """Write it where it is to be kept."""
@@ -88,6 +103,10 @@ class Snapshot:
         pq.write_table(pa.table(columns, ["under", "name"]), buffer, compression="zstd")
         folder.write(FROZEN, buffer.getvalue())
 
+    def _refuse_new(self, place: str) -> None:
+        if self.kept:
+            raise UserError(f"{self.folder.uri}: {place} was not looked at as the run began")
+
 
 def _prefix(folder: Folder) -> str:
     return folder.uri.rstrip("/") + "/"
@@ -95,10 +114,10 @@ def _prefix(folder: Folder) -> str:
 
 def _load(kept: Folder) -> dict[str, pa.Array]:
     file = io.BytesIO(kept.read(FROZEN))
-    table = pq.read_table(file, read_dictionary=["under"]).combine_chunks()
-    under, names = table["under"].chunk(0), table["name"].chunk(0)
+    table = pq.read_table(file, read_dictionary=["under"])
+    under, names = table["under"].combine_chunks(), table["name"]  # of all, too long for one array
     codes = under.indices.to_numpy()
     return {
-        place: names.filter(pa.array(codes == code))
+        place: names.filter(pa.array(codes == code)).combine_chunks()
         for code, place in enumerate(under.dictionary.to_pylist())
     }

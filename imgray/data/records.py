@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from imgray.artifacts.walk import Skipped
 from imgray.data.members import Member
 from imgray.data.shards import Shards, shard_of
 from imgray.errors import UserError, brief
 
-Parts = dict[str, list[int]]
-"""By extension the offset of a member, its size and the checksum of its header."""
+Parts = dict[str, list[Any]]
+"""By extension the offset of a member, its size, the checksum of its header, and the text of a
+label, if that is short."""
 
 
 class Places:
@@ -90,6 +92,8 @@ def records(
         there.add(extension)
         if extension in wanted:
             parts[extension] = [member.offset, member.size, member.check]
+            if member.data is not None:
+                parts[extension].append(member.data.decode(errors="surrogateescape"))
     if there:
         yield key, parts
 

@@ -1,4 +1,4 @@
-"""Which tars a URI means: one, a range `x-{00..09}.tar`, or those below a folder."""
+"""Which tars a URI means: one, a range `x-{00..09}.tar`, those below a folder or of a part."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from imgray.artifacts.folder import Folder, located
 from imgray.artifacts.walk import Skipped
@@ -25,11 +26,13 @@ class Shards:
 
     Attributes:
         uri: as it was given.
+        part: of the data set in a folder; empty where all below the folder are meant.
         folder: in which they lie.
-        name: of the one, or the range; None where all below the folder are meant.
+        name: of the one, or the range; None where those of a folder are meant.
     """
 
     uri: str
+    part: str = ""
     folder: Folder = field(init=False)
     name: str | None = field(init=False)
 
@@ -41,19 +44,32 @@ class Shards:
         object.__setattr__(self, "folder", folder)
         object.__setattr__(self, "name", name)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.uri, self.part)
+
     def found(self, skipped: Skipped) -> Iterator[tuple[str, str]]:
         """The tars' names in their order, with their versions, where those are known.
 
-        Raises `UserError`: the folder cannot be listed, or there is a compressed tar in it.
+        Raises `UserError`: the folder cannot be listed, or there is a compressed tar in it, or no
+        such part.
         """
-        if self.name is not None:
-            yield from ((name, "") for name in self._named)
+        named = self._named if self.name is not None else tars_of(self.folder, self.part)
+        if named:
+            yield from ((name, "") for name in named)
             return
-        for entry in self.folder.walk(("*",), skipped):
-            if _is_tar(entry.id):
-                yield entry.id, f"{entry.size} {entry.version}" if entry.version else ""
-            elif entry.id.lower().endswith(PACKED):
-                refuse_packed(self.place(entry.id))
+        if self.part and not self.folder.exists(self.part):
+            part = self.part
+            raise UserError(
+                f"part {part!r} of {self.uri}: neither {part}.tar, nor {part}-00000.tar and so on, "
+                f"nor a folder {part} is here; see data.train, data.validate, data.stored"
+            )
+        folder = self.folder.below(self.part) if self.part else self.folder
+        for entry in folder.walk(("*",), skipped):
+            name = f"{self.part}/{entry.id}" if self.part else entry.id
+            if _is_tar(name):
+                yield name, f"{entry.size} {entry.version}" if entry.version else ""
+            elif name.lower().endswith(PACKED):
+                refuse_packed(self.place(name))
             else:
                 skipped.add(os.path.splitext(entry.id)[1].lower())
 
@@ -81,6 +97,21 @@ class Shards:
 def shard_of(name: str) -> str:
     """What stands for a tar in ids."""
     return name.removesuffix(SUFFIX)
+
+
+def tars_of(folder: Folder, part: str) -> list[str]:
+    """The tars in a folder itself that are a part: PART.tar, or else PART-00000.tar and so on.
+
+    Raises `UserError` for a compressed one.
+    """
+    if not part:
+        return []
+    suffixes = "|".join(map(re.escape, (SUFFIX, *PACKED)))
+    wanted = re.compile(rf"{re.escape(part)}(-\d[^.]*)?(?i:{suffixes})")
+    found = [name for name in folder.tops() if wanted.fullmatch(name)]
+    for name in found:
+        refuse_packed(f"{folder.uri.rstrip('/')}/{name}")
+    return [name for name in found if shard_of(name) == part] or found
 
 
 def expanded(name: str, uri: str) -> list[str]:

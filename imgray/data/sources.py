@@ -1,34 +1,30 @@
-"""Where a data set lies, and how its parts are opened: files, or tables."""
+"""Where a data set lies, and how its parts are opened: files, tables, or tars."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from functools import cached_property
-from typing import Any, Literal
-
-import numpy as np
-import pyarrow.compute as pc
-from numpy.typing import NDArray
+from collections.abc import Mapping
+from typing import Any
 
 from imgray.artifacts.folder import Folder, located
-from imgray.data.datasets import FILES, Dataset, HoldOut, Record, Truth
-from imgray.data.fields import Input, Label
-from imgray.data.labels import read_labels
-from imgray.data.layout import Layout, place_of
-from imgray.data.names import WHOLE, Names, Snapshot
+from imgray.data.collections import told_by
+from imgray.data.datasets import FILES, Dataset, HoldOut, Truth
+from imgray.data.fields import Input
+from imgray.data.layout import Layout, Stored, place_of
+from imgray.data.names import WHOLE, Snapshot
+from imgray.data.parts import TablePart, TarPart
 from imgray.data.rowgroups import SUFFIXES, shards_of
+from imgray.data.shards import Shards, tars_of
 from imgray.data.tables import Table
-from imgray.errors import UserError, brief
-
-Stored = Literal["files", "table"]
+from imgray.data.tars import Tars
+from imgray.errors import UserError
 
 
 class Source:
     """A data set, whose parts share what has been read of it.
 
     Args:
-        uri: of its folder, or of a table.
-        layout: of its tables.
+        uri: of its folder, or of a table, or of tars: x.tar or x-{00..99}.tar.
+        layout: of its tables; of tars the extensions of the members that are inputs.
         features: by input the features artifact that holds it, as `imgray.data.joins` takes it.
         kept: where its `Snapshot` was saved when a run began.
     """
@@ -41,14 +37,15 @@ class Source:
         kept: Folder | None = None,
     ) -> None:
         self.uri, self.layout, self.features = uri, layout or Layout(), dict(features or {})
-        single = uri.lower().endswith(SUFFIXES)
-        self.folder, self.single = located(uri) if single else (Folder(uri), "")
+        self.told = told_by(uri)
+        self.folder, self.single = located(uri) if self.told else (Folder(uri), "")
         self.snapshot = Snapshot(self.folder, kept)
         self._tables: dict[str, Table] = {}
         self._parts: dict[Any, Dataset] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.uri, self.layout, self.features, self.snapshot.kept)
+        """Another process takes what was found from the snapshot."""
+        return type(self), (self.uri, self.layout, self.features), {"snapshot": self.snapshot}
 
     @property
     def uris(self) -> list[str]:
@@ -68,11 +65,11 @@ class Source:
 
         Args:
             part: its name.
-            fields: what is read of the rows of a table.
+            fields: what is read of the rows of a table, or of records in tars.
             truth: where the truth of files is.
-            stored: as what it is stored; by default a table where there is one and `truth` names
-                no place in files.
-            whole: a table without parts is the part.
+            stored: as what it is stored; by default a table where there is one, or tars that bear
+                the part's name, and `truth` names no place in files.
+            whole: a table without parts, or tars that the URI names, are the part.
 
         Raises:
             UserError: the part is missing or empty, or is not laid out as it should be.
@@ -101,11 +98,23 @@ class Source:
         stored: Stored | None,
         whole: bool,
     ) -> Dataset:
+        if self.told and stored not in (None, self.told):
+            raise UserError(f"{self.uri}: a {self.told}, but data.stored says {stored}")
         name = self._table_of(part, truth, stored)
         if name:
             table = self._table(name, fields)
             divided = bool(self.single) and part != WHOLE and (table.has("split") or not whole)
             return TablePart(self.snapshot, table, part, divided)
+        tars = self._tars_of(part, truth, stored, whole)
+        if tars:
+            self._refuse_features()
+            return TarPart(self.snapshot, Tars(tars, fields, self.layout), part)
+        if stored == "table" or (stored is None and truth == "columns"):
+            names = " nor ".join(part + suffix for suffix in SUFFIXES)
+            raise UserError(
+                f"part {part!r} of {self.uri}: neither {names} is here; see data.train, "
+                "data.validate, data.stored"
+            )
         self._refuse_flags()
         if truth not in FILES:
             raise UserError(
@@ -118,32 +127,50 @@ class Source:
             raise UserError(f"part {part!r} of {self.uri}, read as {truth}: {error}") from None
         if not len(found):
             raise UserError(
-                f"part {part!r} of {self.uri}: no images; see data.train, data.validate"
+                f"part {part!r} of {self.uri}: no images; see data.train, data.validate, "
+                "data.stored"
             )
         return found
 
     def _table_of(self, part: str, truth: Truth | None, stored: Stored | None) -> str:
-        """The file of the table that holds a part; empty where files do."""
-        if self.single:
-            if stored == "files":
-                raise UserError(f"{self.uri}: a table, but data.stored says files")
+        """The file of the table that holds a part; empty where none does."""
+        if self.told == "table":
             return self.single
-        if stored == "files" or (stored is None and truth in FILES):
+        if self.told or stored in ("files", "tar") or (stored is None and truth in FILES):
             return ""
-        names = [part + suffix for suffix in SUFFIXES]
-        have = [name for name in names if shards_of(self.folder, name)]
-        if not have and (stored == "table" or truth == "columns"):
-            raise UserError(
-                f"part {part!r} of {self.uri}: neither {' nor '.join(names)} is here; see "
-                "data.train, data.validate, data.stored"
-            )
-        return have[0] if have else ""
+        names = (part + suffix for suffix in SUFFIXES)
+        return next((name for name in names if shards_of(self.folder, name)), "")
+
+    def _tars_of(
+        self, part: str, truth: Truth | None, stored: Stored | None, whole: bool
+    ) -> Shards | None:
+        """The tars that hold a part; None where none do."""
+        if self.told == "tar":
+            tars = Shards(self.uri)
+            if part != WHOLE and not whole:
+                raise UserError(
+                    f"{self.uri}: tars named so are one part, '{WHOLE}', so no part {part!r}; hold "
+                    "some records out: --set data.hold_out=0.1 data.validate=null"
+                )
+            return tars
+        if stored == "tar" or (
+            stored is None and truth not in FILES and tars_of(self.folder, part)
+        ):
+            return Shards(self.uri, "" if part == WHOLE else part)
+        return None
 
     def _table(self, name: str, fields: Mapping[str, Input]) -> Table:
         if name not in self._tables:
             table = Table(self.folder, name, fields, self.layout, self.features)
             self._tables[name] = table
         return self._tables[name]
+
+    def _refuse_features(self) -> None:
+        if self.features:
+            raise UserError(
+                f"--features: {self.uri} is read as tars; they are joined to a table "
+                f"({', '.join(SUFFIXES)})"
+            )
 
     def _refuse_flags(self) -> None:
         given = {
@@ -155,85 +182,3 @@ class Source:
         for flag, value in given.items():
             if value:
                 raise UserError(f"{flag}: {self.uri} is read as files, which have no columns")
-
-
-class TablePart(Dataset):
-    """The rows of a table that are a part.
-
-    Args:
-        snapshot: of the data set.
-        table: of it.
-        part: its name.
-        divided: the column `split` tells its rows from those of other parts; otherwise all are.
-    """
-
-    def __init__(self, snapshot: Snapshot, table: Table, part: str, divided: bool) -> None:
-        snapshot.check_table(table.name, table.file.digest)
-        self.given = snapshot, table, part, divided
-        self.table, self.part = table, part
-        self.rows = self._rows() if divided else np.arange(len(table))
-        self.names = table.ids.take(self.rows)
-        labels = [name for name, one in table.fields.items() if isinstance(one, Label)]
-        self.label = next((name for name in labels if table.has(name)), None)
-        if self.label:
-            self.classes, self.column = read_labels(table, self.label)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Another process opens the table itself."""
-        return type(self), self.given
-
-    def __getitem__(self, index: int) -> Record:
-        row = int(self.rows[index])
-        [found] = self.table.rows([row])
-        group = self.table.group(row)
-        label = {self.label: int(self.column[row])} if self.label else {}
-        return found | ({} if group is None else {"group": group}) | label
-
-    def values(self, name: str) -> Iterator[Any]:
-        own = name in self.table.cells and name != self.label
-        return self.table.values(name, self.rows) if own else super().values(name)
-
-    def labels(self) -> NDArray[np.int64]:
-        return self.column[self.rows] if self.label else super().labels()
-
-    @property
-    def groups(self) -> Names:
-        return (self.table.groups or self.table.ids).take(self.rows)
-
-    @property
-    def keys(self) -> Names:
-        if self.table.groups is None and not self.table.has("id"):
-            raise UserError(
-                f"{self.table.place}: hold_out needs a column 'id' or 'group', as the numbers of "
-                "rows change when others come or go; say --columns id=COLUMN or group=COLUMN"
-            )
-        return self.groups
-
-    @cached_property
-    def pieces(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        groups = self.table.groups_of(self.rows)
-        return np.bincount(groups, minlength=len(self.table.counts)), self.table.sizes
-
-    def check(self) -> None:
-        self.table.check(self.rows)
-        if self.label:
-            wrong = self.rows[self.column[self.rows] < 0]
-            if len(wrong):
-                column = self.table.column(self.label)
-                raise UserError(f"{self.table.place}: row {wrong[0]}, column {column!r}: missing")
-
-    def _rows(self) -> NDArray[np.int64]:
-        splits = self.table.texts("split")
-        if splits is None:
-            raise UserError(
-                f"{self.table.place}: no column 'split', so no part {self.part!r}; say --columns "
-                "split=COLUMN, or hold some rows out: --set data.hold_out=0.1 data.validate=null"
-            )
-        found = np.flatnonzero(np.asarray(pc.equal(splits, self.part)))
-        if not len(found):
-            have = ", ".join(map(brief, sorted(pc.unique(splits).to_pylist())[:20]))
-            column = self.table.column("split")
-            raise UserError(
-                f"{self.table.place}: no row whose {column} is {self.part!r}; there are {have}"
-            )
-        return found

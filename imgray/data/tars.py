@@ -10,7 +10,7 @@ import json
 import threading
 import zlib
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -45,7 +45,7 @@ class Tars:
         inputs: by name.
         layout: its columns say which extension holds an input, or several with `;` between them, of
             which the first that is there counts. Else pictures are what has the suffix of one, if
-            one input is a picture, and texts are `txt`, if one is a text.
+            one input is a picture, texts are `txt`, if one is a text, and labels `cls`.
         by_key: whether the key alone is the id, not SHARD/KEY.
 
     Raises:
@@ -63,6 +63,8 @@ class Tars:
         self.layout, self.by_key = layout or Layout(), by_key
         self.extensions = _extensions(shards.uri, inputs, self.layout)
         self._wanted = frozenset(e for own in self.extensions.values() for e in own)
+        labels = [name for name, one in inputs.items() if isinstance(one, Label)]
+        self._told = tuple(f".{e}" for name in labels for e in self.extensions.get(name, ()))
         self.windows = Windows(shards.folder)
         self._found: OrderedDict[tuple[str, str], Places] = OrderedDict()
         self._lock = threading.Lock()
@@ -95,36 +97,43 @@ class Tars:
         name, parts = json.loads(entry.where)
         found = {}
         for input, one in self.inputs.items():
-            wanted = self.extensions.get(input, ())
-            own = next((extension for extension in wanted if extension in parts), None)
+            own = self.extension(input, parts)
             if own is not None:
-                found[input] = self._value(one, name, own, parts[own])
+                found[input] = self.value(input, name, own, parts[own])
             elif not one.optional:
-                raise Rejected(f"member '{';'.join(wanted)}': missing")
+                raise Rejected(f"member '{';'.join(self.extensions[input])}': missing")
         return found
 
-    def picture(self, id: str) -> bytes:
-        """The picture of a record, found by the headers of its tar. Raises `UserError`."""
-        wanted = self.extensions.get(first_picture(self.inputs) or "", ())
-        for name, key in self._candidates(id):
-            parts = self._places(name, key) or {}
-            own = next((extension for extension in wanted if extension in parts), None)
-            if own is not None:
-                return self._part(self._directly, name, parts[own])
-        raise UserError(f"{self.uri}: no picture of '{brief(id)}'")
+    def extension(self, input: str, parts: Container[str]) -> str | None:
+        """Which of a record's members is an input; None where none is."""
+        return next((e for e in self.extensions.get(input, ()) if e in parts), None)
 
-    def _value(self, one: Input, name: str, extension: str, part: list[int]) -> Any:
+    def value(
+        self, input: str, name: str, extension: str, part: Sequence[int], direct: bool = False
+    ) -> Any:
+        """One input, from its place in a tar, with its neighbours or directly. As `values`."""
+        read = self._directly if direct else self.windows.read
         try:
             if part[1] > MAX_BYTES:
                 raise Rejected(f"{part[1]:,} bytes; at most {MAX_BYTES:,} are read")
-            return _decoded(one, self._part(self.windows.read, name, part))
+            return _decoded(self.inputs[input], self._part(read, name, part))
         except Missing:
             raise Rejected("missing: its tar was listed, and is not there any more") from None
         except Rejected as error:
             raise Rejected(f"member '{extension}': {error}") from None
 
+    def picture(self, id: str) -> bytes:
+        """The picture of a record, found by the headers of its tar. Raises `UserError`."""
+        input = first_picture(self.inputs) or ""
+        for name, key in self._candidates(id):
+            parts = self._places(name, key) or {}
+            own = self.extension(input, parts)
+            if own is not None:
+                return self._part(self._directly, name, parts[own])
+        raise UserError(f"{self.uri}: no picture of '{brief(id)}'")
+
     def _part(self, read: Read, name: str, part: Sequence[int]) -> bytes:
-        offset, size, check = part
+        offset, size, check = part[:3]
         found = read(name, offset - HEAD, offset + size)
         if len(found) != HEAD + size or zlib.crc32(found[:HEAD]) != check:
             raise UserError(f"{self.shards.place(name)}: {CHANGED}")
@@ -161,14 +170,14 @@ class Tars:
             yield name, key, self._entry(name, version, key, parts)
 
     def _records(self, name: str, size: int, skipped: Skipped) -> Iterator[tuple[str, Parts]]:
-        found = members(self.shards.folder, name, size, skipped)
+        found = members(self.shards.folder, name, size, skipped, self._told)
         return records(found, self.shards.place(name), self._wanted, skipped)
 
     def _entry(self, name: str, version: str, key: str, parts: Parts) -> Entry:
-        first = min((offset for offset, *_ in parts.values()), default=0)
+        first = min((part[0] for part in parts.values()), default=0)
         return Entry(
             key if self.by_key else f"{shard_of(name)}/{key}",
-            sum(size for _, size, _ in parts.values()),
+            sum(part[1] for part in parts.values()),
             f"{version} {first}",
             json.dumps([name, parts], separators=(",", ":")),
         )
@@ -228,7 +237,11 @@ def _extensions(
                 f"there are {', '.join(inputs)}"
             )
     kinds = [one.type for one in inputs.values()]
-    usual = {Picture.type: tuple(s[1:] for s in SUFFIXES), Text.type: ("txt",)}
+    usual = {
+        Picture.type: tuple(s[1:] for s in SUFFIXES),
+        Text.type: ("txt",),
+        Label.type: ("cls",),
+    }
     usual = {kind: own for kind, own in usual.items() if kinds.count(kind) == 1}
     found = {}
     for name, one in inputs.items():

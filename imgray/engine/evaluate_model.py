@@ -18,7 +18,7 @@ from imgray.data.pixels import Rejected
 from imgray.data.sources import Source
 from imgray.engine.cluster import TASK_RETRIES, cluster, given_device, plan_pool
 from imgray.engine.evaluate_index import Scores
-from imgray.engine.examples import source_of
+from imgray.engine.examples import report_skipped, source_of
 from imgray.engine.progress import Progress
 from imgray.engine.settings import EvaluateModelConfig
 from imgray.errors import UserError
@@ -41,15 +41,17 @@ def evaluate_model(config: EvaluateModelConfig) -> Scores:
     source = source_of(config)
     recipe = _recipe(folder, config.set)
     examples = _open(folder, recipe, source, config.part)
+    report_skipped(source)
     plots = _plots(examples.task) if config.figure else None
     examples.val.check()
     with cluster():
         pool = plan_pool(config.workers, config.cpus_per_worker, config.gpus_per_worker)
         world = min(pool.workers, examples.validations(0, 1))
         task = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, max_retries=TASK_RETRIES)(_sums)
+        found = ray.put(source)  # its snapshot may be large
         waiting = tasks = [
             task.remote(
-                config.cpus_per_worker, rank, world, folder.absolute, recipe, source, config.part
+                config.cpus_per_worker, rank, world, folder.absolute, recipe, found, config.part
             )
             for rank in range(world)
         ]

@@ -13,6 +13,7 @@ from imgray.data.joins import Columns
 from imgray.data.layout import place_of
 from imgray.data.names import FROZEN
 from imgray.data.sources import Source
+from imgray.engine.progress import say
 from imgray.engine.settings import EvaluateModelConfig, TrainConfig
 from imgray.training.examples import Examples
 from imgray.training.recipe import Recipe
@@ -48,8 +49,15 @@ def frozen(source: Source, recipe: Recipe, output: Folder) -> Source:
     kept = output.below(WORK)
     if not kept.exists(FROZEN):
         open_examples(recipe, source)
+        report_skipped(source)
         source.snapshot.save(kept)
     return Source(source.uri, source.layout, source.features, kept)
+
+
+def report_skipped(source: Source) -> None:
+    """Say what was passed over in tars."""
+    if source.snapshot.skipped.counts:
+        say(f"{source.uri}: passed over {source.snapshot.skipped}")
 
 
 def completed(recipe: Recipe, data: Source, output: Folder) -> Recipe:

@@ -385,7 +385,10 @@ class TrainConfig(FeaturesConfig):
         description="what to train, and how: a recipe of --list, or a YAML file",
         json_schema_extra={"metavar": "NAME|PATH"},
     )
-    data: str = Field(description="folder or s3://bucket/prefix of the data set, or a table")
+    data: str = Field(
+        description="folder or s3://bucket/prefix of the data set, or a table, or tars of "
+        "WebDataset: x.tar or x-{000..099}.tar"
+    )
     output: str = Field(description="folder or s3://bucket/prefix for the model artifact")
     set: list[str] = Field(
         default=[],
@@ -518,7 +521,10 @@ class EvaluateModelConfig(FeaturesConfig):
     """Score a trained model on a labelled part of a data set."""
 
     model: str = Field(description="folder or s3://bucket/prefix of the model artifact")
-    data: str = Field(description="folder or s3://bucket/prefix of the data set, or a table")
+    data: str = Field(
+        description="folder or s3://bucket/prefix of the data set, or a table, or tars of "
+        "WebDataset: x.tar or x-{000..099}.tar"
+    )
     set: list[str] = Field(
         default=[],
         description="settings of the model's recipe to change, such as settings.kid=null",

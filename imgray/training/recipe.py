@@ -11,7 +11,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from imgray.config import Precision, parse_yaml, validate
 from imgray.data.datasets import Dataset, Truth
 from imgray.data.fields import Input
-from imgray.data.sources import Source, Stored
+from imgray.data.layout import Stored
+from imgray.data.sources import Source
 from imgray.errors import UserError
 
 
@@ -88,12 +89,12 @@ class DataSettings(Settings):
     """Which parts of the data set at `--data` are read, and how they are laid out."""
 
     stored: Stored | None = Field(
-        default=None, description="files or table (default: by what lies at --data)"
+        default=None, description="files, table or tar (default: by what lies at --data)"
     )
     truth: Truth | None = Field(
         default=None,
         description="where the truth of files is: folders, masks or boundaries; that of a table is "
-        "in its columns",
+        "in its columns, that of tars in their members",
     )
     train: str = Field(default="train", description="the part to train on")
     hold_out: float | None = Field(
@@ -128,13 +129,13 @@ class DataSettings(Settings):
         return self
 
     def training(self, source: Source, fields: Mapping[str, Input] | None = None) -> Dataset:
-        """Open what is trained on; of a table the fields are read. Raises `UserError`."""
+        """Open what is trained on; of a table or tars the fields are read. `UserError`."""
         if self.hold_out is None:
             return self.part(source, self.train, fields)
         return source.held(self._whole(source, fields), self.hold_out, held=False)
 
     def validation(self, source: Source, fields: Mapping[str, Input] | None = None) -> Dataset:
-        """Open what is validated on; of a table the fields are read. Raises `UserError`."""
+        """Open what is validated on; of a table or tars the fields are read. `UserError`."""
         if self.validate_on is not None:
             return self.part(source, self.validate_on, fields)
         assert self.hold_out is not None
