@@ -475,8 +475,8 @@ def _refused(uri: Path | str, part: str = "train", **more: Any) -> str:
     [
         ([("1.webp2", b""), ("1.cls", b"0")], "part '.' of {}: no record has a member 'jpg;"),
         ([("1.jpg", b"")], "part '.' of {}: no record has a member 'cls'; say --columns label=EXT"),
-        ([(".1.jpg", b""), ("a", b"")], "part '.' of {}: no records in tars here, only 2 files of "
-         "other types (1 without suffix, 1 hidden); see data.train, data.validate"),
+        ([(".1.jpg", b""), ("a", b"")], "part '.' of {}: no records in tars here, but 2: "
+         "1 without suffix, 1 hidden; see data.train, data.validate"),
         ([], "part '.' of {}: no records in tars here; see data.train, data.validate"),
     ],
 )  # fmt: skip
@@ -511,9 +511,7 @@ def test_parts_that_are_not_there_or_compressed_are_named(mixed: Path) -> None:
     assert _refused(mixed, "dev", stored="tar").startswith(fault)
     (mixed / "dev").mkdir()
     (mixed / "dev" / "readme.md").touch()
-    assert "no records in tars here, only 1 files of other types (1 .md)" in _refused(
-        mixed, "dev", stored="tar"
-    )
+    assert "no records in tars here, but 1: 1 .md" in _refused(mixed, "dev", stored="tar")
     (mixed / "dev" / "x.tar.gz").touch()
     assert "dev/x.tar.gz: a compressed tar cannot be" in _refused(mixed, "dev", stored="tar")
     (mixed / "gone-000.tar.gz").touch()

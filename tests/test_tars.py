@@ -445,3 +445,20 @@ def test_a_collection_without_a_record_is_refused_with_what_is_there(
     (tmp_path / "x.tar").write_bytes(target.getvalue())
     with pytest.raises(UserError, match=r"no images here, .*1 without suffix, 1 folder, 1 link"):
         extract(make(tmp_path / "x.tar"))
+
+
+def test_tars_that_stand_for_the_same_ids_are_refused(tmp_path: Path) -> None:
+    for name in ("x.TAR", "x.TAR.tar"):
+        (tmp_path / name).write_bytes(packed([("1.jpg", b"1")]))
+    with pytest.raises(UserError, match=r"x\.TAR and .*x\.TAR\.tar stand for the same ids"):
+        _listed(open_collection(str(tmp_path), {"image": Picture()}, stored="tar"))
+
+
+def test_a_tar_has_one_version_however_it_is_named(s3: S3) -> None:
+    folder = Folder(s3.uri("tars/versions"))
+    folder.write("x-0.tar", packed([("1.jpg", b"1")]))
+    named = [entry.version for entry in _listed(_open(f"{folder.uri}/x-{{0..0}}.tar"))]
+    below = open_collection(folder.uri, {"image": Picture()}, stored="tar")
+    assert named == [entry.version for entry in _listed(below)]
+    with pytest.raises(UserError, match="directory"):
+        Folder(s3.uri("tars")).version("versions")

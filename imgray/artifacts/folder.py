@@ -145,7 +145,9 @@ class Folder:
         with self._clear("read", name):
             if self.is_s3:
                 info = self.file_system.info(self.path(name))
-                return f"{info['size']} {info['ETag']}"
+                if info["type"] != "file":
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+                return f"{info['size']} {info['ETag'].strip(chr(34))}"
             found = os.stat(self.path(name))
             return f"{found.st_size} {found.st_mtime_ns}"
 

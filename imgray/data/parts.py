@@ -239,7 +239,7 @@ class TarPart(Dataset):
 
     def _refuse_empty(self) -> None:
         skipped = self.snapshot.skipped
-        found = f", only {skipped}" if skipped.counts else ""
+        found = f", but {skipped}" if skipped.counts else ""
         raise UserError(
             f"part {self.part!r} of {self.tars.uri}: no records in tars here{found}; see "
             "data.train, data.validate"

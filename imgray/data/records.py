@@ -36,8 +36,12 @@ class Ids:
 
     def __init__(self, shards: Shards, names: Sequence[str], by_key: bool) -> None:
         self.shards, self.by_key = shards, by_key
-        own = {shard_of(name) for name in names}
-        above = {shard: _above(shard) & own for shard in own if "/" in shard}
+        own = dict[str, str]()
+        for one in names:
+            if (other := own.setdefault(shard_of(one), one)) != one:
+                places = f"{shards.place(other)} and {shards.place(one)}"
+                raise UserError(f"{places} stand for the same ids; rename one of them")
+        above = {shard: _above(shard) & own.keys() for shard in own if "/" in shard}
         self.below = {shard for shard, found in above.items() if found}
         self.above = set[str]().union(*above.values())
         self.name, self.keys = "", dict[str, str]()

@@ -15,7 +15,7 @@ from imgray.errors import UserError, brief
 
 SUFFIX = ".tar"
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
-RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+RANGE = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
 MOST = 10_000_000
 """Tars of a range at most."""
 
@@ -117,7 +117,9 @@ def tars_of(folder: Folder, part: str) -> list[str]:
 def expanded(name: str, uri: str) -> list[str]:
     """The names that a range stands for, in order, as a shell has them. Raises `UserError`."""
     found = [""]
-    for text, *ends in re.findall(rf"([^{{]+|\{{(?!\d+\.\.\d+\}}))|{RANGE.pattern}", name):
+    for text, *ends in re.findall(
+        rf"([^{{]+|\{{(?!\d{{1,18}}\.\.\d{{1,18}}\}}))|{RANGE.pattern}", name
+    ):
         if text:
             some = [text]
         else:
