@@ -13,7 +13,18 @@ from tarred import add, by_tarfile, packed, random_tar, scanned
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.walk import Skipped
 from imgray.data import members as module
-from imgray.data.members import BEHIND, CUT, DAMAGED, FOLDER, GAP, LINK, NO_TAR, SPARSE, Member
+from imgray.data.members import (
+    BEHIND,
+    CUT,
+    DAMAGED,
+    FOLDER,
+    GAP,
+    HEADER,
+    LINK,
+    NO_TAR,
+    SPARSE,
+    Member,
+)  # fmt: skip
 from imgray.errors import UserError
 
 GOOD = [("a.jpg", b"a" * 700), ("b.jpg", b"")]
@@ -205,6 +216,32 @@ def test_zeros_end_a_tar_only_where_nothing_follows(tmp_path: Path) -> None:
         left = [n for n in range(1, 100) if not start < n <= end]
         assert [member.name for member in found] == [f"{n}.jpg" for n in left]
         assert skipped == {GAP: 1}
+
+
+def test_a_cut_member_behind_zeros_is_counted(tmp_path: Path) -> None:
+    data = packed(GOOD)[: 512 * 4] + bytes(2048) + _header("c.jpg", 10**6) + bytes(4096)
+    found, skipped = scanned(tmp_path, data)
+    assert [member.name for member in found] == ["a.jpg", "b.jpg"]
+    assert skipped == {BEHIND: 1}
+
+
+def test_headers_made_to_cost_time_end_a_tar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every block is one, of as many records as there may be, that are its followers."""
+    block = bytearray(_header("512 a=", HEADER // 2, b"x"))
+    block[511], block[148:156] = ord("\n"), b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    checked: list[int] = []
+    check = module._check_records
+    monkeypatch.setattr(
+        module, "_check_records", lambda data: checked.append(len(data)) or check(data)
+    )
+    monkeypatch.setattr(module, "WASTED", 2**20)
+    found, skipped = scanned(tmp_path, packed(GOOD)[: 512 * 4] + bytes(block) * 4000)
+    assert [member.name for member in found] == ["a.jpg", "b.jpg"]
+    assert skipped == {CUT: 1}
+    assert HEADER < sum(checked) < 2**20 + 2 * HEADER
 
 
 def test_a_damaged_header_hides_what_its_member_holds(tmp_path: Path) -> None:

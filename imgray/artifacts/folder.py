@@ -147,7 +147,8 @@ class Folder:
                 info = self.file_system.info(self.path(name))
                 if info["type"] != "file":
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-                return f"{info['size']} {info['ETag'].strip(chr(34))}"
+                etag = info["ETag"].strip('"')
+                return f"{info['size']} {etag}"
             found = os.stat(self.path(name))
             return f"{found.st_size} {found.st_mtime_ns}"
 
@@ -364,9 +365,13 @@ class Folder:
             )
             yield from with_suffix(found, suffixes, skipped)
 
+    def place(self, name: str) -> str:
+        """Where a file lies, for messages."""
+        return f"{self.uri.rstrip('/')}/{brief(name, LONGEST_NAME)}" if name else self.uri
+
     @contextlib.contextmanager
     def _clear(self, doing: str, name: str) -> Iterator[None]:
-        place = f"{self.uri.rstrip('/')}/{brief(name, LONGEST_NAME)}" if name else self.uri
+        place = self.place(name)
         try:
             yield
         except (OSError, BotoCoreError, ClientError) as error:

@@ -133,7 +133,7 @@ class Inventory:
     ) -> Iterator[pa.RecordBatch]:
         """The `ROWS` of a data file that are to be listed; it is verified before it is read."""
         folder, path = Folder(f"s3://{_name(report.destination)}"), scratch / "data"
-        place = f"{folder.uri}/{brief(file.key, 200)}"
+        place = folder.place(file.key)
         _download(folder, file.key, path)
         with open(path, "rb") as data:
             found = hashlib.file_digest(data, lambda: hashlib.md5(usedforsecurity=False))

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.walk import HIDDEN, NOT_UTF8, SPECIAL, Skipped, is_hidden, is_text
 from imgray.data.shards import packed
-from imgray.errors import CHANGED, UserError, brief
+from imgray.errors import CHANGED, UserError
 
 FOLDER, LINK, SPARSE, UNKNOWN = "folder", "link", "sparse file", "of an unknown kind"
 CUT, DAMAGED, BEHIND = "damaged end of a tar", "damaged part of a tar", "behind the end of a tar"
@@ -37,6 +37,8 @@ NAME, SIZE, KIND = slice(0, 100), slice(124, 136), slice(156, 157)
 """Fields of a header."""
 EXTENDED = (b"x", b"X", b"L", b"K")
 """Kinds of headers that belong to the next one."""
+WASTED = 64 * 2**20
+"""Bytes read for headers that are none, before a tar is given up: they may be made to cost time."""
 GLOBAL = 2**14
 """Bytes of PAX records for all that follows, which every member takes over."""
 SHORT = 1000
@@ -78,21 +80,19 @@ def members(
     Raises `UserError`: the tar cannot be read, or is a compressed one.
     """
     headers = _Headers(folder, name, size)
-    at, fault, sound, unnamed = 0, "", False, False
-    while at + BLOCK <= size:
-        found = headers.header(at)
-        if found is None:
+    at, fault, sound, unnamed, zeros = 0, "", False, False, True
+    while at + BLOCK <= size and headers.wasted < WASTED:
+        info, after = headers.header(at) or (None, 0)
+        beyond = info is not None and _plain(info) and info.offset_data + info.size > size
+        if beyond and not fault:
+            break
+        if info is None or beyond:
             block = headers.look(at, BLOCK)
             if at == 0 and block.startswith(COMPRESSED):
                 raise packed(headers.place)
             fault, unnamed = fault or (GAP if _blank(block) else DAMAGED), block[KIND] in EXTENDED
-            at = headers.next(at)
-            continue
-        info, after = found
-        if info.isreg() and not info.issparse() and info.offset_data + info.size > size:
-            if not fault:
-                break
-            at = headers.sought(at + BLOCK)
+            at, blank = headers.next(at)
+            zeros &= blank
             continue
         if fault:
             skipped.add(fault, headers.place)
@@ -105,10 +105,10 @@ def members(
             own = short and info.name.lower().endswith(told)
             data = headers.look(info.offset_data, info.size) if own else None
             yield Member(_name(info), info.offset_data, info.size, check, data)
-        at, fault, sound, unnamed, headers.zeros = after, "", True, False, True
+        at, fault, sound, unnamed, zeros = after, "", True, False, True
     if fault != GAP:
         skipped.add(CUT if sound else NO_TAR, headers.place)
-    elif not headers.zeros:
+    elif not zeros:
         skipped.add(BEHIND, headers.place)
 
 
@@ -126,14 +126,14 @@ class _Headers:
         place: the tar, for messages.
         block: the header that was read last, without what belongs to it.
         spent: bytes read for the present one.
-        zeros: whether all that `next` and `sought` have passed over is zeros.
+        wasted: bytes read, beyond their own blocks, for headers that are none.
     """
 
     def __init__(self, folder: Folder, name: str, size: int) -> None:
         self.folder, self.name, self.size = folder, name, size
         self.step = SEQUENTIAL if folder.is_s3 else NEAR
-        self.place = brief(f"{folder.uri.rstrip('/')}/{name}", 500)
-        self.block, self.spent, self.zeros, self._at = b"", 0, True, 0
+        self.place = folder.place(name)
+        self.block, self.spent, self.wasted, self._at = b"", 0, 0, 0
         self._held, self._start, self._chain = b"", 0, 0
         self._awaited: Literal["header", "records", "name", ""] = ""
         file: Any = self
@@ -142,6 +142,12 @@ class _Headers:
     def header(self, at: int) -> tuple[tarfile.TarInfo, int] | None:
         """The header at an offset, and where the next one lies; None where there is none."""
         self._at, self.spent, self._awaited, self._chain = at, 0, "header", 0
+        found = self._parsed(at)
+        if found is None:
+            self.wasted += max(0, self.spent - BLOCK)
+        return found
+
+    def _parsed(self, at: int) -> tuple[tarfile.TarInfo, int] | None:
         try:
             info, after = tarfile.TarInfo.fromtarfile(self.tar), self.tar.offset
         except (*FAULTS, RecursionError):
@@ -149,8 +155,7 @@ class _Headers:
         if sum(len(key) + len(value) + 64 for key, value in self.tar.pax_headers.items()) > GLOBAL:
             self.tar.pax_headers = {}
             return None
-        plain = info.isreg() and not info.issparse()
-        if after <= at or (plain and not 0 <= after - info.offset_data - info.size < BLOCK):
+        if after <= at or (_plain(info) and not 0 <= after - info.offset_data - info.size < BLOCK):
             return None
         return info, after
 
@@ -159,33 +164,37 @@ class _Headers:
         """Whether the name in the header that was read last fills its field, and nothing else."""
         return self._chain == 1 and self.block[NAME][-1] != 0
 
-    def next(self, at: int) -> int:
-        """Where to go on behind a header that is none: where it says, if a sound one lies there."""
+    def next(self, at: int) -> tuple[int, bool]:
+        """Where to go on behind a header that is none, and whether all up to there is zeros.
+
+        That is where the header says that the next one lies, if a sound one does, or else the next
+        block that looks like one; the tar's size where there is none.
+        """
         block = self.look(at, BLOCK)
+        if _blank(block):
+            return self._sought(at + BLOCK)
         with contextlib.suppress(ValueError):
             size = int(block[SIZE].strip(b" \0"), 8)
             there = at + BLOCK + size + -size % BLOCK
-            if size >= 0 and not _blank(block) and there + BLOCK <= self.size:
+            if size >= 0 and there + BLOCK <= self.size:
                 end = _blank(self.look(there, 2 * BLOCK))
                 if end or self.header(there) is not None:
-                    self.zeros = False
-                    return there
-        self.zeros &= _blank(block)
-        return self.sought(at + BLOCK)
+                    return there, False
+        return self._sought(at + BLOCK)[0], False
 
-    def sought(self, at: int) -> int:
-        """The next block that looks like a header; the tar's size where none does."""
+    def _sought(self, at: int) -> tuple[int, bool]:
+        zeros = True
         while at + BLOCK <= self.size:
             some = self.look(at, min(self.step, (self.size - at) // BLOCK * BLOCK))
             found = some.find(MAGIC, MAGIC_AT)
             while found >= 0 and found % BLOCK != MAGIC_AT:
                 found = some.find(MAGIC, found + 1)
             passed = some[: found - MAGIC_AT] if found >= 0 else some
-            self.zeros &= _blank(passed)
+            zeros &= _blank(passed)
             at += len(passed)
             if found >= 0:
-                return at
-        return self.size
+                return at, zeros
+        return self.size, zeros
 
     def tell(self) -> int:
         return self._at
@@ -241,6 +250,11 @@ def _check_records(data: bytes) -> None:
         at = end
     if _DIGITS.search(data):
         raise tarfile.ReadError("PAX records of digits")
+
+
+def _plain(info: tarfile.TarInfo) -> bool:
+    """Whether it is a file whose bytes lie as they are."""
+    return info.isreg() and not info.issparse()
 
 
 def _kind(info: tarfile.TarInfo) -> str:

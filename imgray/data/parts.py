@@ -129,8 +129,8 @@ class TarPart(Dataset):
     def __init__(self, snapshot: Snapshot, tars: Tars, part: str) -> None:
         self.given = snapshot, tars, part
         self.snapshot, self.tars, self.part = snapshot, tars, part
-        labels = [name for name, one in tars.inputs.items() if isinstance(one, Label)]
-        self.label = next(iter(labels), None)
+        inputs = tars.inputs.items()
+        self.label = next((name for name, one in inputs if isinstance(one, Label)), None)
         self.places = snapshot.tars(part, self._found)
         self.names = Names(self.places.pop(ID))
         listed = map(json.loads, self.places.pop(TARS).to_pylist())
@@ -171,7 +171,7 @@ class TarPart(Dataset):
             with ThreadPoolExecutor(SCANS) as threads:
                 found = threads.map(self.tars.shards.folder.version, self.shards)
                 for name, version, now in zip(self.shards, self.versions, found, strict=True):
-                    if _unquoted(now) != version:
+                    if now != version:
                         raise self.snapshot.changed(name)
         for name, column in self.places.items():
             if not self.tars.inputs[name].optional:
@@ -212,7 +212,7 @@ class TarPart(Dataset):
             ids, where = [one.id for one in some], [json.loads(one.where) for one in some]
             for entry, (tar, _) in zip(some, where, strict=True):
                 counts[tar] += 1
-                versions[tar] = _unquoted(entry.version.rpartition(" ")[0])
+                versions[tar] = entry.version.rpartition(" ")[0]
             columns[ID].append(pa.array(ids, pa.string()))
             for name in self.tars.inputs:
                 found = [self._place(name, id, w[1]) for id, w in zip(ids, where, strict=True)]
@@ -259,8 +259,3 @@ class TarPart(Dataset):
     def _record(self, id: str) -> str:
         """Where a record lies, for messages."""
         return f"{self.tars.uri}: {brief(id)}"
-
-
-def _unquoted(version: str) -> str:
-    """A version, of which an ETag may stand in quotes or not."""
-    return version.replace('"', "")

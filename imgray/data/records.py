@@ -39,7 +39,7 @@ class Ids:
         own = dict[str, str]()
         for one in names:
             if (other := own.setdefault(shard_of(one), one)) != one:
-                places = f"{shards.place(other)} and {shards.place(one)}"
+                places = f"{shards.folder.place(other)} and {shards.folder.place(one)}"
                 raise UserError(f"{places} stand for the same ids; rename one of them")
         above = {shard: _above(shard) & own.keys() for shard in own if "/" in shard}
         self.below = {shard for shard, found in above.items() if found}
@@ -58,16 +58,16 @@ class Ids:
             self._add(self.shared, name, f"{shard}/{key}", "rename one of them")
 
     def _add(self, seen: dict[str, str], name: str, id: str, way: str) -> None:
-        before = seen.get(id)
+        before, place = seen.get(id), self.shards.folder.place
         seen[id] = name
         if before == name:
             raise UserError(
-                f"{self.shards.place(name)}: '{brief(id)}' is there again, where members of one "
+                f"{place(name)}: '{brief(id)}' is there again, where members of one "
                 "record lie next to each other; pack it anew in the order of names, or rename one"
             )
         if before:
             raise UserError(
-                f"{self.shards.place(before)} and {self.shards.place(name)} both have "
+                f"{place(before)} and {place(name)} both have "
                 f"'{brief(id)}', where an id is for one record alone; {way}"
             )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from imgray.artifacts.folder import Folder, located
 from imgray.artifacts.walk import Skipped
-from imgray.errors import UserError, brief
+from imgray.errors import UserError
 
 SUFFIX = ".tar"
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
@@ -69,7 +69,7 @@ class Shards:
             if _is_tar(name):
                 yield name, f"{entry.size} {entry.version}" if entry.version else ""
             elif name.lower().endswith(PACKED):
-                refuse_packed(self.place(name))
+                refuse_packed(self.folder.place(name))
             else:
                 skipped.add(os.path.splitext(entry.id)[1].lower())
 
@@ -80,10 +80,6 @@ class Shards:
             for name in (shard + SUFFIX, shard):
                 if _is_tar(name) and shard_of(name) == shard and self._may_hold(name):
                     yield name, key
-
-    def place(self, name: str) -> str:
-        """Where a tar lies, for messages."""
-        return f"{self.folder.uri.rstrip('/')}/{brief(name, 200)}"
 
     def _may_hold(self, name: str) -> bool:
         return self.name is None or name in self._named
@@ -110,7 +106,7 @@ def tars_of(folder: Folder, part: str) -> list[str]:
     wanted = re.compile(rf"{re.escape(part)}(-\d[^.]*)?(?i:{suffixes})")
     found = [name for name in folder.tops() if wanted.fullmatch(name)]
     for name in found:
-        refuse_packed(f"{folder.uri.rstrip('/')}/{name}")
+        refuse_packed(folder.place(name))
     return [name for name in found if shard_of(name) == part] or found
 
 

@@ -136,7 +136,7 @@ class Tars:
         offset, size, check = part[:3]
         found = read(name, offset - HEAD, offset + size)
         if len(found) != HEAD + size or zlib.crc32(found[:HEAD]) != check:
-            raise UserError(f"{self.shards.place(name)}: {CHANGED}")
+            raise UserError(f"{self.shards.folder.place(name)}: {CHANGED}")
         return found[HEAD:]
 
     def _directly(self, name: str, start: int, end: int) -> bytes:
@@ -171,7 +171,7 @@ class Tars:
 
     def _records(self, name: str, size: int, skipped: Skipped) -> Iterator[tuple[str, Parts]]:
         found = members(self.shards.folder, name, size, skipped, self._told)
-        return records(found, self.shards.place(name), self._wanted, skipped)
+        return records(found, self.shards.folder.place(name), self._wanted, skipped)
 
     def _entry(self, name: str, version: str, key: str, parts: Parts) -> Entry:
         first = min((part[0] for part in parts.values()), default=0)
