@@ -24,7 +24,7 @@ from imgray.data.members import (
     NO_TAR,
     SPARSE,
     Member,
-)  # fmt: skip
+)
 from imgray.errors import UserError
 
 GOOD = [("a.jpg", b"a" * 700), ("b.jpg", b"")]
