@@ -201,6 +201,13 @@ def test_of_versions_the_latest_counts(store: Store, format: str) -> None:
     assert [(entry.id, entry.size) for entry in found[0]] == [("a.jpg", 1), ("b.jpg", 7)]
 
 
+def test_a_data_file_of_csv_may_have_no_row(store: Store) -> None:
+    row = {"Bucket": store.images, "Key": "a.jpg", "Size": 1, "ETag": "e"}
+    entries, skipped = _found(store.report([row], "CSV"), f"s3://{store.images}")
+    assert entries == [Entry("a.jpg", 1, "e")]
+    assert not skipped.counts
+
+
 def test_what_is_not_utf8_or_there_twice_is_counted(store: Store) -> None:
     row = {"Bucket": store.images, "Size": 1, "ETag": "e"}
     rows = [row | {"Key": Raw(key)} for key in ("a%FF.jpg", "%C3%BC.jpg", "%c3%bc.jpg", "x+y.jpg")]

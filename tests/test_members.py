@@ -256,6 +256,40 @@ def test_a_damaged_header_hides_what_its_member_holds(tmp_path: Path) -> None:
         assert skipped == {DAMAGED: 1}
 
 
+@pytest.mark.parametrize("digit", range(124, 135))
+def test_a_wrong_size_hides_no_sound_member(digit: int, tmp_path: Path) -> None:
+    """Wherever it points to: among them to headers, and to zeros that are a member's."""
+    files = [(f"{n}.npy", bytes(n % 7 * 512)) for n in range(300)]
+    whole = packed(files)
+    places = by_tarfile(whole)
+    for number in (1, 7, 150):
+        for bit in range(3):
+            data = bytearray(whole)
+            data[places[number][1] - 512 + digit] ^= 1 << bit
+            found, skipped = scanned(tmp_path, bytes(data))
+            assert _places(found) == places[:number] + places[number + 1 :]
+            assert skipped == {DAMAGED: 1}
+
+
+def test_a_tar_of_damage_is_read_about_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(0)
+    data = bytearray(packed([(f"{n}.jpg", bytes(2000)) for n in range(2000)]))
+    for start in range(0, len(data) - 10_240, 2560):
+        if rng.random() < 0.7:
+            data[start + 148 : start + 156] = b"0000001\0"
+    asked: list[int] = []
+    read = Folder.read
+    monkeypatch.setattr(
+        Folder, "read", lambda self, *given: asked.append(len(found := read(self, *given))) or found
+    )
+    found, skipped = scanned(tmp_path, bytes(data))
+    assert 500 < len(found) < 700
+    assert {DAMAGED} <= skipped.keys() <= {DAMAGED, CUT}
+    assert sum(asked) < 1.1 * len(data)
+
+
 def test_a_member_whose_long_name_is_lost_is_lost(tmp_path: Path) -> None:
     """It would be another record, or one member of another."""
     long = [("n" * 120 + f"{n}.jpg", b"n") for n in range(3)]

@@ -219,6 +219,7 @@ def test_a_part_is_the_tars_of_its_name(mixed: Path) -> None:
     linked = mixed / "linked"
     linked.mkdir()
     (linked / "train-0.tar").symlink_to(mixed / "val.tar")
+    _tar(linked / "train-2-0.tar", _labelled("h"))
     assert _pictures(_part(linked, "train")) == ["d"]
 
 

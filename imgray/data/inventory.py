@@ -6,6 +6,7 @@ https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-inventory-location
 from __future__ import annotations
 
 import errno
+import gzip
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -174,6 +175,9 @@ def _download(folder: Folder, key: str, path: Path) -> None:
 def _csv(path: Path, columns: str) -> Iterator[pa.RecordBatch]:
     """Without a header, compressed with gzip; keys are URL-encoded, a space as a plus."""
     names = [_plain(name) for name in columns.split(",")]
+    with gzip.open(path) as stream:
+        if not stream.read(1):
+            return
     with pa.input_stream(str(path), compression="gzip") as stream:
         for batch in pyarrow.csv.open_csv(
             stream,

@@ -26,7 +26,8 @@ GAP, NO_TAR = "gap of zeros in a tar", "no tar"
 BLOCK = tarfile.BLOCKSIZE
 """Bytes of a header, and a multiple of which everything takes."""
 SEQUENTIAL, NEAR = 8 * 2**20, 2**16
-"""Bytes read at once for headers, in S3 and on disk; those that lie farther on are sought out."""
+"""Bytes read at once for headers, in S3 and on disk, multiples of `BLOCK`; what lies farther on is
+sought out."""
 HEADER = 2**18
 """Bytes of a header with all that belongs to it: long names, PAX records, maps of sparse files."""
 CHAIN = 16
@@ -167,29 +168,47 @@ class _Headers:
     def next(self, at: int) -> tuple[int, bool]:
         """Where to go on behind a header that is none, and whether all up to there is zeros.
 
-        That is where the header says that the next one lies, if a sound one does, or else the next
-        block that looks like one; the tar's size where there is none.
+        That is the next block that looks like a header, but for those of a tar within; the end of
+        this one where there is none.
         """
-        block = self.look(at, BLOCK)
-        if _blank(block):
-            return self._sought(at + BLOCK)
+        blank = _blank(self.look(at, BLOCK))
+        place, zeros = self._sought(at + BLOCK if blank else self._behind_tar(at))
+        return place, blank and zeros
+
+    def _behind_tar(self, at: int) -> int:
+        """Where a tar ends, if a member with a damaged header is one; else where the member begins.
+
+        It is one where headers follow each other from its first block on, to zeros or to one that
+        reaches beyond its size, and another header is behind. The last member is none: its size
+        may be what is damaged, and what follows not within.
+        """
+        begin = inner = at + BLOCK
         with contextlib.suppress(ValueError):
-            size = int(block[SIZE].strip(b" \0"), 8)
-            there = at + BLOCK + size + -size % BLOCK
-            if size >= 0 and there + BLOCK <= self.size:
-                end = _blank(self.look(there, 2 * BLOCK))
-                if end or self.header(there) is not None:
-                    return there, False
-        return self._sought(at + BLOCK)[0], False
+            size = int(self.look(at, BLOCK)[SIZE].strip(b" \0"), 8)
+            end = begin + size + -size % BLOCK
+            while inner < end and (found := self.header(inner)):
+                inner = found[1]
+            closed = begin < inner < end and _blank(self.look(inner, BLOCK))
+            if (closed or inner > end) and self._begins(end):
+                return end
+        return begin
+
+    def _begins(self, at: int) -> bool:
+        """Whether a header is at an offset; what is held is not let go."""
+        with contextlib.suppress(*FAULTS):
+            found = self.folder.read(self.name, BLOCK, at) if at + BLOCK <= self.size else b""
+            tarfile.TarInfo.frombuf(found, "utf-8", "surrogateescape")
+            return True
+        return False
 
     def _sought(self, at: int) -> tuple[int, bool]:
         zeros = True
         while at + BLOCK <= self.size:
-            some = self.look(at, min(self.step, (self.size - at) // BLOCK * BLOCK))
-            found = some.find(MAGIC, MAGIC_AT)
-            while found >= 0 and found % BLOCK != MAGIC_AT:
-                found = some.find(MAGIC, found + 1)
-            passed = some[: found - MAGIC_AT] if found >= 0 else some
+            first = self._hold(at)
+            found = self._held.find(MAGIC, first + MAGIC_AT)
+            while found >= 0 and (found - first) % BLOCK != MAGIC_AT:
+                found = self._held.find(MAGIC, found + 1)
+            passed = self._held[first : found - MAGIC_AT if found >= 0 else None]
             zeros &= _blank(passed)
             at += len(passed)
             if found >= 0:
@@ -213,15 +232,19 @@ class _Headers:
         """Bytes of the tar. Raises `UserError`: it cannot be read, or ends before it did."""
         found, count = b"", min(count, self.size - at)
         while len(found) < count:
-            if not self._start <= at < self._start + len(self._held):
-                most = min(self.step, self.size - at)
-                self._held, self._start = self.folder.read(self.name, most, at), at
-                if not self._held:
-                    raise UserError(f"{self.place}: {CHANGED}")
-            first = at - self._start
+            first = self._hold(at)
             some = self._held[first : first + count - len(found)]
             found, at = found + some, at + len(some)
         return found
+
+    def _hold(self, at: int) -> int:
+        """The place in what is held of an offset; from there on it is read if it is not held."""
+        if not self._start <= at < self._start + len(self._held):
+            most = min(self.step, self.size - at)
+            self._held, self._start = self.folder.read(self.name, most, at), at
+            if len(self._held) < most:
+                raise UserError(f"{self.place}: {CHANGED}")
+        return at - self._start
 
     def _follow(self, found: bytes) -> None:
         """Know which part of a header was read, to check PAX records before they are parsed."""

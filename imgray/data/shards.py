@@ -103,7 +103,7 @@ def tars_of(folder: Folder, part: str) -> list[str]:
     if not part:
         return []
     suffixes = "|".join(map(re.escape, (SUFFIX, *PACKED)))
-    wanted = re.compile(rf"{re.escape(part)}(-\d[^.]*)?(?i:{suffixes})")
+    wanted = re.compile(rf"{re.escape(part)}(-\d+(-of-\d+)?)?(?i:{suffixes})")
     found = [name for name in folder.tops() if wanted.fullmatch(name)]
     for name in found:
         refuse_packed(folder.place(name))

@@ -150,7 +150,8 @@ class Source:
             if part != WHOLE and not whole:
                 raise UserError(
                     f"{self.uri}: tars named so are one part, '{WHOLE}', so no part {part!r}; hold "
-                    "some records out: --set data.hold_out=0.1 data.validate=null"
+                    "some records out (--set data.hold_out=0.1 data.validate=null), or evaluate "
+                    f"on all of them (--part {WHOLE})"
                 )
             return tars
         if stored == "tar" or (
