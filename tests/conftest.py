@@ -55,7 +55,7 @@ from imgray.data import samples  # noqa: E402
 from imgray.drawing import plots  # noqa: E402
 
 torch.set_num_threads(1)
-pytest_plugins = ["beside", "browsing", "jointly", "stores"]
+pytest_plugins = ["beside", "browsing", "jointly", "stores", "thrift"]
 
 
 STAYING = ("ray_cluster", "_beside", "_nodes", "shared_head", "running", "_late")
