@@ -44,7 +44,7 @@ class Cluster:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.tasks: list[dict[str, float]] = []
         self.patch = patch
-        for name in ("remote", "wait", "get", "put"):
+        for name in ("remote", "wait", "get", "put", "cancel"):
             patch.setattr(ray, name, getattr(self, name))
         patch.setattr(ray, "is_initialized", lambda: True)
         patch.setattr(ray, "get_gpu_ids", lambda: [])
@@ -68,7 +68,7 @@ class Cluster:
     def get(self, found: Any) -> Any:
         return found
 
-    put = get
+    put = cancel = get
 
 
 @contextmanager

@@ -31,8 +31,12 @@ FOUND = 16
 HEAD = 512
 """Bytes of the header before a member, which tell whether the tar is still the one listed."""
 
+Tar = tuple[str, str]
+"""The name of a tar, and its version where that is known before it is read."""
 Listed = tuple[str, str, Entry]
 """The name of a tar, and the key and the entry of a record in it."""
+Scan = Callable[[Sequence[Tar], Skipped], Iterator[Listed]]
+"""What reads the headers of tars, in their order."""
 Read = Callable[[str, int, int], bytes]
 """The bytes of a tar from one offset to another."""
 
@@ -72,18 +76,18 @@ class Tars:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.shards, self.inputs, self.layout, self.by_key)
 
-    def entries(self, skipped: Skipped) -> Iterator[Entry]:
+    def entries(self, skipped: Skipped, scan: Scan | None = None) -> Iterator[Entry]:
         """Records in the order of tars, then of their places.
 
-        In memory are the tars' names, the entries of `SCANS` tars (of a sole one, none), and the
-        keys of a tar, or of all tars where they are ids.
+        In memory are the tars' names, and the keys of a tar, or of all tars where they are ids;
+        beside what `scan` holds, which is `scanned` where there is none.
 
         Raises:
             UserError: a tar cannot be read or is not there, or an id is there twice.
         """
         tars = list(self.shards.found(skipped))
         seen = Ids(self.shards, [name for name, _ in tars], self.by_key)
-        for name, key, entry in self._scanned(tars, skipped):
+        for name, key, entry in (scan or self.scanned)(tars, skipped):
             seen.add(name, key)
             yield entry
 
@@ -142,16 +146,19 @@ class Tars:
     def _directly(self, name: str, start: int, end: int) -> bytes:
         return self.shards.folder.read(name, end - start, start)
 
-    def _scanned(self, tars: Sequence[tuple[str, str]], skipped: Skipped) -> Iterator[Listed]:
-        """What all tars hold, in order; each is read beside others."""
+    def scanned(self, tars: Sequence[Tar], skipped: Skipped) -> Iterator[Listed]:
+        """What all tars hold, in order; `SCANS` are read beside each other, and then in memory.
+
+        Raises `UserError`.
+        """
         if len(tars) == 1:
-            yield from self._of(*tars[0], skipped)
+            yield from self.listed(*tars[0], skipped)
             return
         waiting: deque[Future[tuple[list[Listed], Skipped]]] = deque()
         threads = ThreadPoolExecutor(SCANS)
         try:
             for name, version in tars:
-                waiting.append(threads.submit(self._listed, name, version))
+                waiting.append(threads.submit(self._in_thread, name, version))
                 if len(waiting) >= SCANS:
                     yield from _taken(waiting.popleft(), skipped)
             while waiting:
@@ -159,12 +166,12 @@ class Tars:
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
 
-    def _listed(self, name: str, version: str) -> tuple[list[Listed], Skipped]:
-        """What a tar holds, and what is passed over."""
+    def _in_thread(self, name: str, version: str) -> tuple[list[Listed], Skipped]:
         skipped = Skipped()
-        return list(self._of(name, version, skipped)), skipped
+        return list(self.listed(name, version, skipped)), skipped
 
-    def _of(self, name: str, version: str, skipped: Skipped) -> Iterator[Listed]:
+    def listed(self, name: str, version: str, skipped: Skipped) -> Iterator[Listed]:
+        """What a tar holds. Raises `UserError`."""
         version = version or self.shards.folder.version(name)
         for key, parts in self._records(name, int(version.split()[0]), skipped):
             yield name, key, self._entry(name, version, key, parts)

@@ -12,6 +12,7 @@ from imgray.artifacts.manifest import NAME, WORK, FileEntry, entry_of_file, read
 from imgray.artifacts.walk import Skipped
 from imgray.data.collections import Collection
 from imgray.engine.earlier import VANISHED, Earlier
+from imgray.engine.headers import HEADERS, entries_of
 from imgray.engine.listing import LISTING, write
 from imgray.engine.progress import say
 from imgray.errors import CHANGED, UserError
@@ -68,18 +69,21 @@ def freeze(collection: Collection, output: Folder, other_than: Sequence[str] = (
 def _begun(collection: Collection, output: Folder, other_than: Sequence[str]) -> Listing:
     earlier = _opened(collection, other_than)
     with scratch() as folder:
-        listing = _listed(collection, earlier, folder)
+        listing = _listed(collection, output, earlier, folder)
         for file in listing.files:
             output.upload(folder / file.name, file.name)
     output.write(LISTED, listing.model_dump_json().encode())
     return listing
 
 
-def _listed(collection: Collection, earlier: Earlier | None, folder: Path) -> Listing:
+def _listed(
+    collection: Collection, output: Folder, earlier: Earlier | None, folder: Path
+) -> Listing:
     skipped = Skipped()
-    entries = collection.entries(skipped)
+    entries = entries_of(collection, output, skipped)
     total = write(earlier.fresh(entries) if earlier else entries, folder / LISTING)
     if not total + (earlier.unchanged if earlier else 0):
+        output.remove(HEADERS)
         found = f", but {skipped}" if skipped.counts else ""
         way = "--stored tar" if ".tar" in skipped.counts else "--suffixes"
         raise UserError(f"{collection.uri}: no images here{found}; see {way}")

@@ -25,18 +25,19 @@ GROWN = 10_000
 """Shards of one size."""
 GROUP = 2**16
 """Entries of a row group, which is read whole."""
-_SCHEMA = pa.schema(
+ENTRY = pa.schema(
     [("id", pa.string()), ("size", pa.int64()), ("version", pa.string()), ("where", pa.string())]
 )
+"""The columns of an `Entry`."""
 
 
 def write(entries: Iterator[Entry], path: Path) -> int:
     """Write entries to a file, a row group at a time: how many there are."""
     total = 0
-    with writing_parquet(path, _SCHEMA) as add:
+    with writing_parquet(path, ENTRY) as add:
         while some := list(itertools.islice(entries, GROUP)):
-            columns = [[getattr(entry, name) for entry in some] for name in _SCHEMA.names]
-            add(pa.table(columns, schema=_SCHEMA), GROUP)
+            columns = [[getattr(entry, name) for entry in some] for name in ENTRY.names]
+            add(pa.table(columns, schema=ENTRY), GROUP)
             total += len(some)
     return total
 
