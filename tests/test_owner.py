@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import sys
 import threading
@@ -318,49 +319,53 @@ def test_a_damaged_claim_binds_nobody(folder: Folder, content: bytes) -> None:
         assert newest_claim(folder) == (8, owned.claim)
 
 
-class _Dying:
-    """Ends the process at its n-th change of files below a folder, as SIGKILL would."""
+class _Copies:
+    """Copies a folder before each change of its files: what a SIGKILL there would have left."""
 
-    def __init__(self, at: int, below: str) -> None:
-        self.left, self.below = at, below
+    def __init__(self, root: str, into: Path) -> None:
+        self.root, self.into, self.count, self.busy = root, into, 0, False
         sys.addaudithook(self)
 
     def __call__(self, event: str, args: tuple[Any, ...]) -> None:
-        if event not in CHANGES or not args or self.below not in str(args[0]):
+        if self.busy or event not in CHANGES or not args or self.root not in str(args[0]):
             return
         if event == "open" and not str(args[1] or "").startswith(("w", "x")):
             return
-        self.left -= 1
-        if self.left < 0:
-            os._exit(9)
+        self.busy = True
+        if os.path.exists(self.root):
+            shutil.copytree(self.root, self.into / f"{self.count:03}")
+        self.count, self.busy = self.count + 1, False
 
 
-def _killed(at: int, folder: Folder, size: int, overwrite: bool) -> bool:
-    """Whether a job was killed at its n-th change; otherwise it has ended."""
+def _killed(folder: Folder, before: str, into: Path) -> Iterator[None]:
+    """A job's output as it is left by a kill at each change, where it overwrites what was before.
+
+    The job runs in a process of its own, so that its lease ends with it.
+    """
+    if before != "nothing":
+        _make(folder, 96)
+    if before == "unfinished":
+        manifest = json.loads(folder.read(NAME))
+        folder.remove(NAME)
+        folder.write("_work/run.json", json.dumps(manifest["config"]).encode())
 
     def work() -> None:
-        _Dying(at, folder.root)
-        _make(folder, size, overwrite)
+        copies = _Copies(folder.root, into)
+        _make(folder, 128, before != "nothing")
+        (into / "count").write_text(str(copies.count))
         os._exit(0)
 
     child = fork.Process(target=work)
     child.start()
     child.join()
-    assert child.exitcode in (0, 9)
-    return child.exitcode == 9
-
-
-def _stages(folder: Folder, before: str) -> Iterator[int]:
-    """Every change at which a job can be killed, with what is there before it."""
-    for at in range(1000):
+    _holds(folder, 128)
+    count = int((into / "count").read_text())
+    assert count > 15
+    for at in range(count):
         folder.remove("")
-        if before != "nothing":
-            _make(folder, 96)
-        if before == "unfinished":
-            manifest = json.loads(folder.read(NAME))
-            folder.remove(NAME)
-            folder.write("_work/run.json", json.dumps(manifest["config"]).encode())
-        yield at
+        if (copy := into / f"{at:03}").exists():
+            shutil.copytree(copy, folder.root)
+        yield
 
 
 @pytest.mark.parametrize("before", ["nothing", "finished", "unfinished"])
@@ -368,9 +373,7 @@ def test_killed_at_any_change_a_rerun_ends_as_if_nothing_had_been(
     tmp_path: Path, before: str
 ) -> None:
     folder, overwrite = Folder(str(tmp_path / "out")), before != "nothing"
-    for at in _stages(folder, before):
-        if not _killed(at, folder, 128, overwrite):
-            break
+    for _ in _killed(folder, before, tmp_path):
         started = folder.exists("_work/run.json") or not folder.exists(NAME)
         other = started and b'"size": 96' in (
             folder.read("_work/run.json") if folder.exists("_work/run.json") else b""
@@ -378,7 +381,6 @@ def test_killed_at_any_change_a_rerun_ends_as_if_nothing_had_been(
         again = overwrite and (other or (folder.exists(NAME) and _size(folder) == 96))
         _make(folder, 128, overwrite=again)
         _holds(folder, 128)
-    assert at > 15
 
 
 def _size(folder: Folder) -> int:
@@ -388,9 +390,6 @@ def _size(folder: Folder) -> int:
 
 def test_killed_in_overwriting_it_is_overwritten_again(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path / "out"))
-    for at in _stages(folder, "finished"):
-        if not _killed(at, folder, 128, True):
-            break
+    for _ in _killed(folder, "finished", tmp_path):
         _make(folder, 160, overwrite=True)
         _holds(folder, 160)
-    assert at > 15

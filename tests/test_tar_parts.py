@@ -194,7 +194,7 @@ def mixed(tmp_path: Path) -> Path:
     """A folder of tars, of which some only seem to be those of a part."""
     for name, keys in [
         ("train-00000-of-00002", "ab"), ("train-00001-of-00002", "c"), ("train-clean-000", "x"),
-        ("val", "d"), ("val-000", "y"), (".val-001", "z"), ("test/1", "e"), ("test/in/2", "f"),
+        ("val", "d"), ("valid-000", "y"), (".val-001", "z"), ("test/1", "e"), ("test/in/2", "f"),
         ("test/.3", "g"),
     ]:  # fmt: skip
         _tar(tmp_path / f"{name}.tar", _labelled(keys))
@@ -214,13 +214,18 @@ def test_a_part_is_the_tars_of_its_name(mixed: Path) -> None:
     whole = _part(mixed, ".", stored="tar")
     assert list(whole.names) == [
         "test/1/e", "test/in/2/f", "train-00000-of-00002/a", "train-00000-of-00002/b",
-        "train-00001-of-00002/c", "train-clean-000/x", "val-000/y", "val/d",
+        "train-00001-of-00002/c", "train-clean-000/x", "val/d", "valid-000/y",
     ]  # fmt: skip
     linked = mixed / "linked"
     linked.mkdir()
     (linked / "train-0.tar").symlink_to(mixed / "val.tar")
     _tar(linked / "train-2-0.tar", _labelled("h"))
+    (linked / "train.tar").mkdir()
     assert _pictures(_part(linked, "train")) == ["d"]
+    (linked / "train.tar").rmdir()
+    _tar(linked / "train.tar", _labelled("h"))
+    with pytest.raises(UserError, match=r"train\.tar: beside train-0\.tar, .*; move one away"):
+        _part(linked, "train")
 
 
 def test_a_table_counts_before_tars_unless_it_is_said(mixed: Path) -> None:
@@ -266,6 +271,7 @@ def test_tars_that_are_named_are_one_part(tmp_path: Path) -> None:
         (["2", " 0\n", "2"], ["0", "1", "2"], [2, 0, 2]),
         (["dog", "cat\n", "dog"], ["cat", "dog"], [1, 0, 1]),
         (["2", "10", "x"], ["10", "2", "x"], [1, 0, 2]),
+        (["0x0a", "0x10", "1"], ["0x0a", "0x10", "1"], [0, 1, 2]),
         (["ü", "雪", "ü"], ["ü", "雪"], [0, 1, 0]),
     ],
 )

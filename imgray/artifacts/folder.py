@@ -240,14 +240,15 @@ class Folder:
                 return None
             return float(info["LastModified"].timestamp() if self.is_s3 else info["mtime"])
 
-    def tops(self) -> list[str]:
-        """The names of the files and folders that lie in the folder itself, sorted."""
+    def tops(self, folders: bool = True) -> list[str]:
+        """The names of the files, and of the folders, that lie in the folder itself, sorted."""
         with self._clear("list", ""):
             try:
-                found = self.file_system.ls(self.root, detail=False)
+                found = self.file_system.ls(self.root, detail=True)
             except FileNotFoundError:
                 return []
-        return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
+        names = (one["name"] for one in found if folders or one["type"] != "directory")
+        return sorted(name.rstrip("/").rpartition("/")[2] for name in names)
 
     def below(self, name: str) -> Folder:
         """A folder in this one."""

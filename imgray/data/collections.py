@@ -182,7 +182,7 @@ def open_collection(
     kind = kind_of(uri, stored)
     if ids and kind != "tar":
         raise UserError(f"{uri}: --ids are of tars; with a folder of them, say --stored tar")
-    if inventory and not (kind == "files" and Folder(uri).is_s3):
+    if inventory is not None and not (kind == "files" and Folder(uri).is_s3):
         raise UserError(
             f"{uri}: an --inventory lists images at s3://BUCKET/PREFIX alone; leave it off"
         )
@@ -200,7 +200,8 @@ def open_collection(
     if name is None:
         wanted = ", ".join(f"{name} ({one.type})" for name, one in inputs.items())
         raise UserError(f"{uri}: a folder holds pictures alone, but needed are {wanted}: a table")
-    return Files(Folder(uri), name, suffixes, Inventory(inventory) if inventory else None)
+    listed = None if inventory is None else Inventory(inventory)
+    return Files(Folder(uri), name, suffixes, listed)
 
 
 def kind_of(uri: str, stored: Stored | None = None) -> Stored:

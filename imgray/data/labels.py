@@ -58,6 +58,9 @@ def _by_number(cells: pa.Array, place: str) -> NDArray[np.int64]:
 
 
 def _numbers(cells: pa.Array) -> pa.Array | None:
+    """Texts as numbers, if they all are decimal ones: Arrow would take `0x10` for 16."""
+    if not pc.all(pc.match_substring_regex(cells, "^-?[0-9]+$")).as_py():
+        return None
     try:
         return cells.cast(pa.int64())
     except pa.ArrowInvalid:

@@ -96,18 +96,21 @@ def shard_of(name: str) -> str:
 
 
 def tars_of(folder: Folder, part: str) -> list[str]:
-    """The tars in a folder itself that are a part: PART.tar, or else PART-00000.tar and so on.
+    """The tars in a folder itself that are a part: PART.tar, or PART-00000.tar and so on.
 
-    Raises `UserError` for a compressed one.
+    Raises `UserError` for a compressed one, and where both are there.
     """
     if not part:
         return []
     suffixes = "|".join(map(re.escape, (SUFFIX, *PACKED)))
     wanted = re.compile(rf"{re.escape(part)}(-\d+(-of-\d+)?)?(?i:{suffixes})")
-    found = [name for name in folder.tops() if wanted.fullmatch(name)]
+    found = [name for name in folder.tops(folders=False) if wanted.fullmatch(name)]
     for name in found:
         refuse_packed(folder.place(name))
-    return [name for name in found if shard_of(name) == part] or found
+    if len({shard_of(name) == part for name in found}) > 1:
+        place, other = folder.place(part + SUFFIX), next(n for n in found if shard_of(n) != part)
+        raise UserError(f"{place}: beside {other}, both of which would be {part!r}; move one away")
+    return found
 
 
 def expanded(name: str, uri: str) -> list[str]:
