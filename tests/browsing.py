@@ -17,7 +17,7 @@ FLAGS = (
     "--no-sandbox --disable-gpu --no-first-run --disable-sync"
     " --disable-background-networking --disable-component-update"
 )
-PATIENCE = 30_000
+PATIENCE = 90_000
 """Milliseconds that the page has for what is expected of it."""
 IDLE = "#panel[aria-busy=false]"
 

@@ -13,7 +13,7 @@ def execute(path: str) -> nbformat.NotebookNode:
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
         place = {"metadata": {"path": folder}}
-        NotebookClient(notebook, timeout=240, resources=place).execute()
+        NotebookClient(notebook, timeout=900, resources=place).execute()
     return notebook
 
 

@@ -42,7 +42,7 @@ class Cluster:
     def run(self, *command: str, **env: str) -> tuple[int, str]:
         """Exit code of a submission, and all that it printed."""
         process = self.submit(*command, **env)
-        text, _ = process.communicate(timeout=300)
+        text, _ = process.communicate(timeout=900)
         return process.returncode, text
 
     def ask(self, path: str, token: str | None = TOKEN) -> int:
@@ -89,7 +89,7 @@ def start(**environment: str) -> Iterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _await_server(cluster: Cluster, head: subprocess.Popen[str], seconds: float = 120) -> None:
+def _await_server(cluster: Cluster, head: subprocess.Popen[str], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if head.poll() is not None:

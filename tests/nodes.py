@@ -81,5 +81,5 @@ def start() -> Iterator[Nodes]:
         yield found
     finally:
         server.stdin.close()
-        if server.wait(timeout=60):
+        if server.wait(timeout=180):
             pytest.fail("the nodes did not end well")

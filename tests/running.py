@@ -31,7 +31,7 @@ class Job:
 
     process: subprocess.Popen[str]
 
-    def wait_until(self, reached: Callable[[], bool], seconds: float = 240) -> None:
+    def wait_until(self, reached: Callable[[], bool], seconds: float = 600) -> None:
         """Wait for a point in the work; a job that ends before it fails the test."""
         end = time.monotonic() + seconds
         while not reached():
@@ -56,7 +56,7 @@ class Job:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
 
-    def finish(self, seconds: float = 600) -> tuple[int, str, str]:
+    def finish(self, seconds: float = 900) -> tuple[int, str, str]:
         """Exit code, standard output and standard error."""
         try:
             output, error = self.process.communicate(timeout=seconds)

@@ -116,7 +116,7 @@ class Service:
         """Exit code, and what stood on standard error."""
         self.process.send_signal(signal.SIGINT)
         try:
-            _, error = self.process.communicate(timeout=90)
+            _, error = self.process.communicate(timeout=180)
         finally:
             self.process.kill()
         return self.process.returncode, error
@@ -136,7 +136,7 @@ def start(*flags: str, **environment: str) -> Service:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     service = Service(process, f"http://127.0.0.1:{port}")
-    end = time.monotonic() + 240
+    end = time.monotonic() + 600
     while not ready(service):
         if service.process.poll() is not None or time.monotonic() > end:
             service.process.kill()
@@ -148,7 +148,7 @@ def start(*flags: str, **environment: str) -> Service:
 def ask_much(url: str, picture: bytes) -> tuple[float, int]:
     """Ask for a batch that takes a while: when it was answered, and the status."""
     files = [("image", picture)] * 32
-    status = requests.post(f"{url}/v1/search/batch", files=files, timeout=60).status_code
+    status = requests.post(f"{url}/v1/search/batch", files=files, timeout=120).status_code
     return time.monotonic(), status
 
 

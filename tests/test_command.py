@@ -30,13 +30,13 @@ WITH_INDEX = [
 
 def _imgray(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "imgray", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def _python(code: str, *words: str) -> subprocess.CompletedProcess[str]:
     """Run code that ends with the exit code of a command line."""
     command = [sys.executable, "-c", code, *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def _light(*hidden: str) -> str:
@@ -152,7 +152,7 @@ def test_each_job_is_the_command_of_its_name() -> None:
     assert sorted({name.split()[0] for name in COMMANDS}) == JOBS
     for job in JOBS:
         script = [sys.executable, f"jobs/{job}.py", "--help"]
-        done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith(f"usage: imgray {job} ")
 
@@ -218,7 +218,7 @@ def test_an_interrupt_while_modules_load_is_one_line(tmp_path: Path, slow: str) 
     assert stream is not None
     assert stream.readline() == "loading\n"
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=30)
+    _, error = process.communicate(timeout=120)
     assert (process.returncode, error) == (130, "interrupted: nothing had begun\n")
 
 
@@ -240,7 +240,7 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert process.stderr is not None
     process.stdout.close()
     assert process.stderr.read() == ""
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=120) == 0
 
 
 def test_a_result_that_cannot_be_written_is_one_line() -> None:

@@ -31,7 +31,7 @@ from service import ADMIN, Artifacts
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_manifest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow]
 KEY = {"Authorization": "Bearer a-key"}
 PACE = {
     "upscale_delay_s": 1,

@@ -376,7 +376,7 @@ def test_annotators_score_one_another(shared_data: Path) -> None:
 
 
 @pytest.mark.data
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_crowded_map_is_counted_in_seconds(shared_data: Path) -> None:
     """SciPy's check before its assignment ran for more than 17 minutes on this one."""
     folder = shared_data / "bsds500"

@@ -307,7 +307,7 @@ def _script(config: ExtractConfig, address: str, *flags: str) -> subprocess.Comp
         settings.flush()
         command = [sys.executable, str(script), "--config", settings.name, *flags]
         env = os.environ | {"RAY_ADDRESS": address}
-        return subprocess.run(command, capture_output=True, text=True, timeout=200, env=env)
+        return subprocess.run(command, capture_output=True, text=True, timeout=600, env=env)
 
 
 def test_collections_without_images_are_refused(

@@ -35,7 +35,7 @@ def tars(tmp_path: Path) -> Path:
 
 def _pack(folder: Path, number: int, *more: str) -> None:
     with tarfile.open(folder / f"x-{number:02}.tar", "w") as tar:
-        for name in [*(f"{n}.jpg" for n in range(EACH)), "about.md", *more]:
+        for name in [*(f"{n}.jpg" for n in range(EACH)), "about", *more]:
             info, data = tarfile.TarInfo(name), f"{number} {name}".encode()
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))

@@ -118,7 +118,7 @@ def test_the_science_loads_without_ray() -> None:
         "import sys",
         "assert 'ray' not in sys.modules",
     ]
-    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, cwd=ROOT, timeout=120)
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, cwd=ROOT, timeout=300)
 
 
 def test_nothing_connects_to_ray_when_it_is_imported() -> None:

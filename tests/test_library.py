@@ -155,7 +155,7 @@ def test_an_index_without_faiss_says_what_to_install(monkeypatch: pytest.MonkeyP
 def test_the_service_answers_the_same(
     index: Index, artifacts: Artifacts, served: str, photo: Path
 ) -> None:
-    answer = requests.post(f"{served}/v1/search", data=photo.read_bytes(), timeout=60)
+    answer = requests.post(f"{served}/v1/search", data=photo.read_bytes(), timeout=300)
     assert answer.status_code == 200, answer.text
     found = [Result.model_validate(one) for one in answer.json()["results"]]
     assert found == index.search(photo, top=len(found))

@@ -17,7 +17,7 @@ from vectors import recipe_of, write_pairs
 from imgray.engine.settings import TrainConfig
 from imgray.engine.train import train
 
-pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
 STEPS, EVERY = 24, 3
 """Steps of a run, and from one checkpoint to the next; an epoch is 9 steps."""

@@ -124,10 +124,10 @@ HOSTILE = {
     "digits without end": _with_records(_record("a", "1" * 100_000)),
     "a size in records": _with_records(_record("size", "-5")) + _header("x.jpg", 0),
     "a size for all": _with_records(_record("size", "7"), b"g") + _header("x.jpg", 0),
-    "records within records": _with_records(_record("a", "b")) * 1500,
+    "records within records": _with_records(_record("a", "b")) * 400,
     "global records within": b"".join(
         _with_records(_record(f"k{n}", "v" * 200_000), b"g") + _header(f"{n}", 0)
-        for n in range(200)
+        for n in range(60)
     ),
     "global keywords": b"".join(
         _with_records(b"".join(_record(f"k{n}-{m}", "") for m in range(4000)), b"g")
@@ -152,7 +152,9 @@ NAMELESS = {
 def test_a_hostile_header_costs_neither_memory_nor_what_follows(kind: str, tmp_path: Path) -> None:
     bad, good = _padded(HOSTILE[kind]), packed(GOOD)
     whole = good[: 512 * 4] + bad + good
-    before = time.monotonic()
+    before = time.process_time()
+    scanned(tmp_path, whole)
+    assert time.process_time() - before < 20
     tracemalloc.start()
     found, _ = scanned(tmp_path, whole)
     peak = tracemalloc.get_traced_memory()[1]
@@ -163,7 +165,6 @@ def test_a_hostile_header_costs_neither_memory_nor_what_follows(kind: str, tmp_p
     assert names[:2] == ["a.jpg", "b.jpg"]
     assert names[-2:] == ["b.jpg", "b.jpg"] if kind in NAMELESS else ["a.jpg", "b.jpg"]
     assert peak < 30 * 2**20
-    assert time.monotonic() - before < 20
 
 
 @pytest.mark.parametrize("kind", [b"x", b"g", b"L", b"K"])

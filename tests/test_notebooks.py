@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from running import NOTEBOOKS
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1500)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -286,7 +286,6 @@ def _kept(name: str, *patterns: str) -> dict[str, tuple[int, bytes]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_an_extraction_is_continued(ray_cluster: None, capsys: pytest.CaptureFixture[str]) -> None:
     name = "features-unfinished"
     kept = _kept(name, "part-*.parquet", "listing.parquet")
@@ -303,7 +302,6 @@ def test_an_extraction_is_continued(ray_cluster: None, capsys: pytest.CaptureFix
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("words", [None, (3, 2)])
 def test_an_index_is_continued(
     ray_cluster: None, monkeypatch: pytest.MonkeyPatch, words: tuple[int, int] | None
@@ -335,7 +333,6 @@ def test_an_index_is_continued(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_a_training_is_continued(ray_cluster: None) -> None:
     name = "model-unfinished"
     checkpoint = Path(next(Path(name).rglob("step-*.safetensors")))

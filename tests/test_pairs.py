@@ -91,7 +91,6 @@ def test_it_is_trained(model: str) -> None:
 
 @pytest.mark.chaos
 @pytest.mark.sweep
-@pytest.mark.timeout(400)
 def test_killed_and_resumed_it_ends_in_the_same_tensors(
     model: str, data: Path, recipe: str, tmp_path: Path, start: Start, address: str
 ) -> None:

@@ -23,7 +23,7 @@ from imgray.engine.settings import EvaluateConfig, ExtractConfig, IndexConfig, S
 from imgray.features.columns import columns_of, from_table
 from imgray.features.extractor import load_extractor
 
-LIMIT_S = 30
+LIMIT_S = 90
 """A bound on how long a user waits for the line that says what is wrong."""
 
 

@@ -183,7 +183,6 @@ def test_texts_are_no_pictures(
 
 @pytest.mark.chaos
 @pytest.mark.sweep
-@pytest.mark.timeout(900)
 def test_a_killed_driver_loses_and_repeats_nothing(
     start: Start, address: str, tmp_path: Path
 ) -> None:

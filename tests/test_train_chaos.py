@@ -29,7 +29,7 @@ from imgray.artifacts.manifest import NAME, WORK, read_manifest
 from imgray.training.loop import CURVES
 from imgray.training.models import load_model
 
-pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
 STEPS, EVERY = 60, 10
 """Steps of a run, and from one checkpoint to the next."""

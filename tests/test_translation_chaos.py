@@ -22,7 +22,7 @@ from imgray.training.checkpoints import unpack
 from imgray.training.loop import Run
 from imgray.training.models import load_model
 
-pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
 STEPS, EVERY = 18, 4
 """Steps of a run, and from one checkpoint to the next; an epoch is 3.5 steps."""
