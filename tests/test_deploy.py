@@ -31,7 +31,7 @@ from service import ADMIN, Artifacts
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_manifest
 
-pytestmark = [pytest.mark.slow]
+pytestmark = pytest.mark.slow
 KEY = {"Authorization": "Bearer a-key"}
 PACE = {
     "upscale_delay_s": 1,
@@ -112,7 +112,7 @@ def deployed(
     file = tmp_path_factory.mktemp("deploy") / "serve.yaml"
     found = Deployed(shared_head, _configured(bucket, port), file, f"http://127.0.0.1:{port}")
     found.deploy()
-    _await(found.up, 240)
+    _await(found.up, 600)
     yield found
     found.serve("shutdown", "--yes")
 
@@ -219,7 +219,7 @@ def test_a_killed_replica_is_not_missed(deployed: Deployed, picture: bytes, name
     with load.of(2, deployed.url, picture):
         time.sleep(1)
         os.kill(before[0], signal.SIGKILL)
-        _await(lambda: len(set(deployed.running(name)) - {before[0]}) == len(before), 60)
+        _await(lambda: len(set(deployed.running(name)) - {before[0]}) == len(before), 240)
         time.sleep(1)
     assert set(load.statuses) == {200}
     assert load.missing == 0
@@ -238,7 +238,7 @@ def test_another_index_in_the_configuration_swaps_under_load(
         for uri in uris:
             registry["user_config"] = {"index": uri}
             deployed.deploy()
-            _await(lambda uri=uri: _version(deployed) == digests[uri], 60)
+            _await(lambda uri=uri: _version(deployed) == digests[uri], 240)
     assert set(load.statuses) == {200}
     assert load.again == 0
     assert load.versions.keys() == set(digests.values())

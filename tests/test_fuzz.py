@@ -18,7 +18,7 @@ from imgray.data.samples import photographs
 from imgray.serving.http import app
 from imgray.serving.openapi import description
 
-pytestmark = [pytest.mark.slow]
+pytestmark = pytest.mark.slow
 DESCRIPTION = description(app, declared(), indexed=True)
 API = schemathesis.openapi.from_dict(DESCRIPTION)
 PAIRS = "models/pairs"

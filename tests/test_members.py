@@ -126,8 +126,7 @@ HOSTILE = {
     "a size for all": _with_records(_record("size", "7"), b"g") + _header("x.jpg", 0),
     "records within records": _with_records(_record("a", "b")) * 400,
     "global records within": b"".join(
-        _with_records(_record(f"k{n}", "v" * 200_000), b"g") + _header(f"{n}", 0)
-        for n in range(60)
+        _with_records(_record(f"k{n}", "v" * 200_000), b"g") + _header(f"{n}", 0) for n in range(60)
     ),
     "global keywords": b"".join(
         _with_records(b"".join(_record(f"k{n}-{m}", "") for m in range(4000)), b"g")

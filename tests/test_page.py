@@ -13,7 +13,7 @@ from browsing import IDLE
 pytest.importorskip("playwright", reason="playwright is not installed")
 from playwright.sync_api import Page, Request, Route, expect
 
-pytestmark = [pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 KINDS = ("search", "classify", "segment", "edges")
 TOP = 20  # results that the page asks for

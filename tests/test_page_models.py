@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("playwright", reason="playwright is not installed")
 from playwright.sync_api import Page, expect
 
-pytestmark = [pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 VERDICT = ".bars b"
 

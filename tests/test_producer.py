@@ -39,7 +39,9 @@ def output(tmp_path: Path) -> Folder:
 
 
 def _produce(output: Folder, work: Work, overwrite: bool = False) -> Manifest:
-    return produce(output, "index", work.settings, work, sources=[], notes=[NOTE], overwrite=overwrite)
+    return produce(
+        output, "index", work.settings, work, sources=[], notes=[NOTE], overwrite=overwrite
+    )
 
 
 def test_an_artifact_is_made_once(output: Folder, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ from imgray.retrieval.modalities import Blend
 from imgray.training.joint import load_joint
 from imgray.training.models import load_model
 
-pytestmark = [pytest.mark.slow]
+pytestmark = pytest.mark.slow
 ADMINS = {"Authorization": f"Bearer {ADMIN}"}
 
 

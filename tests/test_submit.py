@@ -11,7 +11,7 @@ from head import Cluster
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_file, read_manifest
 
-pytestmark = [pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

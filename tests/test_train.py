@@ -22,7 +22,7 @@ from imgray.errors import UserError
 from imgray.training.loop import CURVES, Run
 from imgray.training.models import load_model
 
-pytestmark = [pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
