@@ -24,6 +24,7 @@ os.environ |= {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_worker_niceness": "0",
     "OMP_NUM_THREADS": "1",
     "IMGRAY_TRUSTED_MODULES": "tinytask,slowtask,slowmatching,slowtranslation,duotask,pairs,"

@@ -127,7 +127,11 @@ def quiet() -> Iterator[None]:
 
 
 def _start_local() -> None:
-    """More logical CPUs than cores: coordination must never wait for the workers' own slots."""
+    """More logical CPUs than cores: coordination must never wait for the workers' own slots.
+
+    Nobody reclaims this machine, so no training needs a process that watches for that.
+    """
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     ray.init(
         address="local",
         num_cpus=cores() + 2,
