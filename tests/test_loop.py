@@ -23,6 +23,8 @@ from imgray.training.models import save_model
 from imgray.training.recipe import Recipe, Schedule
 from imgray.training.task import task_of
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 FIELDS = {"image": Picture(), "label": Label()}
 
 

@@ -26,6 +26,8 @@ from imgray.training.loop import Loader, Place, Run, in_threads
 from imgray.training.recipe import Recipe
 from imgray.training.task import Arrays, Batch, Learner
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 STEPS, EVERY = 20, 5
 STOPS = (5, 12, 15, 20)
 FULL = {"pool": 9, "norm": True}
