@@ -17,6 +17,7 @@ from ray import serve
 
 from imgray.artifacts.folder import Folder
 from imgray.data.sources import Source
+from imgray.drawing import plots
 from imgray.engine import collection
 from imgray.engine import train as training
 from imgray.engine.cluster import Pool
@@ -73,8 +74,12 @@ class Cluster:
 
 @contextmanager
 def jobs() -> Iterator[Cluster]:
-    """Within the block, jobs over collections, training and evaluation run in this process."""
+    """Within the block, jobs over collections, training and evaluation run in this process.
+
+    They draw no curves, which takes longer than a small training.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "curves", lambda lines: b"")
         patch.setattr(collection, "_run", _shards)
         patch.setattr(training, "_fit", _fit)
         yield Cluster(patch)

@@ -24,6 +24,8 @@ from imgray.training.recipe import Recipe, Schedule
 from imgray.training.sheet import SAMPLES
 from imgray.training.task import Batch, settled_recipe
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 RATES = {"generator": 0.01, "critic": 0.1}
 
 

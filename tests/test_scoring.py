@@ -26,6 +26,8 @@ from imgray.training.classes import agreement
 from imgray.training.loop import Run
 from imgray.training.recipe import Recipe
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SIDE = 32
 COLOURS = {"left": "#c86414", "right": "#1464c8"}
 SMALL = {"width": 4, "blocks": 1, "judge_width": 4, "judge_layers": 1, "load": SIDE, "crop": SIDE}
