@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from imgray.artifacts.folder import Folder
 from imgray.config import validate
 from imgray.data.fields import Label, Picture
 from imgray.data.sources import Source
+from imgray.drawing import plots
 from imgray.errors import UserError
+from imgray.training import loop
 from imgray.training.checkpoints import Keeper
 from imgray.training.examples import Examples
 from imgray.training.loop import CURVES, Loader, Place, Run, in_threads
@@ -280,3 +283,22 @@ def test_unknown_settings_of_a_task_are_named() -> None:
         UserError, match=r"settings: noise: .*; recipe: settings: unknown setting 'rats'"
     ):
         task_of(recipe, ["a"])
+
+
+def test_curves_are_drawn_now_and_then(
+    points: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the first evaluation, and at one ten seconds later; their lines are kept at each."""
+    clock, drawn = [0.0], list[int]()
+    monkeypatch.setattr(plots, "curves", lambda lines: drawn.append(lines[-1]["step"]) or b"")
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def report(done: int, steps: int, line: object) -> None:
+        clock[0] += 1.0
+
+    _run(points, tmp_path, Place(report=report), steps=24, epochs=None, evaluate_every=0.1).fit()
+    lines = [json.loads(line) for line in (tmp_path / CURVES).read_text().splitlines()]
+    evaluated = [line["step"] for line in lines if line["part"] == "validate"]
+    assert len(evaluated) > len(drawn)
+    assert drawn[0] == evaluated[0]
+    assert drawn[1] == next(step for step in evaluated if step > drawn[0] + loop.DRAWN)

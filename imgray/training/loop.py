@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,9 @@ from imgray.training.task import Arrays, At, Batch, Learner, Prediction, check_n
 
 THREADS, AHEAD = 4, 3
 CURVES, CURVES_PNG = "curves.jsonl", "curves.png"
+DRAWN = 10.0
+"""Seconds from one drawing of the curves to the next, at least: of short runs it would be most of
+the work. A model's own are drawn when it is made."""
 
 States = Mapping[str, dict[str, Tensor]]
 """By network the tensors by name."""
@@ -109,6 +113,7 @@ class Run:
         self.lines: list[Line] = []
         self.sums: dict[str, float | Tensor] = {}
         self.counts: Counter[str] = Counter()
+        self._drawn = -math.inf
 
     def fit(self) -> None:
         """Train to the end from the newest checkpoint, or from the beginning.
@@ -206,8 +211,9 @@ class Run:
                 self.keeper.save(step, state)
             if saving or evaluating:
                 self.folder.write(CURVES, as_lines(self.lines))
-            if evaluating:
+            if evaluating and time.monotonic() - self._drawn > DRAWN:
                 self.folder.write(CURVES_PNG, plots.curves(self.lines))
+                self._drawn = time.monotonic()
             self.place.report(step, self.steps, line)
 
     def _due(self, step: int) -> int:
