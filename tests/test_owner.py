@@ -60,7 +60,7 @@ def _make(folder: Folder, size: int, overwrite: bool = False, wait: float = 0) -
 
     identity = {"size": size}
     return produce(
-        folder, "features", identity, work, sources=[], note=NOTE, overwrite=overwrite, wait=wait
+        folder, "features", identity, work, sources=[], notes=[NOTE], overwrite=overwrite, wait=wait
     )
 
 

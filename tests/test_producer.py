@@ -39,7 +39,9 @@ def output(tmp_path: Path) -> Folder:
 
 
 def _produce(output: Folder, work: Work, overwrite: bool = False) -> Manifest:
-    return produce(output, "index", work.settings, work, sources=[], note=NOTE, overwrite=overwrite)
+    return produce(
+        output, "index", work.settings, work, sources=[], notes=[NOTE], overwrite=overwrite
+    )
 
 
 def test_an_artifact_is_made_once(output: Folder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,8 +105,8 @@ def test_what_is_read_is_not_written_over(output: Folder, inside: str) -> None:
     with pytest.raises(UserError, match="which is read, lies there"):
         produce(
             output, "index", SETTINGS, work,
-            sources=[output.uri + inside], note=NOTE, overwrite=True,
+            sources=[output.uri + inside], notes=[NOTE], overwrite=True,
         )  # fmt: skip
     assert read_manifest(output, "index") == made
     beside = [output.uri + "-2", str(Path(output.uri).parent)]
-    produce(output, "index", SETTINGS, work, sources=beside, note=NOTE)
+    produce(output, "index", SETTINGS, work, sources=beside, notes=[NOTE])

@@ -175,8 +175,8 @@ def _is_manifest(folder: Folder) -> bool:
 
 
 @contextlib.contextmanager
-def nothing_left_before(folder: Owned, note: str) -> Iterator[None]:
-    """Have a refusal that comes before the file `note` exists leave nothing behind.
+def nothing_left_before(folder: Owned, *notes: str) -> Iterator[None]:
+    """Have a refusal that comes before the first of the files `notes` exists leave nothing behind.
 
     The corrected command, which has other settings, then begins anew without `--overwrite`.
     """
@@ -184,7 +184,7 @@ def nothing_left_before(folder: Owned, note: str) -> Iterator[None]:
         yield
     except UserError:
         with contextlib.suppress(UserError):
-            if not folder.exists(note) and not folder.exists(NAME):
+            if not any(map(folder.exists, (*notes, NAME))):
                 clear(folder)
         raise
 

@@ -104,7 +104,7 @@ def build_index(config: IndexConfig) -> IndexResult:
         identity,
         work,
         sources=[config.features, *([config.joint] if config.joint else [])],
-        note=FITTED,
+        notes=[FITTED],
         overwrite=config.overwrite,
         wait=config.wait,
         migrate=migrate,

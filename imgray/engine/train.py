@@ -130,7 +130,7 @@ def train(config: TrainConfig) -> TrainResult:
         identity,
         partial(_train, config, recipe, identity, source),
         sources=[*source.uris, *named_places(recipe)],
-        note=CHECKPOINTS,
+        notes=[CHECKPOINTS],
         overwrite=config.overwrite,
         wait=config.wait,
         migrate=_migrated,
