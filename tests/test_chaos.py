@@ -10,10 +10,12 @@ import os
 import random
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import growing
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,9 +27,11 @@ from running import Start, own_workers, run
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import read_file, read_manifest
+from imgray.artifacts.walk import Entry
 from imgray.data import samples
 from imgray.data.collections import Files
 from imgray.data.fields import Values
+from imgray.engine import pieces
 from imgray.engine.cluster import Pool
 from imgray.engine.collection import RESTARTS, process_collection
 from imgray.engine.worker import Rejections
@@ -235,6 +239,30 @@ def test_an_image_that_kills_every_worker_ends_the_job(
             batch_size=8, shard_size=8,
         )  # fmt: skip
     assert not (tmp_path / "manifest.json").exists()
+
+
+def test_workers_begin_while_a_folder_is_listed(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last piece is not listed before one of the first has been worked on."""
+    images, output = tmp_path / "images", Folder(str(tmp_path / "out"))
+    names = [f"{n:02d}.jpg" for n in range(18)]
+    growing.write_files(images, names)
+    walk = Folder.walk
+
+    def slowly(self: Folder, *given: Any) -> Iterator[Entry]:
+        for number, entry in enumerate(walk(self, *given)):
+            end = time.monotonic() + 120
+            while number > 16 and not _receipts(Path(output.root)) and time.monotonic() < end:
+                time.sleep(0.05)
+            assert number <= 16 or _receipts(Path(output.root))
+            yield entry
+
+    monkeypatch.setattr(pieces, "GROUP", 8)
+    monkeypatch.setattr("imgray.engine.growing.GRACE", 0.0)
+    monkeypatch.setattr(Folder, "walk", slowly)
+    growing.make(images, output)
+    assert growing.check(output) == names
 
 
 @pytest.mark.slow

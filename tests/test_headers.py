@@ -45,6 +45,11 @@ def _open(uri: Path | str) -> Collection:
     return open_collection(str(uri), {"image": Picture()}, stored="tar")
 
 
+def _freeze(uri: Path | str, output: Folder) -> None:
+    with freeze(_open(uri), output) as frozen:
+        frozen.ended()
+
+
 def _listed(output: Folder) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = pq.read_table(output.open(LISTING)).to_pylist()
     return found
@@ -123,11 +128,11 @@ def test_what_cannot_be_listed_is_said_and_the_rest_is_kept(
     output = Folder(str(tmp_path / "out"))
     _pack(tars, 10, "0.jpg")
     with pytest.raises(UserError, match=r"x-10\.tar: '0' is there again|x-10\.tar.*two members"):
-        freeze(_open(tars), output)
+        _freeze(tars, output)
     kept = _receipts(output)
     assert len(kept) >= TARS - 1
     _pack(tars, 10)
-    freeze(_open(tars), output)
+    _freeze(tars, output)
     assert kept <= _receipts(output) | kept
     assert [row["id"] for row in _listed(output)] == [
         f"x-{n:02}/{k}" for n in range(TARS) for k in range(EACH)
@@ -142,13 +147,13 @@ def test_where_nothing_is_found_nothing_is_left(
         with tarfile.open(tars / f"x-{number:02}.tar", "w"):
             pass
     with pytest.raises(UserError, match="no images here"):
-        freeze(_open(tars), output)
+        _freeze(tars, output)
     assert not output.exists(HEADERS)
     assert not output.sizes(WORK)
 
 
 def test_few_tars_are_read_without_a_task(tars: Path, tmp_path: Path) -> None:
     output = Folder(str(tmp_path / "out"))
-    freeze(_open(tars / "x-{00..07}.tar"), output)
+    _freeze(tars / "x-{00..07}.tar", output)
     assert len(_listed(output)) == 8 * EACH
     assert not output.exists(HEADERS)

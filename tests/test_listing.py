@@ -12,7 +12,7 @@ import pytest
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.walk import Entry
 from imgray.engine import listing, receipts
-from imgray.engine.listing import LISTING, ShardRows, shards, span, write
+from imgray.engine.listing import LISTING, ShardRows, shards, span, whole_shards, write
 
 
 def _naive(images: int, size: int, grown: int) -> list[tuple[int, int]]:
@@ -33,6 +33,16 @@ def test_shards_grow_and_cover_every_row_once(size: int, monkeypatch: pytest.Mon
         for shard, (first, end) in enumerate(expected):
             start, count = span(shard, size)
             assert (start, min(images, start + count)) == (first, end)
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_shards_that_are_full_stay_as_more_comes(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "GROWN", 4)
+    for images in range(30 * size):
+        full = [shard for shard in range(images) if sum(span(shard, size)) <= images]
+        assert list(range(whole_shards(images, size))) == full
 
 
 def test_a_billion_images_are_fewer_than_a_hundred_thousand_shards() -> None:

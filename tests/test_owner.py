@@ -3,12 +3,9 @@
 import contextlib
 import errno
 import json
-import multiprocessing
 import os
 import pickle
-import shutil
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kills import fork, left_by_kills
 
 from imgray.artifacts import owner
 from imgray.artifacts.folder import Folder
@@ -35,8 +33,6 @@ from imgray.engine.producer import produce
 from imgray.errors import UserError
 
 PARTS, NOTE = 2, "_work/listing.json"
-CHANGES = {"os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "open", "shutil.rmtree"}
-fork = multiprocessing.get_context("fork")
 
 
 def _make(folder: Folder, size: int, overwrite: bool = False, wait: float = 0) -> Manifest:
@@ -319,53 +315,15 @@ def test_a_damaged_claim_binds_nobody(folder: Folder, content: bytes) -> None:
         assert newest_claim(folder) == (8, owned.claim)
 
 
-class _Copies:
-    """Copies a folder before each change of its files: what a SIGKILL there would have left."""
-
-    def __init__(self, root: str, into: Path) -> None:
-        self.root, self.into, self.count, self.busy = root, into, 0, False
-        sys.addaudithook(self)
-
-    def __call__(self, event: str, args: tuple[Any, ...]) -> None:
-        if self.busy or event not in CHANGES or not args or self.root not in str(args[0]):
-            return
-        if event == "open" and not str(args[1] or "").startswith(("w", "x")):
-            return
-        self.busy = True
-        if os.path.exists(self.root):
-            shutil.copytree(self.root, self.into / f"{self.count:03}")
-        self.count, self.busy = self.count + 1, False
-
-
-def _killed(folder: Folder, before: str, into: Path) -> Iterator[None]:
-    """A job's output as it is left by a kill at each change, where it overwrites what was before.
-
-    The job runs in a process of its own, so that its lease ends with it.
-    """
+def _left(folder: Folder, before: str) -> Iterator[None]:
+    """An output as a kill at each change leaves it, of a job that overwrites what was before."""
     if before != "nothing":
         _make(folder, 96)
     if before == "unfinished":
         manifest = json.loads(folder.read(NAME))
         folder.remove(NAME)
         folder.write("_work/run.json", json.dumps(manifest["config"]).encode())
-
-    def work() -> None:
-        copies = _Copies(folder.root, into)
-        _make(folder, 128, before != "nothing")
-        (into / "count").write_text(str(copies.count))
-        os._exit(0)
-
-    child = fork.Process(target=work)
-    child.start()
-    child.join()
-    _holds(folder, 128)
-    count = int((into / "count").read_text())
-    assert count > 15
-    for at in range(count):
-        folder.remove("")
-        if (copy := into / f"{at:03}").exists():
-            shutil.copytree(copy, folder.root)
-        yield
+    return left_by_kills(folder.root, lambda: _make(folder, 128, before != "nothing"), 16)
 
 
 @pytest.mark.parametrize("before", ["nothing", "finished", "unfinished"])
@@ -373,7 +331,7 @@ def test_killed_at_any_change_a_rerun_ends_as_if_nothing_had_been(
     tmp_path: Path, before: str
 ) -> None:
     folder, overwrite = Folder(str(tmp_path / "out")), before != "nothing"
-    for _ in _killed(folder, before, tmp_path):
+    for _ in _left(folder, before):
         started = folder.exists("_work/run.json") or not folder.exists(NAME)
         other = started and b'"size": 96' in (
             folder.read("_work/run.json") if folder.exists("_work/run.json") else b""
@@ -390,6 +348,6 @@ def _size(folder: Folder) -> int:
 
 def test_killed_in_overwriting_it_is_overwritten_again(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path / "out"))
-    for _ in _killed(folder, "finished", tmp_path):
+    for _ in _left(folder, "finished"):
         _make(folder, 160, overwrite=True)
         _holds(folder, 160)

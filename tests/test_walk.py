@@ -39,6 +39,29 @@ def test_names_are_listed_in_the_order_of_their_bytes(folder: Folder) -> None:
     assert [folder.read(name) for name in names] == [b"x"] * len(names)
 
 
+def test_it_goes_on_after_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether that is there or not; folders that lie before it are not read."""
+    folder = Folder(str(tmp_path))
+    names = sorted([*NAMES, "b/.hidden.jpg", "b/c/x.jpg", "b/c/y.txt", "b/d.jpg"], key=str.encode)
+    for name in names:
+        folder.write(name, b"x")
+    every = _ids(folder)
+    for after in (*names, "", "a", "a/", "b/c", "b/c/xx", "b0", "~~", "\uffff"):
+        skipped = Skipped()
+        found = [entry.id for entry in folder.walk((".jpg",), skipped, after)]
+        assert found == [id for id in every if id.encode() > after.encode()], after
+        assert skipped.counts == {
+            kind: 1
+            for kind, name in ((HIDDEN, "b/.hidden.jpg"), (".txt", "b/c/y.txt"))
+            if name > after
+        }
+    read: list[str] = []
+    scan = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda top: (read.append(top), scan(top))[1])
+    list(folder.walk((".jpg",), Skipped(), "b/c/x.jpg"))
+    assert [os.path.relpath(top, tmp_path) for top in read] == [".", "b", "b/c"]
+
+
 def test_what_is_new_has_another_version(folder: Folder) -> None:
     def versions() -> dict[str, str]:
         return {entry.id: entry.version for entry in folder.walk((".jpg",), Skipped())}
@@ -101,6 +124,14 @@ def test_every_key_of_s3_is_listed_or_named() -> None:
     assert skipped.counts == {MARKER: 2, HIDDEN: 2}
     assert [one.get("ContinuationToken") for one in asked] == [None, "t0", "t1"]
     assert {(one["Bucket"], one["Prefix"]) for one in asked} == {("bucket", "p/")}
+
+
+def test_s3_is_asked_for_what_comes_after_a_name() -> None:
+    asked: list[dict[str, Any]] = []
+    page = {"Contents": [{"Key": "p/b.jpg", "Size": 1}]}
+    found = in_s3(_answering([page], asked), "bucket/p", Skipped(), "a.jpg")
+    assert [entry.id for entry in found] == ["b.jpg"]
+    assert asked[0]["StartAfter"] == "p/a.jpg"
 
 
 def test_the_first_name_comes_before_the_last_is_asked_for() -> None:

@@ -350,8 +350,8 @@ class Folder:
             for failed in answer.get("Errors", []):
                 raise OSError(f"{failed.get('Key')}: {failed.get('Message')}")
 
-    def walk(self, suffixes: Sequence[str], skipped: Skipped) -> Iterator[Entry]:
-        """List the files below the folder, in the order of their names' bytes.
+    def walk(self, suffixes: Sequence[str], skipped: Skipped, after: str = "") -> Iterator[Entry]:
+        """List the files below the folder after a name, in the order of their names' bytes.
 
         `suffixes` are lower case with a dot, or `*` for every file. Hidden files and folders are no
         part of a collection. What is passed over is counted in `skipped`.
@@ -360,9 +360,9 @@ class Folder:
             if not self.is_s3 and not os.path.isdir(self.root):
                 raise FileNotFoundError(errno.ENOENT, "no such folder")
             found = (
-                in_s3(self.file_system, self.root, skipped)
+                in_s3(self.file_system, self.root, skipped, after)
                 if self.is_s3
-                else on_disk(self.root, skipped)
+                else on_disk(self.root, skipped, after)
             )
             yield from with_suffix(found, suffixes, skipped)
 

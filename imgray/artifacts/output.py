@@ -175,8 +175,8 @@ def _is_manifest(folder: Folder) -> bool:
 
 
 @contextlib.contextmanager
-def nothing_left_before(folder: Owned, notes: Collection[str]) -> Iterator[None]:
-    """Have a refusal that comes before any of the files or folders `notes` exists leave nothing.
+def nothing_left_before(folder: Owned, *notes: str) -> Iterator[None]:
+    """Have a refusal before the first of `notes` exists, files or folders, leave nothing behind.
 
     The corrected command, which has other settings, then begins anew without `--overwrite`.
     """

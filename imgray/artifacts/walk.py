@@ -71,12 +71,13 @@ class Skipped:
         return f"{brief(kind) or 'without suffix'}{place}"
 
 
-def on_disk(root: str, skipped: Skipped) -> Iterator[Entry]:
+def on_disk(root: str, skipped: Skipped, after: str = "") -> Iterator[Entry]:
     """The files below a folder; links are followed, and one that leads nowhere is listed.
 
-    What lies in the folders on the way to a file is held, about 1 kB a name. Raises `OSError`.
+    What comes no later than the id `after` is left out, whole folders unread. What lies in the
+    folders on the way to a file is held, about 1 kB a name. Raises `OSError`.
     """
-    waiting = [_sorted(root, "", (_identity(root),))]
+    waiting = [_sorted(root, "", (_identity(root),), after)]
     while waiting:
         found = next(waiting[-1], None)
         if found is None:
@@ -92,13 +93,16 @@ def on_disk(root: str, skipped: Skipped) -> Iterator[Entry]:
         elif (identity := _identity(one.path)) in above:
             skipped.add(CIRCLE)
         elif identity:
-            waiting.append(_sorted(one.path, f"{id}/", (*above, identity)))
+            waiting.append(_sorted(one.path, f"{id}/", (*above, identity), after))
 
 
-def in_s3(file_system: Any, root: str, skipped: Skipped) -> Iterator[Entry]:
-    """The objects below a prefix, a page at a time. Raises `OSError`."""
+def in_s3(file_system: Any, root: str, skipped: Skipped, after: str = "") -> Iterator[Entry]:
+    """The objects below a prefix, after an id, a page at a time. Raises `OSError`."""
     bucket, prefix = bucket_and_prefix(root)
-    return objects(_pages(file_system, bucket, prefix), prefix, skipped)
+    wanted = {"Bucket": bucket, "Prefix": prefix}
+    if after:
+        wanted["StartAfter"] = prefix + after
+    return objects(_pages(file_system, wanted), prefix, skipped)
 
 
 def bucket_and_prefix(root: str) -> tuple[str, str]:
@@ -131,8 +135,7 @@ def with_suffix(
             skipped.add(suffix)
 
 
-def _pages(file_system: Any, bucket: str, prefix: str) -> Iterator[Object]:
-    wanted = {"Bucket": bucket, "Prefix": prefix}
+def _pages(file_system: Any, wanted: dict[str, str]) -> Iterator[Object]:
     while True:
         page = file_system.call_s3("list_objects_v2", **wanted)
         for one in page.get("Contents", ()):
@@ -150,17 +153,27 @@ Found = tuple["os.DirEntry[str]", str, tuple[Identity, ...]]
 """A name in a folder, its id, and what the folders above it are."""
 
 
-def _sorted(top: str, prefix: str, above: tuple[Identity, ...]) -> Iterator[Found]:
+def _sorted(top: str, prefix: str, above: tuple[Identity, ...], after: str) -> Iterator[Found]:
     """What lies in a folder, where the order of whole paths wants it."""
     try:
         with os.scandir(top) as found:
-            ordered = sorted(found, key=lambda one: f"{one.name}/" if _is_folder(one) else one.name)
+            ordered = sorted(found, key=_key)
     except FileNotFoundError:
         if not prefix:
             raise
         return  # it went while its parent was listed
     for one in ordered:
-        yield one, f"{prefix}{one.name}", above
+        if not after or _reaches(prefix + _key(one), after):
+            yield one, f"{prefix}{one.name}", above
+
+
+def _key(one: os.DirEntry[str]) -> str:
+    return f"{one.name}/" if _is_folder(one) else one.name
+
+
+def _reaches(path: str, after: str) -> bool:
+    """Whether a file, or anything in a folder, whose path ends with a slash, comes after an id."""
+    return path > after or (path.endswith("/") and after.startswith(path))
 
 
 def _file(one: os.DirEntry[str], id: str, skipped: Skipped) -> Iterator[Entry]:

@@ -41,9 +41,18 @@ class Collection(ABC):
         """Whether its ids stay the same when records come and go."""
         return True
 
+    @property
+    def grows(self) -> bool:
+        """Whether work begins while it is listed: its ids come in the order of their bytes."""
+        return False
+
     @abstractmethod
     def entries(self, skipped: Skipped) -> Iterator[Entry]:
         """Its records in their order; what is none is counted in `skipped`. Raises `UserError`."""
+
+    def rest(self, after: str, skipped: Skipped) -> Iterator[Entry]:
+        """Those of its entries that come after an id, where it grows."""
+        raise NotImplementedError
 
     @abstractmethod
     def values(self, number: int, entry: Entry) -> Values:
@@ -79,10 +88,17 @@ class Files(Collection):
         self.folder, self.name, self.suffixes = folder, name, tuple(suffixes)
         self.uri, self.inventory = folder.uri, inventory
 
+    @property
+    def grows(self) -> bool:
+        return self.inventory is None
+
     def entries(self, skipped: Skipped) -> Iterator[Entry]:
         if self.inventory:
             return with_suffix(self.inventory.entries(self.folder, skipped), self.suffixes, skipped)
-        return self.folder.walk(self.suffixes, skipped)
+        return self.rest("", skipped)
+
+    def rest(self, after: str, skipped: Skipped) -> Iterator[Entry]:
+        return self.folder.walk(self.suffixes, skipped, after)
 
     def values(self, number: int, entry: Entry) -> Values:
         if entry.size > MAX_BYTES:

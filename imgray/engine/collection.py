@@ -1,10 +1,11 @@
 """Run a step over every record of a collection, exactly once.
 
-The sorted listing is frozen at the start and cut into shards. A worker turns one shard into
-`part-NNNNN-DIGEST.parquet` and, if images were set aside, `rejected/part-NNNNN-DIGEST.parquet`,
-each written whole or not at all, and then leaves a receipt in `_work/`. A later run does the shards
-that have no receipt. Nothing depends on how Ray distributes the work. What a worker of another run
-writes too late has another name, unless it is the same to the byte.
+The sorted listing is frozen, at the start or as it comes, and cut into shards. A worker turns one
+shard into `part-NNNNN-DIGEST.parquet` and, if images were set aside, into
+`rejected/part-NNNNN-DIGEST.parquet`, each written whole or not at all, and then leaves a receipt in
+`_work/`. A later run does the shards that have no receipt. Nothing depends on how Ray distributes
+the work. What a worker of another run writes too late has another name, unless it is the same to
+the byte.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import NAME, REJECTED, FileEntry, Manifest, read_manifest
 from imgray.data.collections import Collection
 from imgray.engine.cluster import Pool, plan_pool
-from imgray.engine.frozen import Listing, freeze
-from imgray.engine.listing import ShardRows
+from imgray.engine.frozen import freeze
+from imgray.engine.listing import Listing
+from imgray.engine.pieces import Known
 from imgray.engine.progress import Progress, say
 from imgray.engine.receipts import Ledger, Receipt, found_receipts, receipts_of
 from imgray.engine.settings import CollectionConfig
@@ -111,24 +113,25 @@ def process_collection(
     Raises:
         UserError: the collection or the output cannot be read or written, or a shard lost more.
     """
-    listing = freeze(collection, output, other_than)
-    count = ShardRows(output, shard_size).shards
-    receipts, again = _earlier(output, retry)
-    pending = [(n, again.get(n)) for n in range(count) if n not in receipts]
-    earlier = sum(receipt.listed for receipt in receipts.values())
-    if again:
-        say(f"{what}: tries again what was rejected in {len(again):,} of {count:,} shards")
-    elif earlier:
-        say(f"{what}: {earlier:,} of {listing.images:,} images were done by an earlier run")
-    progress = Progress(what, listing.images, earlier)
     worker = {"collection": collection, "output": output, "make_step": make_step}
     worker |= {"batch": batch_size, "shard_size": shard_size, "most": most}
-    ledger = Ledger(output)
-    for receipt in _run(pending, worker, pool):
-        receipts[receipt.shard] = receipt
-        ledger.add(receipt)
-        progress.add(receipt.listed, receipt.rejected.rows if receipt.rejected else 0)
-    return _account(listing, count, [receipts[shard] for shard in sorted(receipts)])
+    with freeze(collection, output, other_than) as frozen:
+        receipts, again = _earlier(output, retry)
+        earlier = sum(receipt.listed for receipt in receipts.values())
+        progress, ledger = Progress(what, 0, earlier, whole=False), Ledger(output)
+        for known, ready in frozen.shards(shard_size):
+            progress.grow(known.images, known.whole)
+            if not ready.start:
+                _tell_earlier(what, known, ready.stop, earlier, len(again))
+            pending = [(n, again.get(n)) for n in ready if n not in receipts]
+            for receipt in _run(pending, worker, pool):
+                receipts[receipt.shard] = receipt
+                ledger.add(receipt)
+                known = frozen.known()
+                progress.grow(known.images, known.whole)
+                progress.add(receipt.listed, receipt.rejected.rows if receipt.rejected else 0)
+        listing = frozen.ended()
+    return _account(listing, ready.stop, [receipts[shard] for shard in sorted(receipts)])
 
 
 def _earlier(output: Folder, retry: bool) -> tuple[dict[int, Receipt], dict[int, Receipt]]:
@@ -141,6 +144,15 @@ def _earlier(output: Folder, retry: bool) -> tuple[dict[int, Receipt], dict[int,
     else:
         before, again = {}, {n: r for n, r in found.items() if r.rejected and retry}
     return {n: r for n, r in (before | found).items() if n not in again}, again
+
+
+def _tell_earlier(what: str, known: Known, shards: int, done: int, again: int) -> None:
+    so_far = "" if known.whole else " so far"
+    if again:
+        say(f"{what}: tries again what was rejected in {again:,} of {shards:,} shards{so_far}")
+    elif done:
+        images = f"{known.images:,} images{so_far}"
+        say(f"{what}: {done:,} of {images} were done by an earlier run")
 
 
 def summarize_rejections(output: Folder, files: Iterable[FileEntry], most: int = 5) -> list[str]:

@@ -23,8 +23,7 @@ from imgray.data.pixels import Rejected
 from imgray.engine.cluster import cluster, given_device
 from imgray.engine.collection import BATCH, check_rejected, process_configured
 from imgray.engine.earlier import VANISHED
-from imgray.engine.frozen import COLLECTION, LISTED
-from imgray.engine.headers import HEADERS
+from imgray.engine.frozen import BEGUN, COLLECTION
 from imgray.engine.listing import LISTING
 from imgray.engine.producer import migrated, produce
 from imgray.engine.settings import ExtractConfig
@@ -119,7 +118,7 @@ def extract(config: ExtractConfig) -> ExtractResult:
         identity,
         partial(_extract, config, identity),
         sources=[*config.read, *_weights(config), *config.except_],
-        notes=[LISTED, HEADERS],
+        notes=BEGUN,
         overwrite=config.overwrite,
         wait=config.wait,
         retry=config.retry_rejected,

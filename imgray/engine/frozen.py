@@ -2,49 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from pydantic import BaseModel
-
 from imgray.artifacts.folder import Folder
-from imgray.artifacts.manifest import NAME, WORK, FileEntry, entry_of_file, read_manifest, scratch
-from imgray.artifacts.walk import Skipped
+from imgray.artifacts.manifest import NAME, WORK, entry_of_file, read_manifest, scratch
+from imgray.artifacts.walk import Entry, Skipped
 from imgray.data.collections import Collection
 from imgray.engine.earlier import VANISHED, Earlier
+from imgray.engine.growing import Growing, Whole
 from imgray.engine.headers import HEADERS, entries_of
-from imgray.engine.listing import LISTING, write
+from imgray.engine.listing import LISTING, Listing, write
+from imgray.engine.pieces import PIECES, Pieces, in_order
 from imgray.engine.progress import say
 from imgray.errors import CHANGED, UserError
 
 LISTED = f"{WORK}/listing.json"
+BEGUN = (LISTED, PIECES, HEADERS)
+"""Notes of which the first that is there says that there is work to go on with."""
 COLLECTION = "collection"
 """What a manifest tells of the digest of a collection that has one."""
 
 
-class Listing(BaseModel):
-    """What was listed when an output was begun.
-
-    Attributes:
-        images: how many records there are.
-        file: the listing itself.
-        digest: what tells the collection from another version of it.
-        vanished: those of an earlier extraction that are not there any more, if there was one.
-    """
-
-    images: int
-    file: FileEntry
-    digest: str | None = None
-    vanished: FileEntry | None = None
-
-    @property
-    def files(self) -> list[FileEntry]:
-        """All of the artifact."""
-        return [self.file] + ([self.vanished] if self.vanished else [])
-
-
-def freeze(collection: Collection, output: Folder, other_than: Sequence[str] = ()) -> Listing:
+@contextlib.contextmanager
+def freeze(
+    collection: Collection, output: Folder, other_than: Sequence[str] = ()
+) -> Iterator[Whole | Growing]:
     """The listing of an output: as it was when that was begun, or else as it is now.
+
+    Where there is much to list, it goes on within the block.
 
     Args:
         collection: what is listed.
@@ -60,46 +49,83 @@ def freeze(collection: Collection, output: Folder, other_than: Sequence[str] = (
         listing = _published(output)
         output.write(LISTED, listing.model_dump_json().encode())
     else:
-        return _begun(collection, output, other_than)
+        with _begun(collection, output, other_than) as found:
+            yield found
+        return
     if listing.digest != collection.digest:
         raise UserError(f"{collection.uri}: {CHANGED}")
-    return listing
+    yield Whole(listing, output)
 
 
-def _begun(collection: Collection, output: Folder, other_than: Sequence[str]) -> Listing:
-    earlier = _opened(collection, other_than)
-    with scratch() as folder:
-        listing = _listed(collection, output, earlier, folder)
-        for file in listing.files:
-            output.upload(folder / file.name, file.name)
-    output.write(LISTED, listing.model_dump_json().encode())
-    return listing
+@contextlib.contextmanager
+def _begun(
+    collection: Collection, output: Folder, other_than: Sequence[str]
+) -> Iterator[Whole | Growing]:
+    earlier, pieces = _opened(collection, other_than), Pieces(output)
+    # What has vanished is told by all that there is.
+    goes_on = collection.grows and not earlier
+    making = _Making(collection, output, earlier, pieces.skipped if goes_on else Skipped())
+    entries = making.entries(pieces.after if goes_on else "")
+    if collection.grows and not pieces.known.pieces:
+        entries = pieces.begin(entries, making.skipped, collection.uri)
+    if not pieces.known.pieces:
+        listing = making.end(partial(write, entries))
+        making.tell(listing)
+        yield Whole(listing, output)
+        return
+    rest = in_order(entries, pieces.after, collection.uri)
+    with Growing(pieces, rest, making.skipped, making.end, making.tell) as growing:
+        yield growing
 
 
-def _listed(
-    collection: Collection, output: Folder, earlier: Earlier | None, folder: Path
-) -> Listing:
-    skipped = Skipped()
-    entries = entries_of(collection, output, skipped)
-    total = write(earlier.fresh(entries) if earlier else entries, folder / LISTING)
-    if not total + (earlier.unchanged if earlier else 0):
-        output.remove(HEADERS)
-        found = f", but {skipped}" if skipped.counts else ""
-        way = "--stored tar" if ".tar" in skipped.counts else "--suffixes"
-        raise UserError(f"{collection.uri}: no images here{found}; see {way}")
-    if skipped.counts:
-        say(f"{collection.uri}: passed over {skipped}")
-    listing = Listing(
-        images=total, file=entry_of_file(folder / LISTING, total), digest=collection.digest
-    )
-    if earlier:
-        gone = earlier.write_vanished(folder / VANISHED)
-        listing.vanished = entry_of_file(folder / VANISHED, gone)
-        say(
-            f"{collection.uri}: {earlier.unchanged:,} images are as they were listed before (with "
-            f"{earlier.rejected:,} rejected ones), {total:,} new or changed, {gone:,} vanished"
-        )
-    return listing
+@dataclass(frozen=True)
+class _Making:
+    """A listing while it is made."""
+
+    collection: Collection
+    output: Folder
+    earlier: Earlier | None
+    skipped: Skipped
+
+    def entries(self, after: str) -> Iterator[Entry]:
+        """What is to be listed after an id."""
+        if after:
+            return self.collection.rest(after, self.skipped)
+        entries = entries_of(self.collection, self.output, self.skipped)
+        return self.earlier.fresh(entries) if self.earlier else entries
+
+    def end(self, write: Callable[[Path], int]) -> Listing:
+        """Keep all of it, which `write` writes to a file: how many there are."""
+        with scratch() as folder:
+            total = write(folder / LISTING)
+            if not total + (self.earlier.unchanged if self.earlier else 0):
+                self.output.remove(HEADERS)
+                raise self._nothing()
+            file = entry_of_file(folder / LISTING, total)
+            listing = Listing(images=total, file=file, digest=self.collection.digest)
+            if self.earlier:
+                gone = self.earlier.write_vanished(folder / VANISHED)
+                listing.vanished = entry_of_file(folder / VANISHED, gone)
+            for one in listing.files:
+                self.output.upload(folder / one.name, one.name)
+        self.output.write(LISTED, listing.model_dump_json().encode())
+        return listing
+
+    def tell(self, listing: Listing) -> None:
+        """Say what is not in it."""
+        if self.skipped.counts:
+            say(f"{self.collection.uri}: passed over {self.skipped}")
+        if self.earlier and listing.vanished:
+            say(
+                f"{self.collection.uri}: {self.earlier.unchanged:,} images are as they were listed "
+                f"before (with {self.earlier.rejected:,} rejected ones), {listing.images:,} new or "
+                f"changed, {listing.vanished.rows:,} vanished"
+            )
+
+    def _nothing(self) -> UserError:
+        found = f", but {self.skipped}" if self.skipped.counts else ""
+        way = "--stored tar" if ".tar" in self.skipped.counts else "--suffixes"
+        return UserError(f"{self.collection.uri}: no images here{found}; see {way}")
 
 
 def _opened(collection: Collection, other_than: Sequence[str]) -> Earlier | None:

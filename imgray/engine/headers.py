@@ -23,12 +23,12 @@ from ray.exceptions import RayError
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import WORK, scratch
-from imgray.artifacts.owner import Owned
 from imgray.artifacts.walk import Entry, Skipped
 from imgray.data.collections import Collection, Packed
 from imgray.data.tars import SCANS, Listed, Tar, Tars
 from imgray.engine.cluster import TASK_RETRIES
 from imgray.engine.listing import ENTRY, GROUP, writing_parquet
+from imgray.engine.receipts import of_chain
 from imgray.errors import UserError
 
 HEADERS = f"{WORK}/headers"
@@ -52,7 +52,7 @@ def _scanned(
     if len(named) <= SCANS:
         yield from tars.scanned(named, skipped)
         return
-    below = f"{HEADERS}/{output.begun}" if isinstance(output, Owned) else HEADERS
+    below = of_chain(output, HEADERS)
     there = output.sizes(below)
     task = ray.remote(num_cpus=1, max_retries=TASK_RETRIES)(_scan)
     opened, size = ray.put(tars), -(-len(named) // TASKS)

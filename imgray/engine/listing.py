@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel
 
 from imgray.artifacts.folder import Folder
+from imgray.artifacts.manifest import FileEntry
 from imgray.artifacts.walk import Entry
 from imgray.errors import no_room
 
@@ -31,15 +33,47 @@ ENTRY = pa.schema(
 """The columns of an `Entry`."""
 
 
+class Listing(BaseModel):
+    """What was listed when an output was begun.
+
+    Attributes:
+        images: how many records there are.
+        file: the listing itself.
+        digest: what tells the collection from another version of it.
+        vanished: those of an earlier extraction that are not there any more, if there was one.
+    """
+
+    images: int
+    file: FileEntry
+    digest: str | None = None
+    vanished: FileEntry | None = None
+
+    @property
+    def files(self) -> list[FileEntry]:
+        """All of the artifact."""
+        return [self.file] + ([self.vanished] if self.vanished else [])
+
+
 def write(entries: Iterator[Entry], path: Path) -> int:
     """Write entries to a file, a row group at a time: how many there are."""
+    groups = iter(lambda: list(itertools.islice(entries, GROUP)), [])
+    return write_tables(map(table_of, groups), path)
+
+
+def write_tables(tables: Iterable[pa.Table], path: Path) -> int:
+    """Write what `table_of` gives to a file, each table a row group: how many rows there are."""
     total = 0
     with writing_parquet(path, ENTRY) as add:
-        while some := list(itertools.islice(entries, GROUP)):
-            columns = [[getattr(entry, name) for entry in some] for name in ENTRY.names]
-            add(pa.table(columns, schema=ENTRY), GROUP)
-            total += len(some)
+        for table in tables:
+            add(table, GROUP)
+            total += len(table)
     return total
+
+
+def table_of(entries: Sequence[Entry]) -> pa.Table:
+    """Entries as rows of a listing."""
+    columns = [[getattr(entry, name) for entry in entries] for name in ENTRY.names]
+    return pa.table(columns, schema=ENTRY)
 
 
 @contextlib.contextmanager
@@ -87,6 +121,12 @@ def shards(images: int, size: int) -> int:
         doubled += 1
     first, own = span(doubled * GROWN, size)
     return doubled * GROWN - (first - images) // own
+
+
+def whole_shards(images: int, size: int) -> int:
+    """How many shards are full, of which more entries that follow change none."""
+    count = shards(images, size)
+    return count - (count > 0 and sum(span(count - 1, size)) > images)
 
 
 class ShardRows:

@@ -27,8 +27,7 @@ from imgray.data.pixels import Rejected, encoded
 from imgray.engine.cluster import cluster, given_device
 from imgray.engine.collection import check_rejected, process_configured
 from imgray.engine.examples import digests
-from imgray.engine.frozen import COLLECTION, LISTED
-from imgray.engine.headers import HEADERS
+from imgray.engine.frozen import BEGUN, COLLECTION
 from imgray.engine.producer import migrated, produce
 from imgray.engine.settings import PredictConfig
 from imgray.engine.sheets import draw_predictions
@@ -161,7 +160,7 @@ def predict(config: PredictConfig) -> PredictResult:
         identity,
         partial(_predict, config, identity, task, collect),
         sources=[*config.read, config.model],
-        notes=[LISTED, HEADERS],
+        notes=BEGUN,
         overwrite=config.overwrite,
         wait=config.wait,
         retry=config.retry_rejected,

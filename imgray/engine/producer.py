@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.identity import Identity, Migrate, settled
@@ -29,7 +29,7 @@ def produce(
     work: Callable[[Owned], Manifest],
     *,
     sources: Collection[str],
-    notes: Collection[str],
+    notes: Sequence[str],
     overwrite: bool = False,
     migrate: Migrate = dict,
     free: Collection[str] = (),
@@ -45,9 +45,9 @@ def produce(
         work: writes the data files that are not there yet to the output, which this run owns, and
             gives the manifest to publish.
         sources: URIs that the work reads, none of which may lie in `output`.
-        notes: the files or folders in `output` of which the first finished part of the work leaves
-            one. What is refused before leaves nothing behind, so that the corrected command need
-            not overwrite.
+        notes: files or folders in `output` of which the first finished part of the work leaves one.
+            What is refused before leaves nothing behind, so that the corrected command need not
+            overwrite.
         overwrite: remove what an earlier run has left.
         migrate: of the settings that an earlier run has stored, before they are compared.
         free: settings that a run which goes on may have changed, as no file depends on them that
@@ -67,7 +67,7 @@ def produce(
             return found
         if not found.exclusive:
             say(f"{output.uri}: its store cannot keep two runs apart; let this be the only one")
-        with nothing_left_before(found, notes):
+        with nothing_left_before(found, *notes):
             manifest = work(found)
         return _published(found, manifest)
 

@@ -52,7 +52,7 @@ def name_of(output: Folder, shard: int, again: bool = False) -> str:
 
     One that was done again has another, as the first may be together with others already.
     """
-    return f"{_below(output)}/{shard:05d}{AGAIN if again else '.json'}"
+    return f"{of_chain(output, RECEIPTS)}/{shard:05d}{AGAIN if again else '.json'}"
 
 
 def found_receipts(output: Folder) -> dict[int, Receipt]:
@@ -60,7 +60,7 @@ def found_receipts(output: Folder) -> dict[int, Receipt]:
 
     Those of one shard that are not are removed. A later one counts instead of an earlier one.
     """
-    names = sorted(output.sizes(_below(output)))
+    names = sorted(output.sizes(of_chain(output, RECEIPTS)))
     if not names:
         return {}
     sizes = output.sizes_here() | output.sizes(REJECTED)
@@ -109,7 +109,7 @@ class Ledger:
             self._write()
 
     def _write(self) -> None:
-        name = f"{_below(self.output)}/{next(self._numbers):05d}.jsonl"
+        name = f"{of_chain(self.output, RECEIPTS)}/{next(self._numbers):05d}.jsonl"
         lines = [receipt.model_dump_json() for receipt in self.waiting]
         self.output.write(name, "\n".join(lines).encode())
         self.waiting = []
@@ -117,7 +117,7 @@ class Ledger:
     @cached_property
     def _numbers(self) -> Iterator[int]:
         """Those after the files of earlier runs; nobody else writes any."""
-        names = self.output.sizes(_below(self.output))
+        names = self.output.sizes(of_chain(self.output, RECEIPTS))
         earlier = (int(Path(name).stem) for name in names if name.endswith(".jsonl"))
         return itertools.count(max(earlier, default=0) + 1)
 
@@ -218,6 +218,7 @@ def _take_back(output: Folder, receipt: Receipt) -> None:
                 output.remove(file.name)
 
 
-def _below(output: Folder) -> str:
+def of_chain(output: Folder, notes: str) -> str:
+    """The folder of notes that the run which began an output shares with those after it."""
     run = output.begun if isinstance(output, Owned) else ""
-    return f"{RECEIPTS}/{run}" if run else RECEIPTS
+    return f"{notes}/{run}" if run else notes

@@ -21,7 +21,7 @@ from imgray.data.collections import Collection
 from imgray.data.fields import Values
 from imgray.data.pixels import Rejected
 from imgray.engine.cluster import Pool
-from imgray.engine.listing import ShardRows
+from imgray.engine.pieces import rows_of
 from imgray.engine.receipts import Receipt, keep, name_of, parse, write_part
 from imgray.errors import UserError, brief
 from imgray.features.memory import keep_freed
@@ -76,7 +76,7 @@ class Worker:
         self.batch, self.most = batch, most
         keep_freed()
         self.step = make_step()
-        self.listing = ShardRows(output, shard_size)
+        self.listing = rows_of(output, shard_size)
         self.threads = ThreadPoolExecutor(4 * pool.cpus)
 
     def __call__(self, items: dict[str, np.ndarray]) -> Iterator[dict[str, list[str]]]:
