@@ -40,7 +40,7 @@ class _Copies:
 
 
 def left_by_kills(root: str, work: Callable[[], Any], least: int) -> Iterator[None]:
-    """Run a job, then lay its folder as it was before each change, of which there are some at least.
+    """Run a job, then lay its folder as it was before each of its changes, some at least.
 
     The job runs in a process of its own, so that its lease ends with it.
     """
