@@ -54,6 +54,7 @@ from two_processes import Divided, around_ray, fixtures_of  # noqa: E402
 from imgray.artifacts.folder import Folder  # noqa: E402
 from imgray.data import samples  # noqa: E402
 from imgray.drawing import plots  # noqa: E402
+from imgray.engine.cluster import start_local  # noqa: E402
 
 torch.set_num_threads(1)
 pytest_plugins = ["beside", "browsing", "jointly", "stores", "thrift"]
@@ -99,14 +100,7 @@ def _alone() -> bool:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """A local Ray of three logical CPUs, which every engine test joins."""
-    ray.init(
-        address="local",
-        num_cpus=3,
-        include_dashboard=False,
-        object_store_memory=200 * 2**20,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
+    start_local(3, 200 * 2**20)
     yield
     ray.shutdown()
 

@@ -1,5 +1,6 @@
 """Work begins while a folder is listed: in pieces that are kept, each made once and never anew."""
 
+import contextlib
 import io
 import os
 import random
@@ -22,7 +23,7 @@ from imgray.artifacts.manifest import NAME
 from imgray.artifacts.owner import Lost, Owned, owning
 from imgray.artifacts.walk import Entry, Skipped
 from imgray.engine import collection as collections
-from imgray.engine import earlier, growing, listing, producer, worker
+from imgray.engine import earlier, growing, listing, producer
 from imgray.engine import pieces as module
 from imgray.engine.earlier import VANISHED
 from imgray.engine.frozen import LISTED
@@ -406,47 +407,51 @@ def test_killed_at_any_change_a_rerun_does_every_image_once(tmp_path: Path, outp
         assert set(ids(output, "rejected/")) <= gone
 
 
-def _slow_driver(images: Path, output: Folder, seed: int) -> None:
-    """A job that never renews its lease, and dawdles where it keeps a piece or a shard."""
-    chance, create, keep = random.Random(seed), Folder.create, worker.keep
+def _dawdle(patch: pytest.MonkeyPatch, seed: int, seconds: float) -> None:
+    """Before a piece is kept, and after it was asked who owns the output."""
+    chance, create = random.Random(seed), Folder.create
 
-    def dawdling(function: Any) -> Any:
-        def slow(*given: Any, **named: Any) -> Any:
-            time.sleep(chance.uniform(0, 0.2))
-            found = function(*given, **named)
-            time.sleep(chance.uniform(0, 0.1))
-            return found
+    def slow(*given: Any) -> bool:
+        time.sleep(chance.uniform(seconds / 2, seconds))
+        return create(*given)
 
-        return slow
+    patch.setattr(Folder, "create", slow)
 
-    owner.RENEWED = 100.0
-    Folder.create = dawdling(create)  # type: ignore[method-assign]
-    worker.keep = dawdling(keep)
-    try:
-        make(images, output)
-    except UserError:
-        os._exit(2)
+
+def _late_driver(images: Path, output: Folder, seed: int) -> None:
+    """A job that never renews its lease."""
+    with pytest.MonkeyPatch.context() as patch:
+        _dawdle(patch, seed, 0.6)
+        patch.setattr(owner, "RENEWED", 100.0)
+        try:
+            make(images, output)
+        except UserError:
+            os._exit(2)
     os._exit(0)
 
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("seed", range(3))
 def test_of_two_drivers_one_lists(
-    images: Path, output: Folder, monkeypatch: pytest.MonkeyPatch, seed: int
+    tmp_path: Path, output: Folder, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    """The other takes over, as the first seems dead; it works on for a while."""
+    """The other takes over, as the first seems dead; that works on, and knows of fewer files."""
+    names, more = [f"{n:02d}.jpg" for n in range(30)], ["065.jpg", "125.jpg", "235.jpg"]
+    images = write_files(tmp_path / "images", names)
     monkeypatch.setattr(owner, "DEAD", 0.4)
-    late = fork.Process(target=_slow_driver, args=(images, output, seed))
+    late = fork.Process(target=_late_driver, args=(images, output, seed))
     late.start()
-    while not _kept(output):
+    while late.is_alive() and not _kept(output):
         time.sleep(0.01)
-    write_files(images, ["a/045.jpg", "c/255.jpg"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(owner, "RENEWED", 0.1)
+    write_files(images, more)
+    monkeypatch.setattr(owner, "RENEWED", 0.1)
+    _dawdle(monkeypatch, seed, 0.15)
+    with contextlib.suppress(UserError):  # the late one's piece came first
         make(images, output, wait=20)
     late.join()
     assert late.exitcode in (0, 2)
-    assert set(check(output)) >= set(NAMES)
+    make(images, output)  # which goes on, or tidies up what came too late
+    assert set(check(output)) >= set(names)
 
 
 def test_a_store_without_order_is_listed_whole(

@@ -204,6 +204,7 @@ def test_a_range_has_its_order_and_misses_no_tar(tmp_path: Path) -> None:
         ("photos", {"ids": "key"}, "photos: --ids are of tars; .* say --stored tar"),
         ("x.tar", {"features": {"a": "b"}}, "--features are joined to a table"),
         ("x.tar", {"columns": ["id=x"]}, "--columns id=x: nothing is called 'id' in a tar"),
+        ("x.tar", {"columns": ["image=;"]}, "--columns image=;: names no extension"),
     ],
 )
 def test_what_contradicts_itself_is_refused(

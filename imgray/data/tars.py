@@ -243,6 +243,8 @@ def _extensions(
                 f"--columns {name}={column}: nothing is called {name!r} in a tar; "
                 f"there are {', '.join(inputs)}"
             )
+        if not column.strip(" .;"):
+            raise UserError(f"--columns {name}={column}: names no extension, such as jpg;png")
     kinds = [one.type for one in inputs.values()]
     usual = {
         Picture.type: tuple(s[1:] for s in SUFFIXES),

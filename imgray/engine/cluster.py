@@ -21,6 +21,8 @@ from imgray.errors import UserError
 LOCAL_STORE_BYTES = 300 * 2**20
 TASK_RETRIES = 5
 REACH_SECONDS = 10
+STARTS = 3
+"""Of a local Ray, before it is given up."""
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_LOG_LEVEL": "ERROR",
@@ -55,7 +57,7 @@ def cluster() -> Iterator[None]:
                 _reach(address)
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             else:
-                _start_local()
+                start_local(cores() + 2)  # coordination must never wait for the workers' slots
     except Exception as error:  # a bare one when a busy machine is slow to start
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"cannot join Ray at {address or 'this machine'}: {reason}") from None
@@ -126,20 +128,28 @@ def quiet() -> Iterator[None]:
         os.close(kept)
 
 
-def _start_local() -> None:
-    """More logical CPUs than cores: coordination must never wait for the workers' own slots.
+def start_local(cpus: int, store: int = LOCAL_STORE_BYTES) -> None:
+    """Start a Ray of this machine alone, of so many logical CPUs and bytes of object store.
 
-    Nobody reclaims this machine, so no training needs a process that watches for that.
+    Nobody reclaims this machine, so no training needs a process that watches for that. Ray waits
+    30 s for its node, which on a busy machine may not suffice: then another is started.
     """
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    ray.init(
-        address="local",
-        num_cpus=cores() + 2,
-        include_dashboard=False,
-        object_store_memory=LOCAL_STORE_BYTES,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    for left in reversed(range(STARTS)):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                object_store_memory=store,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+            return
+        except Exception as error:
+            if not left or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
 
 
 def cores() -> int:
