@@ -23,7 +23,7 @@ from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import REJECTED, FileEntry, Manifest, publish, read_manifest, sha256
 from imgray.artifacts.walk import Entry
 from imgray.engine.listing import ENTRY, GROUP, LISTING, ShardRows, shards, write, writing_parquet
-from imgray.engine.receipts import Ledger, Receipt, found_receipts, name_of
+from imgray.engine.receipts import RECEIPTS, Ledger, Receipt, found_receipts, name_of
 
 SIZE, SAMPLE = 512, 1_000_000
 """Images of a shard by default, and of the listing whose entries are taken for all."""
@@ -60,12 +60,15 @@ def receipts(images: int) -> Iterator[Receipt]:
 
 
 def write_receipts(output: Folder, images: int) -> None:
-    """All receipts, by themselves and together, with empty parts."""
+    """All receipts, by themselves and together, with empty parts; the disk is not waited for."""
     ledger = Ledger(output)
+    for below in (REJECTED, RECEIPTS):
+        Path(output.path(below)).mkdir(parents=True)
     for receipt in receipts(images):
         for file in receipt.files:
-            output.write(file.name, b"")
-        output.write(name_of(output, receipt.shard), receipt.model_dump_json().encode())
+            Path(output.path(file.name)).touch()
+        note = Path(output.path(name_of(output, receipt.shard)))
+        note.write_text(receipt.model_dump_json())
         ledger.add(receipt)
 
 
