@@ -463,3 +463,122 @@ def test_a_store_without_order_is_listed_whole(
     make(images, output)
     assert ids(output, "listing.parquet") == sorted(NAMES, reverse=True)
     assert sorted(ids(output, "part-")) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_a_folder_that_is_unmounted_has_not_ended(
+    images: Path, output: Folder, monkeypatch: pytest.MonkeyPatch, done: bool
+) -> None:
+    """Neither where all that was listed is done, nor where a part of it is not."""
+    size = PIECE if done else SHARD
+    with monkeypatch.context() as patch:
+        _stop_after(patch, 2, UserError("away"))
+        with pytest.raises(UserError, match="away"):
+            make(images, output, shard_size=size)
+    kept = _kept(output)
+    images.rename(images.with_name("mounted elsewhere"))
+    images.mkdir()
+    with pytest.raises(UserError, match=r"nothing is there any more|cannot read"):
+        make(images, output, shard_size=size)
+    assert _kept(output) == kept
+    images.rmdir()
+    images.with_name("mounted elsewhere").rename(images)
+    make(images, output, shard_size=size)
+    assert check(output) == sorted(NAMES)
+
+
+def test_a_folder_that_goes_away_while_it_is_listed_loses_none(
+    images: Path, output: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sub-folder that cannot be found has gone by itself only where the folder is there."""
+    scandir, away = os.scandir, images.with_name("away")
+
+    def scanned(top: str) -> Any:
+        if str(top).startswith(f"{images}/b"):
+            images.rename(away)
+        return scandir(top)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", scanned)
+        with pytest.raises(UserError, match=r"cannot (list|read)"):
+            make(images, output)
+    away.rename(images)
+    make(images, output)
+    assert check(output) == sorted(NAMES)
+
+
+def test_what_vanished_is_told_though_all_pieces_are_there(
+    images: Path, output: Folder, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Killed when the pieces were put together."""
+    first, second, every = output.below("first"), output.below("second"), sorted(NAMES)
+    make(images, first)
+    for name in every[::3]:
+        (images / name).write_text("changed")
+    for name in every[1::6]:
+        (images / name).unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(growing, "write_tables", lambda *_: _raise(UserError("full")))
+        with pytest.raises(UserError, match="full"):
+            make(images, second, other_than=[first.uri])
+    make(images, second, other_than=[first.uri])
+    assert check(second) == every[::3]
+    assert ids(second, VANISHED) == every[1::6]
+    assert "15 images are as they were listed before" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("first", [4, 8])
+def test_two_orders_of_a_store_lose_none(
+    images: Path, output: Folder, monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    """At the end of the first piece, and of the second, where the job has begun by then."""
+    walk, every = Folder.walk, sorted(NAMES)
+
+    def found(self: Folder, *given: Any) -> Iterator[Entry]:
+        entries = list(walk(self, *given))
+        return iter([*entries[-first:], *entries[:-first]])
+
+    monkeypatch.setattr(Folder, "walk", found)
+    if first > PIECE:
+        with pytest.raises(UserError, match=r"out of order.*--inventory has to list it"):
+            make(images, output)
+        return
+    make(images, output)
+    assert ids(output, "listing.parquet") == [*every[-first:], *every[:-first]]
+    assert sorted(ids(output, "part-")) == every
+
+
+def test_a_piece_half_written_is_listed_anew(
+    images: Path, output: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a kill leaves it where there are no hard links."""
+    with monkeypatch.context() as patch:
+        _stop_after(patch, 3, UserError("away"))
+        with pytest.raises(UserError, match="away"):
+            make(images, output)
+    name = max(_kept(output))
+    output.write(name, output.read(name)[:-5])
+    make(images, output)
+    assert check(output) == sorted(NAMES)
+
+
+def test_what_was_rejected_is_tried_again_though_some_pieces_are_left(
+    images: Path, output: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an artifact whose notes were being removed when it was killed."""
+    (images / "a/00.jpg").write_text("bad")
+    kept: dict[str, bytes] = {}
+    publish = producer.publish
+
+    def publishing(owned: Any, manifest: Any) -> Any:
+        kept.update(_kept(owned))
+        return publish(owned, manifest)
+
+    monkeypatch.setattr(producer, "publish", publishing)
+    make(images, output)
+    for name in sorted(kept)[:2]:
+        output.write(name, kept[name])
+    (images / "a/00.jpg").write_text("a/00.jpg")
+    make(images, output, retry=True)
+    assert ids(output, "rejected/") == []
+    assert check(output) == sorted(NAMES)

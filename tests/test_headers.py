@@ -157,3 +157,30 @@ def test_few_tars_are_read_without_a_task(tars: Path, tmp_path: Path) -> None:
     _freeze(tars / "x-{00..07}.tar", output)
     assert len(_listed(output)) == 8 * EACH
     assert not output.exists(HEADERS)
+
+
+def test_receipts_outlast_a_folder_that_is_away(
+    ray_cluster: None, tars: Path, tmp_path: Path
+) -> None:
+    output = Folder(str(tmp_path / "out"))
+    list(entries_of(_open(tars), output, Skipped()))
+    kept = _receipts(output)
+    tars.rename(tmp_path / "elsewhere")
+    tars.mkdir()
+    with pytest.raises(UserError, match="no images here"):
+        _freeze(tars, output)
+    assert _receipts(output) == kept
+
+
+@pytest.mark.parametrize("kind", [".json", ".parquet"])
+def test_a_damaged_receipt_is_named(
+    ray_cluster: None, tars: Path, tmp_path: Path, kind: str
+) -> None:
+    output = Folder(str(tmp_path / "out"))
+    list(entries_of(_open(tars), output, Skipped()))
+    receipt = min(_receipts(output))
+    output.write(receipt.replace(".json", kind), b"PAR1")
+    with pytest.raises(UserError, match=r"\.json: damaged, or its twin; remove it and run again"):
+        list(entries_of(_open(tars), output, Skipped()))
+    output.remove(receipt)
+    assert len(list(entries_of(_open(tars), output, Skipped()))) == TARS * EACH

@@ -224,7 +224,10 @@ def test_a_part_is_the_tars_of_its_name(mixed: Path) -> None:
     assert _pictures(_part(linked, "train")) == ["d"]
     (linked / "train.tar").rmdir()
     _tar(linked / "train.tar", _labelled("h"))
-    with pytest.raises(UserError, match=r"train\.tar: beside train-0\.tar, .*; move one away"):
+    with pytest.raises(UserError, match=r"train-0\.tar: beside train\.tar, .*; move one away"):
+        _part(linked, "train")
+    (linked / "train.tar").rename(linked / "train-00000-of-00001.tar")
+    with pytest.raises(UserError, match=r"beside train-00000-of-00001\.tar"):
         _part(linked, "train")
 
 

@@ -184,7 +184,7 @@ def nothing_left_before(folder: Owned, *notes: str) -> Iterator[None]:
         yield
     except UserError:
         with contextlib.suppress(UserError):
-            if not any(map(folder.exists, (*notes, NAME))):
+            if not any(map(folder.sizes, (*notes, NAME))):
                 clear(folder)
         raise
 

@@ -17,8 +17,9 @@ NOT_UTF8, CIRCLE = "with a name that is not UTF-8", "link in a circle"
 """What is passed over whatever its suffix is."""
 Object = tuple[str, int, str]
 """Key, size and ETag of an object in S3."""
-MANY = 10
-"""Suffixes that a line names."""
+MANY, KINDS = 10, 1000
+"""Suffixes that a line names, and those that are counted each by itself."""
+OTHERS = "of further suffixes"
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,19 @@ class Skipped:
 
     def add(self, kind: str, place: str = "") -> None:
         """Count one."""
-        self.counts[kind] += 1
+        self._count(kind, 1)
         if place:
             self.places.setdefault(kind, place)
 
     def update(self, others: Skipped) -> None:
         """Count what another has counted, after this."""
-        self.counts.update(others.counts)
+        for kind, count in others.counts.items():
+            self._count(kind, count)
         self.places = others.places | self.places
+
+    def _count(self, kind: str, count: int) -> None:
+        own = kind in self.counts or len(self.counts) < KINDS
+        self.counts[kind if own else OTHERS] += count
 
     def __str__(self) -> str:
         named = dict(self.counts.most_common(MANY)) | {k: self.counts[k] for k in self.places}
@@ -159,8 +165,8 @@ def _sorted(top: str, prefix: str, above: tuple[Identity, ...], after: str) -> I
         with os.scandir(top) as found:
             ordered = sorted(found, key=_key)
     except FileNotFoundError:
-        if not prefix:
-            raise
+        if not prefix or _identity(top[: -len(prefix)]) != above[0]:
+            raise  # all has gone, as what is unmounted has
         return  # it went while its parent was listed
     for one in ordered:
         if not after or _reaches(prefix + _key(one), after):

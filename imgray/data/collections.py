@@ -21,6 +21,9 @@ from imgray.data.tables import Table, open_table
 from imgray.data.tars import Tars
 from imgray.errors import CHANGED, Missing, UserError, brief
 
+UNORDERED = "--x-s3"
+"""How buckets of S3 Express end, which list in no order."""
+
 
 class Collection(ABC):
     """Records at a URI, to be read on any worker.
@@ -90,7 +93,7 @@ class Files(Collection):
 
     @property
     def grows(self) -> bool:
-        return self.inventory is None
+        return self.inventory is None and not self.folder.root.partition("/")[0].endswith(UNORDERED)
 
     def entries(self, skipped: Skipped) -> Iterator[Entry]:
         if self.inventory:
@@ -98,7 +101,16 @@ class Files(Collection):
         return self.rest("", skipped)
 
     def rest(self, after: str, skipped: Skipped) -> Iterator[Entry]:
-        return self.folder.walk(self.suffixes, skipped, after)
+        """The end is believed only where something is still there: what is unmounted is empty."""
+        found = bool(after)
+        for entry in self.folder.walk(self.suffixes, skipped, after):
+            found = True
+            yield entry
+        if found and not self.folder.answers(""):
+            raise UserError(
+                f"{self.uri}: nothing is there any more, where files were listed before; run it "
+                "again when their store is back"
+            )
 
     def values(self, number: int, entry: Entry) -> Values:
         if entry.size > MAX_BYTES:

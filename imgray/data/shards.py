@@ -104,13 +104,15 @@ def tars_of(folder: Folder, part: str) -> list[str]:
         return []
     suffixes = "|".join(map(re.escape, (SUFFIX, *PACKED)))
     wanted = re.compile(rf"{re.escape(part)}(-\d+(-of-\d+)?)?(?i:{suffixes})")
-    found = [name for name in folder.tops(folders=False) if wanted.fullmatch(name)]
+    found = {name: one for name in folder.tops(folders=False) if (one := wanted.fullmatch(name))}
     for name in found:
         refuse_packed(folder.place(name))
-    if len({shard_of(name) == part for name in found}) > 1:
-        place, other = folder.place(part + SUFFIX), next(n for n in found if shard_of(n) != part)
-        raise UserError(f"{place}: beside {other}, both of which would be {part!r}; move one away")
-    return found
+    kinds = {one[2] or bool(one[1]): name for name, one in found.items()}
+    if len(kinds) > 1:
+        one, other, *_ = sorted(kinds.values())
+        place = folder.place(one)
+        raise UserError(f"{place}: beside {other}, each of which would be {part!r}; move one away")
+    return list(found)
 
 
 def expanded(name: str, uri: str) -> list[str]:

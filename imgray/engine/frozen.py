@@ -66,6 +66,7 @@ def _begun(
     goes_on = collection.grows and not earlier
     making = _Making(collection, output, earlier, pieces.skipped if goes_on else Skipped())
     entries = making.entries(pieces.after if goes_on else "")
+    resumed = bool(pieces.known.pieces)
     if collection.grows and not pieces.known.pieces:
         entries = pieces.begin(entries, making.skipped, collection.uri)
     if not pieces.known.pieces:
@@ -73,7 +74,9 @@ def _begun(
         making.tell(listing)
         yield Whole(listing, output)
         return
-    rest = in_order(entries, pieces.after, collection.uri)
+    if pieces.known.whole and not earlier:
+        entries = iter(())
+    rest = in_order(entries, pieces.after, collection.uri, resumed)
     with Growing(pieces, rest, making.skipped, making.end, making.tell) as growing:
         yield growing
 
@@ -99,7 +102,6 @@ class _Making:
         with scratch() as folder:
             total = write(folder / LISTING)
             if not total + (self.earlier.unchanged if self.earlier else 0):
-                self.output.remove(HEADERS)
                 raise self._nothing()
             file = entry_of_file(folder / LISTING, total)
             listing = Listing(images=total, file=file, digest=self.collection.digest)

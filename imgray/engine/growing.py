@@ -22,7 +22,7 @@ all before it. So of 2^30 images they start fifty times at most, and wait where 
 GRACE = 10.0
 """Seconds for which the whole is waited for at first: workers take as long to start anew."""
 PATIENCE = 5.0
-"""Seconds for which a listing that is to stop is waited for."""
+"""Seconds for which a listing that Ctrl-C stops is waited for."""
 
 Item = TypeVar("Item")
 
@@ -75,9 +75,11 @@ class Growing:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """What is refused waits for what is being written: after it another run may own all."""
         self._stopped.set()
-        self._thread.join(PATIENCE)
+        refused = kind is not None and issubclass(kind, Exception)
+        self._thread.join(None if refused else PATIENCE)
 
     def known(self) -> Known:
         """How far it has come. Raises what has ended it."""
@@ -120,6 +122,8 @@ class Growing:
                 some = itertools.islice(self._going(self._entries), self.pieces.most)
                 self.pieces.add(list(some), self._skipped.counts)
                 self._tell()
+            for _ in self._going(self._entries):  # what vanished is told by all that there is
+                pass
             tables = self._going(self.pieces.tables())
             self._listing = self._end(lambda path: write_tables(tables, path))
         except BaseException as error:

@@ -52,6 +52,17 @@ def _scanned(
     if len(named) <= SCANS:
         yield from tars.scanned(named, skipped)
         return
+    found = _by_tasks(tars, output, named, skipped)
+    if (first := next(found, None)) is None:  # the command is to be corrected
+        output.remove(HEADERS)
+        return
+    yield first
+    yield from found
+
+
+def _by_tasks(
+    tars: Tars, output: Folder, named: Sequence[Tar], skipped: Skipped
+) -> Iterator[Listed]:
     below = of_chain(output, HEADERS)
     there = output.sizes(below)
     task = ray.remote(num_cpus=1, max_retries=TASK_RETRIES)(_scan)
@@ -105,14 +116,19 @@ def _taken(
     try:
         fault = ray.get(done) if done is not None else ""
     except RayError as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).strip().splitlines()[-1]
         raise UserError(
             f"a worker that reads the headers of tars died: {reason}; run again to go on"
         ) from None
     if fault:
         raise UserError(fault)
-    for batch in pq.ParquetFile(output.open(f"{name}.parquet")).iter_batches():
-        for row in batch.to_pylist():
-            yield row.pop("tar"), row.pop("key"), Entry(**row)
-    counts, places = json.loads(output.read(f"{name}.json"))
+    try:
+        counts, places = json.loads(output.read(f"{name}.json"))
+        for batch in pq.ParquetFile(output.open(f"{name}.parquet")).iter_batches():
+            for row in batch.to_pylist():
+                yield row.pop("tar"), row.pop("key"), Entry(**row)
+    except (ValueError, pa.ArrowException) as error:
+        place = output.place(f"{name}.json")
+        way = "remove it and run again"
+        raise UserError(f"{place}: damaged, or its twin; {way}") from error
     skipped.update(Skipped(Counter(counts), places))

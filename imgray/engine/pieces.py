@@ -20,12 +20,12 @@ import pyarrow.parquet as pq
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import WORK
 from imgray.artifacts.walk import Entry, Skipped
-from imgray.engine.listing import GROUP, ShardRows, span, table_of
+from imgray.engine.listing import GROUP, LISTING, ShardRows, span, table_of
 from imgray.engine.receipts import of_chain
 from imgray.errors import UserError, brief
 
 PIECES = f"{WORK}/pieces"
-_SKIPPED = b"skipped"
+_SKIPPED, _END = b"skipped", b"PAR1"
 
 
 class Known(NamedTuple):
@@ -50,7 +50,11 @@ class Pieces:
         self.output, self.known, self.most = output, Known(), GROUP
         self.after, self.skipped = "", Skipped()
         names = output.sizes(of_chain(output, PIECES))
-        if count := sum(name.endswith(".parquet") for name in names):
+        count = sum(name.endswith(".parquet") for name in names)
+        if count and not output.read(_name(output, count - 1)).endswith(_END):
+            count -= 1  # killed in writing it, where it could not be made at once
+            output.remove(_name(output, count))
+        if count:
             first, last = _read(output, 0), _read(output, count - 1)
             self.most = len(first)
             self.known = Known((count - 1) * self.most + len(last), len(last) < self.most, count)
@@ -65,7 +69,8 @@ class Pieces:
         first = list(itertools.islice(entries, self.most))
         counts = skipped.counts.copy()
         more = list(itertools.islice(entries, 1))
-        if not more or any(one.id >= other.id for one, other in itertools.pairwise(first)):
+        ordered = all(a.id < b.id for a, b in itertools.pairwise([*first, *more]))
+        if not more or not ordered:
             return itertools.chain(first, more, entries)
         self.add(first, counts)
         return itertools.chain(more, entries)
@@ -123,21 +128,27 @@ class PieceRows:
 
 
 def rows_of(output: Folder, size: int) -> ShardRows | PieceRows:
-    """The rows of an output's listing by shard: from its pieces where it has any."""
-    return (PieceRows if output.exists(_name(output, 0)) else ShardRows)(output, size)
+    """The rows of an output's listing by shard: from its pieces while it is not whole."""
+    return (ShardRows if output.exists(LISTING) else PieceRows)(output, size)
 
 
-def in_order(entries: Iterable[Entry], after: str, uri: str) -> Iterator[Entry]:
-    """Those after an id. Raises `UserError` where one that follows comes no later than the last."""
+def in_order(
+    entries: Iterable[Entry], after: str, uri: str, resumed: bool = True
+) -> Iterator[Entry]:
+    """Those after an id; before it there may be some where a listing was `resumed`.
+
+    Raises `UserError` where one that follows comes no later than the last.
+    """
     last = after
     for entry in entries:
         if entry.id > last:
             last = entry.id
             yield entry
-        elif last != after:
+        elif last != after or not resumed:
             raise UserError(
                 f"{uri}: '{brief(entry.id)}' was listed after '{brief(last)}', out of order: names "
-                "there were changed meanwhile, or the store has no order; run it again to go on"
+                "there were changed meanwhile, so run it again to go on; or else the store has no "
+                "order, and --inventory has to list it"
             )
 
 
