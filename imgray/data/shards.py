@@ -109,8 +109,8 @@ def tars_of(folder: Folder, part: str) -> list[str]:
         refuse_packed(folder.place(name))
     kinds = {one[2] or bool(one[1]): name for name, one in found.items()}
     if len(kinds) > 1:
-        one, other, *_ = sorted(kinds.values())
-        place = folder.place(one)
+        first, other, *_ = sorted(kinds.values())
+        place = folder.place(first)
         raise UserError(f"{place}: beside {other}, each of which would be {part!r}; move one away")
     return list(found)
 
