@@ -85,20 +85,18 @@ READ: dict[str, Callable[[Folder], Any]] = {
     "manifest": read_manifest,
 }
 ALONE = """
-import sys, time
-from pathlib import Path
+import sys, time, psutil
 sys.path.insert(0, sys.argv[1])
 import bench_endless
-def peak(): return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
-Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-before, start = peak(), time.perf_counter()
+def taken(): return psutil.Process().memory_info().rss / 2**20
+before, start = taken(), time.perf_counter()
 found = bench_endless.READ[sys.argv[2]](bench_endless.Folder(sys.argv[3]))
-print(time.perf_counter() - start, peak() - before)
+print(time.perf_counter() - start, taken() - before)
 """
 
 
 def measured(name: str, images: int, output: Path) -> list[float]:
-    """Seconds to write, MB of files that tell something, seconds and MiB to read."""
+    """Seconds to write, MB of files that tell something, seconds to read, and MiB that it holds then."""
     output.mkdir(parents=True)
     begun = time.perf_counter()
     WRITE[name](Folder(str(output)), images)
@@ -122,7 +120,7 @@ def main() -> None:
             for n in given.images
             for name in WRITE
         ]
-        head = ["images", "shards", "what", "s to write", "MB", "s to read", "MiB to read"]
+        head = ["images", "shards", "what", "s to write", "MB", "s to read", "MiB held"]
         common.table(head, rows)
         print(f"{each:.1f} bytes of the listing an entry")
 
