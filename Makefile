@@ -45,15 +45,14 @@ format: setup  ## mend style and formatting
 
 setup: $(VENV)/installed  ## make the virtual environment, again only when the requirements change
 
-# The two FAISS wheels share one module name, so whichever is there goes first. What is never imported
-# need not be compiled, which would take half of the time.
+# The two FAISS wheels share one module name, so whichever is there goes first.
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "imgray needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip uninstall -qq --yes faiss-cpu faiss-gpu
 	@echo "installing about 6 GB: some minutes the first time"
-	$(VENV)/bin/python -m pip install --quiet --no-compile -c constraints.txt -e ".[$(EXTRA),demo,dev]"
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[$(EXTRA),demo,dev]"
 	@touch $@
 
 clean:  ## remove the virtual environment and everything else that was made

@@ -96,7 +96,7 @@ print(time.perf_counter() - start, taken() - before)
 
 
 def measured(name: str, images: int, output: Path) -> list[float]:
-    """Seconds to write, MB of files that tell something, seconds to read, and MiB that it holds then."""
+    """Seconds to write, MB of files that tell something, seconds to read, MiB held then."""
     output.mkdir(parents=True)
     begun = time.perf_counter()
     WRITE[name](Folder(str(output)), images)
