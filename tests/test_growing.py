@@ -76,6 +76,14 @@ def _stop_after(patch: pytest.MonkeyPatch, pieces: int, error: BaseException) ->
     patch.setattr(Pieces, "add", stopping)
 
 
+def _make_until(pieces: int, *given: Any, **how: Any) -> None:
+    """`make`, while its listing keeps so many pieces, and then its store is away."""
+    with pytest.MonkeyPatch.context() as patch:
+        _stop_after(patch, pieces, UserError("away"))
+        with pytest.raises(UserError, match="away"):
+            make(*given, **how)
+
+
 @pytest.mark.parametrize("count", [1, PIECE, PIECE + 1, 2 * PIECE, 30])
 def test_it_makes_to_the_byte_what_a_whole_listing_makes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, capsys: Any
@@ -159,17 +167,11 @@ def test_wherever_it_lies_a_later_run_goes_on(
     images, output = folder.below("images"), folder.below("out")
     for name in NAMES[:18]:
         images.write(name, name.encode())
-    with monkeypatch.context() as patch:
-        _stop_after(patch, 2, UserError("away"))
-        with pytest.raises(UserError, match="away"):
-            make(images, output)
+    _make_until(2, images, output)
     kept = _kept(output)
     images.write("a/000.jpg", b"before")
     images.write("z.jpg", b"after")
-    with monkeypatch.context() as patch:
-        _stop_after(patch, 3, UserError("away"))
-        with pytest.raises(UserError, match="away"):
-            make(images, output)
+    _make_until(3, images, output)
     assert {name: data for name, data in _kept(output).items() if name in kept} == kept
     make(images, output)
     assert check(output) == sorted([*NAMES[:18], "z.jpg"])
@@ -178,10 +180,7 @@ def test_wherever_it_lies_a_later_run_goes_on(
 def test_an_inventory_goes_on_with_what_was_listed(
     images: Path, output: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        _stop_after(patch, 3, UserError("away"))
-        with pytest.raises(UserError, match="away"):
-            make(images, output)
+    _make_until(3, images, output)
     every = sorted([*NAMES, "a/000.jpg", "z.jpg"])
     report = SimpleNamespace(entries=lambda *_: (Entry(id, 1) for id in every))
     write_files(images, ["z.jpg"])
@@ -260,7 +259,7 @@ def test_a_piece_is_made_once(output: Folder) -> None:
     """Whoever comes late changes none, and who finds another's goes on from it when run again."""
     entries = [Entry(f"{n:02d}", n) for n in range(3 * PIECE)]
     with owning(output) as late:
-        Pieces(late).begin(iter(entries), Skipped(), "images")
+        Pieces(late).begin(iter(entries), Skipped())
         slow = Pieces(late)
         output.remove(f"_work/leases/{late.claim.run}")
         with owning(output) as now:
@@ -281,10 +280,7 @@ def test_a_piece_is_made_once(output: Folder) -> None:
 
 
 def test_a_damaged_piece_is_named(images: Path, output: Folder, monkeypatch: Any) -> None:
-    with monkeypatch.context() as patch:
-        _stop_after(patch, 3, UserError("away"))
-        with pytest.raises(UserError, match="away"):
-            make(images, output)
+    _make_until(3, images, output)
     name = max(_kept(output))
     output.write(name, b"PAR1")
     with pytest.raises(UserError, match=r"000002.parquet: damaged; start anew with --overwrite"):
@@ -377,10 +373,7 @@ def test_what_vanished_is_told_of_all_that_there_is(
     fresh = sorted([*every[::3], "a/000.jpg", "b/zz.jpg", "z.jpg"])
     second = output.below("second")
     if stopped:
-        with monkeypatch.context() as patch:
-            _stop_after(patch, 2, UserError("away"))
-            with pytest.raises(UserError, match="away"):
-                make(images, second, other_than=[first.uri])
+        _make_until(2, images, second, other_than=[first.uri])
         assert len(_kept(second)) == 2
     make(images, second, other_than=[first.uri])
     assert check(second) == fresh
@@ -471,10 +464,7 @@ def test_a_folder_that_is_unmounted_has_not_ended(
 ) -> None:
     """Neither where all that was listed is done, nor where a part of it is not."""
     size = PIECE if done else SHARD
-    with monkeypatch.context() as patch:
-        _stop_after(patch, 2, UserError("away"))
-        with pytest.raises(UserError, match="away"):
-            make(images, output, shard_size=size)
+    _make_until(2, images, output, shard_size=size)
     kept = _kept(output)
     images.rename(images.with_name("mounted elsewhere"))
     images.mkdir()
@@ -552,10 +542,7 @@ def test_a_piece_half_written_is_listed_anew(
     images: Path, output: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a kill leaves it where there are no hard links."""
-    with monkeypatch.context() as patch:
-        _stop_after(patch, 3, UserError("away"))
-        with pytest.raises(UserError, match="away"):
-            make(images, output)
+    _make_until(3, images, output)
     name = max(_kept(output))
     output.write(name, output.read(name)[:-5])
     make(images, output)

@@ -68,7 +68,7 @@ def _begun(
     entries = making.entries(pieces.after if goes_on else "")
     resumed = bool(pieces.known.pieces)
     if collection.grows and not pieces.known.pieces:
-        entries = pieces.begin(entries, making.skipped, collection.uri)
+        entries = pieces.begin(entries, making.skipped)
     if not pieces.known.pieces:
         listing = making.end(partial(write, entries))
         making.tell(listing)

@@ -8,13 +8,10 @@ its receipt: a later run does not read those tars again. Few tars are read by th
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,7 +24,7 @@ from imgray.artifacts.walk import Entry, Skipped
 from imgray.data.collections import Collection, Packed
 from imgray.data.tars import SCANS, Listed, Tar, Tars
 from imgray.engine.cluster import TASK_RETRIES
-from imgray.engine.listing import ENTRY, GROUP, writing_parquet
+from imgray.engine.listing import ENTRY, in_groups, table_of, write_tables
 from imgray.engine.receipts import of_chain
 from imgray.errors import UserError
 
@@ -94,7 +91,7 @@ def _scan(tars: Tars, output: Folder, name: str, some: Sequence[Tar]) -> str:
     try:
         with scratch() as folder:
             found = (row for tar in some for row in tars.listed(*tar, skipped))
-            _write(found, folder / "found")
+            write_tables(map(_table, in_groups(found)), folder / "found", _SCHEMA)
             output.upload(folder / "found", f"{name}.parquet")
         output.write(f"{name}.json", json.dumps([skipped.counts, skipped.places]).encode())
     except UserError as error:
@@ -102,12 +99,9 @@ def _scan(tars: Tars, output: Folder, name: str, some: Sequence[Tar]) -> str:
     return ""
 
 
-def _write(found: Iterator[Listed], path: Path) -> None:
-    with writing_parquet(path, _SCHEMA) as add:
-        while some := list(itertools.islice(found, GROUP)):
-            tars, keys, entries = zip(*some, strict=True)
-            columns: list[Any] = [[getattr(one, n) for one in entries] for n in ENTRY.names]
-            add(pa.table([tars, keys, *columns], schema=_SCHEMA), GROUP)
+def _table(found: Sequence[Listed]) -> pa.Table:
+    tars, keys, entries = zip(*found, strict=True)
+    return pa.table([tars, keys, *table_of(entries).columns], schema=_SCHEMA)
 
 
 def _taken(

@@ -10,7 +10,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +31,7 @@ ENTRY = pa.schema(
     [("id", pa.string()), ("size", pa.int64()), ("version", pa.string()), ("where", pa.string())]
 )
 """The columns of an `Entry`."""
+Row = TypeVar("Row")
 
 
 class Listing(BaseModel):
@@ -56,14 +57,18 @@ class Listing(BaseModel):
 
 def write(entries: Iterator[Entry], path: Path) -> int:
     """Write entries to a file, a row group at a time: how many there are."""
-    groups = iter(lambda: list(itertools.islice(entries, GROUP)), [])
-    return write_tables(map(table_of, groups), path)
+    return write_tables(map(table_of, in_groups(entries)), path)
 
 
-def write_tables(tables: Iterable[pa.Table], path: Path) -> int:
-    """Write what `table_of` gives to a file, each table a row group: how many rows there are."""
+def in_groups(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    """Rows, as many together as a row group has."""
+    return iter(lambda: list(itertools.islice(rows, GROUP)), [])
+
+
+def write_tables(tables: Iterable[pa.Table], path: Path, schema: pa.Schema = ENTRY) -> int:
+    """Write tables of a schema to a file, each a row group: how many rows there are."""
     total = 0
-    with writing_parquet(path, ENTRY) as add:
+    with writing_parquet(path, schema) as add:
         for table in tables:
             add(table, GROUP)
             total += len(table)

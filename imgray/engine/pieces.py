@@ -49,11 +49,11 @@ class Pieces:
     def __init__(self, output: Folder) -> None:
         self.output, self.known, self.most = output, Known(), GROUP
         self.after, self.skipped = "", Skipped()
-        names = output.sizes(of_chain(output, PIECES))
-        count = sum(name.endswith(".parquet") for name in names)
-        if count and not output.read(_name(output, count - 1)).endswith(_END):
+        sizes = output.sizes(of_chain(output, PIECES))
+        count = sum(name.endswith(".parquet") for name in sizes)
+        if count and not _ends(output, name := _name(output, count - 1), sizes[name]):
             count -= 1  # killed in writing it, where it could not be made at once
-            output.remove(_name(output, count))
+            output.remove(name)
         if count:
             first, last = _read(output, 0), _read(output, count - 1)
             self.most = len(first)
@@ -61,7 +61,7 @@ class Pieces:
             self.after = last["id"][-1].as_py() if len(last) else ""
             self.skipped.counts = Counter(json.loads(last.schema.metadata[_SKIPPED]))
 
-    def begin(self, entries: Iterator[Entry], skipped: Skipped, uri: str) -> Iterator[Entry]:
+    def begin(self, entries: Iterator[Entry], skipped: Skipped) -> Iterator[Entry]:
         """Keep the first piece, if there are more entries than it has: those that are in none.
 
         A store that lists in no order, as S3 Express does, has no pieces.
@@ -154,6 +154,11 @@ def in_order(
 
 def _name(output: Folder, number: int) -> str:
     return f"{of_chain(output, PIECES)}/{number:06d}.parquet"
+
+
+def _ends(output: Folder, name: str, size: int) -> bool:
+    """Whether a piece was written to its end."""
+    return output.read(name, len(_END), max(0, size - len(_END))) == _END
 
 
 def _read(output: Folder, number: int) -> pa.Table:
