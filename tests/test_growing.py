@@ -160,9 +160,7 @@ def test_what_is_in_a_piece_is_never_listed_anew(
     assert "passed over 2: 2 .txt" in capsys.readouterr().err
 
 
-def test_wherever_it_lies_a_later_run_goes_on(
-    folder: Folder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wherever_it_lies_a_later_run_goes_on(folder: Folder) -> None:
     """S3 is asked for what comes after the last id; what a store gives all the same is left out."""
     images, output = folder.below("images"), folder.below("out")
     for name in NAMES[:18]:
@@ -177,9 +175,7 @@ def test_wherever_it_lies_a_later_run_goes_on(
     assert check(output) == sorted([*NAMES[:18], "z.jpg"])
 
 
-def test_an_inventory_goes_on_with_what_was_listed(
-    images: Path, output: Folder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_inventory_goes_on_with_what_was_listed(images: Path, output: Folder) -> None:
     _make_until(3, images, output)
     every = sorted([*NAMES, "a/000.jpg", "z.jpg"])
     report = SimpleNamespace(entries=lambda *_: (Entry(id, 1) for id in every))
@@ -279,7 +275,7 @@ def test_a_piece_is_made_once(output: Folder) -> None:
             assert Pieces(now).known == Known(2 * PIECE + 1, True, 3)
 
 
-def test_a_damaged_piece_is_named(images: Path, output: Folder, monkeypatch: Any) -> None:
+def test_a_damaged_piece_is_named(images: Path, output: Folder) -> None:
     _make_until(3, images, output)
     name = max(_kept(output))
     output.write(name, b"PAR1")
@@ -459,9 +455,7 @@ def test_a_store_without_order_is_listed_whole(
 
 
 @pytest.mark.parametrize("done", [False, True])
-def test_a_folder_that_is_unmounted_has_not_ended(
-    images: Path, output: Folder, monkeypatch: pytest.MonkeyPatch, done: bool
-) -> None:
+def test_a_folder_that_is_unmounted_has_not_ended(images: Path, output: Folder, done: bool) -> None:
     """Neither where all that was listed is done, nor where a part of it is not."""
     size = PIECE if done else SHARD
     _make_until(2, images, output, shard_size=size)
@@ -538,9 +532,7 @@ def test_two_orders_of_a_store_lose_none(
     assert sorted(ids(output, "part-")) == every
 
 
-def test_a_piece_half_written_is_listed_anew(
-    images: Path, output: Folder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_piece_half_written_is_listed_anew(images: Path, output: Folder) -> None:
     """As a kill leaves it where there are no hard links."""
     _make_until(3, images, output)
     name = max(_kept(output))
