@@ -54,7 +54,7 @@ def _configured(bucket: str, port: int) -> dict[str, Any]:
             if deployment["name"] != "service":
                 deployment["autoscaling_config"] |= {"min_replicas": 1, "max_replicas": 2}
         if deployment["name"] == "encoder":
-            deployment["autoscaling_config"] |= {"target_ongoing_requests": 2}
+            deployment["autoscaling_config"] |= {"target_ongoing_requests": 1}
     return config
 
 
@@ -202,10 +202,10 @@ def test_another_start_leaves_it_alone(deployed: Deployed, artifacts: Artifacts)
 def test_replicas_come_with_the_load_and_go_after_it(deployed: Deployed, picture: bytes) -> None:
     assert len(deployed.running("encoder")) == 1
     load = Load()
-    with load.of(8, deployed.url, picture):
-        _await(lambda: len(deployed.running("encoder")) == 2, 120)
+    with load.of(16, deployed.url, picture):
+        _await(lambda: len(deployed.running("encoder")) == 2, 240)
     with load.of(1, deployed.url, picture):
-        _await(lambda: len(deployed.running("encoder")) == 1, 120)
+        _await(lambda: len(deployed.running("encoder")) == 1, 240)
     assert set(load.statuses) == {200}
     assert load.again == 0
 

