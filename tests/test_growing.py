@@ -382,7 +382,8 @@ def test_killed_at_any_change_a_rerun_does_every_image_once(tmp_path: Path, outp
     """Though files come and go meanwhile; until it has begun, see `test_owner`."""
     names, gone = [f"{n:02d}.jpg" for n in range(18)], {"05.jpg", "15.jpg"}
     images = write_files(tmp_path / "images", names)
-    for _ in left_by_kills(output.root, lambda: make(images, output, shard_size=9), 50):
+    copies = tmp_path / "copies"
+    for _ in left_by_kills(output, lambda: make(images, output, shard_size=9), 50, copies):
         kept = {} if output.exists(NAME) else _kept(output)
         pieces = (pq.read_table(io.BytesIO(data)) for _, data in sorted(kept.items()))
         frozen = [id for piece in pieces for id in piece["id"].to_pylist()]

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -315,7 +316,14 @@ def test_a_damaged_claim_binds_nobody(folder: Folder, content: bytes) -> None:
         assert newest_claim(folder) == (8, owned.claim)
 
 
-def _left(folder: Folder, before: str) -> Iterator[None]:
+killed = pytest.mark.parametrize(
+    "folder",
+    ["disk", *(pytest.param(s, marks=pytest.mark.sweep) for s in ("S3", "conditional S3"))],
+    indirect=True,
+)
+
+
+def _left(folder: Folder, before: str, into: Path) -> Iterator[None]:
     """An output as a kill at each change leaves it, of a job that overwrites what was before."""
     if before != "nothing":
         _make(folder, 96)
@@ -323,15 +331,16 @@ def _left(folder: Folder, before: str) -> Iterator[None]:
         manifest = json.loads(folder.read(NAME))
         folder.remove(NAME)
         folder.write("_work/run.json", json.dumps(manifest["config"]).encode())
-    return left_by_kills(folder.root, lambda: _make(folder, 128, before != "nothing"), 16)
+    return left_by_kills(folder, partial(_make, folder, 128, before != "nothing"), 16, into)
 
 
+@killed
 @pytest.mark.parametrize("before", ["nothing", "finished", "unfinished"])
 def test_killed_at_any_change_a_rerun_ends_as_if_nothing_had_been(
-    tmp_path: Path, before: str
+    folder: Folder, tmp_path: Path, before: str
 ) -> None:
-    folder, overwrite = Folder(str(tmp_path / "out")), before != "nothing"
-    for _ in _left(folder, before):
+    overwrite = before != "nothing"
+    for _ in _left(folder, before, tmp_path / "copies"):
         started = folder.exists("_work/run.json") or not folder.exists(NAME)
         other = started and b'"size": 96' in (
             folder.read("_work/run.json") if folder.exists("_work/run.json") else b""
@@ -346,8 +355,8 @@ def _size(folder: Folder) -> int:
     return size
 
 
-def test_killed_in_overwriting_it_is_overwritten_again(tmp_path: Path) -> None:
-    folder = Folder(str(tmp_path / "out"))
-    for _ in _left(folder, "finished"):
+@killed
+def test_killed_in_overwriting_it_is_overwritten_again(folder: Folder, tmp_path: Path) -> None:
+    for _ in _left(folder, "finished", tmp_path / "copies"):
         _make(folder, 160, overwrite=True)
         _holds(folder, 160)
