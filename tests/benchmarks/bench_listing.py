@@ -21,18 +21,17 @@ import pyarrow.parquet as pq
 
 PORT, KEY = 9555, "imgray-bench,imgray-bench-secret"
 LIST = """
-import itertools, resource, sys, time
-from pathlib import Path
+import resource, sys, time
 from imgray.artifacts.folder import Folder
-from imgray.artifacts.walk import Skipped
-from imgray.engine.listing import write
+from imgray.data.collections import Files
+from imgray.engine.frozen import freeze
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 before, start = peak(), time.perf_counter()
-entries = Folder(sys.argv[1]).walk((".jpg",), Skipped())
-first = next(entries)
-seen = time.perf_counter() - start
-count = write(itertools.chain([first], entries), Path(sys.argv[2]))
-print(count, seen, time.perf_counter() - start, peak() - before)
+with freeze(Files(Folder(sys.argv[1]), "image"), Folder(sys.argv[2])) as frozen:
+    first, seen = frozen.known().images, time.perf_counter() - start
+    listing = frozen.ended()
+took, size = time.perf_counter() - start, listing.file.size / 1e6
+print(listing.images, first, seen, took, peak() - before, size)
 """
 
 
@@ -65,11 +64,12 @@ def served(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def listed(uri: str, target: Path, variables: dict[str, str]) -> list[float]:
-    """How many entries, seconds to the first and to the last, MiB more than before, MB written."""
+    """Entries, those that work begins with, seconds to them, to all, MiB more than before, MB."""
     command = [sys.executable, "-c", LIST, uri, str(target)]
     done = subprocess.run(command, env=os.environ | variables, capture_output=True, check=True)
-    count, *rest = map(float, done.stdout.split())
-    return [int(count), *rest, target.stat().st_size / 1e6]
+    shutil.rmtree(target)
+    count, first, *rest = map(float, done.stdout.split())
+    return [int(count), int(first), *rest]
 
 
 def photographs(folder: Path, data: Path, count: int) -> Path:
@@ -116,11 +116,11 @@ def main() -> None:
         place = work / "served" / f"list-{given.images}"
         if not place.exists():
             make(place, given.images)
-        rows = [["disk", *listed(str(place), work / "listing.parquet", {})]]
+        rows = [["disk", *listed(str(place), work / "out", {})]]
         with served(place.parent) as variables:
             uri = f"s3://{place.name}"
-            rows.append(["S3", *listed(uri, work / "listing.parquet", variables)])
-        head = ["where", "entries", "s to the first", "s to the last", "MiB more", "MB written"]
+            rows.append(["S3", *listed(uri, work / "out", variables)])
+        head = ["where", "entries", "the first", "s to them", "s to all", "MiB more", "MB"]
         common.table(head, rows)
         if given.extract:
             extraction(work, given.data, given.extract)
