@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -312,7 +313,7 @@ def test_workers_start_anew_rarely() -> None:
 def test_only_full_shards_are_given_before_the_end() -> None:
     unused: Any = None
     slow = Growing(Pieces(Folder("/nowhere")), iter(()), Skipped(), unused, unused)
-    given = slow.shards(3)
+    given = slow.shards(3, unused)
     for known, ready in (
         (Known(4, False, 1), range(0, 1)),
         (Known(8, False, 2), range(1, 2)),
@@ -336,6 +337,45 @@ def test_a_listing_that_ends_soon_is_waited_for(
     )
     make(images, output)
     assert batches == [10]
+
+
+def test_while_the_listing_is_waited_for_it_is_told_of(
+    images: Path, output: Folder, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """The folder tells of no more than two pieces until that was."""
+    walk, told = Folder.walk, threading.Event()
+
+    def slowly(self: Folder, *given: Any) -> Iterator[Entry]:
+        for number, entry in enumerate(walk(self, *given)):
+            assert number < 2 * PIECE or told.wait(20)
+            yield entry
+
+    class Telling(Progress):
+        def add(self, done: int, rejected: int = 0) -> None:
+            super().add(done, rejected)
+            if not done:
+                told.set()
+
+    monkeypatch.setattr(Folder, "walk", slowly)
+    monkeypatch.setattr(growing, "TICK", 0.01)
+    monkeypatch.setattr(collections, "Progress", Telling)
+    monkeypatch.setattr("imgray.engine.progress.LOG_SECONDS", 0.0)
+    make(images, output)
+    assert check(output) == sorted(NAMES)
+    assert re.search(r"^read: \d of \d images so far, ", capsys.readouterr().err, re.MULTILINE)
+
+
+def test_a_whole_listing_says_how_far_it_is(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """With `--except` what is listed may all be known before work begins."""
+    first, second = Folder(str(tmp_path / "first")), Folder(str(tmp_path / "second"))
+    make(images, first)
+    (images / "new.jpg").write_text("new")
+    monkeypatch.setattr("imgray.engine.progress.LOG_SECONDS", 0.0)
+    make(images, second, other_than=[first.uri])
+    said = [line for line in capsys.readouterr().err.splitlines() if "listed" in line]
+    assert said[:31] == [f"{images}: listed {n} so far" for n in range(31)]
 
 
 def test_progress_says_how_far_the_listing_is(capsys: Any, monkeypatch: Any) -> None:

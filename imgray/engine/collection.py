@@ -119,7 +119,12 @@ def process_collection(
         receipts, again = _earlier(output, retry)
         earlier = sum(receipt.listed for receipt in receipts.values())
         progress, ledger = Progress(what, 0, earlier, whole=False), Ledger(output)
-        for known, ready in frozen.shards(shard_size):
+
+        def listed(known: Known) -> None:
+            progress.grow(known.images, known.whole)
+            progress.add(0)
+
+        for known, ready in frozen.shards(shard_size, listed):
             progress.grow(known.images, known.whole)
             if not ready.start:
                 _tell_earlier(what, known, ready.stop, earlier, len(again))

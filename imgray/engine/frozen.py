@@ -17,7 +17,7 @@ from imgray.engine.growing import Growing, Whole
 from imgray.engine.headers import HEADERS, entries_of
 from imgray.engine.listing import LISTING, Listing, write
 from imgray.engine.pieces import PIECES, Pieces, in_order
-from imgray.engine.progress import say
+from imgray.engine.progress import counted, say
 from imgray.errors import CHANGED, UserError
 
 LISTED = f"{WORK}/listing.json"
@@ -95,6 +95,8 @@ class _Making:
         if after:
             return self.collection.rest(after, self.skipped)
         entries = entries_of(self.collection, self.output, self.skipped)
+        if self.earlier or not self.collection.grows:  # else work begins soon, which tells of it
+            entries = counted(entries, f"{self.collection.uri}: listed")
         return self.earlier.fresh(entries) if self.earlier else entries
 
     def end(self, write: Callable[[Path], int]) -> Listing:

@@ -21,10 +21,13 @@ SHARE = 4
 all before it. So of 2^30 images they start fifty times at most, and wait where listing is slow."""
 GRACE = 10.0
 """Seconds for which the whole is waited for at first: workers take as long to start anew."""
+TICK = 1.0
+"""Seconds between two words about a listing that is waited for."""
 PATIENCE = 5.0
 """Seconds for which a listing that Ctrl-C stops is waited for."""
 
 Item = TypeVar("Item")
+Tell = Callable[[Known], None]
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Whole:
     def known(self) -> Known:
         return Known(self.listing.images, True)
 
-    def shards(self, size: int) -> Iterator[tuple[Known, range]]:
+    def shards(self, size: int, tell: Tell) -> Iterator[tuple[Known, range]]:
         yield self.known(), range(ShardRows(self.output, size).shards)
 
     def ended(self) -> Listing:
@@ -87,14 +90,18 @@ class Growing:
             raise self._error
         return self.pieces.known
 
-    def shards(self, size: int) -> Iterator[tuple[Known, range]]:
-        """The shards whose rows are all known, as they come, and at the end what is left."""
+    def shards(self, size: int, tell: Tell) -> Iterator[tuple[Known, range]]:
+        """The shards whose rows are all known, as they come, and at the end what is left.
+
+        While they are waited for, `tell` is told how far the listing has come.
+        """
         given, known = 0, Known()
         with self._changed:
             self._changed.wait_for(self._over, GRACE)
         while not known.whole:
             with self._changed:
-                self._changed.wait_for(partial(self._enough, known))
+                while not self._changed.wait_for(partial(self._enough, known), TICK):
+                    tell(self.pieces.known)
             known = self.known()
             count = (shards if known.whole else whole_shards)(known.images, size)
             if count > given or known.whole:

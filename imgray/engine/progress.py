@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 TERMINAL_SECONDS, LOG_SECONDS = 0.2, 10.0
+Item = TypeVar("Item")
 
 
 class Progress:
@@ -58,6 +61,16 @@ class Progress:
         print(
             f"{start}{self.what}: {told}, {rate}{set_aside}", end=end, file=sys.stderr, flush=True
         )
+
+
+def counted(items: Iterable[Item], what: str) -> Iterator[Item]:
+    """The same items, and a line every ten seconds that says how many there were so far."""
+    shown = time.monotonic()
+    for number, item in enumerate(items):
+        if time.monotonic() - shown >= LOG_SECONDS:
+            say(f"{what} {number:,} so far")
+            shown = time.monotonic()
+        yield item
 
 
 def say(text: str) -> None:
