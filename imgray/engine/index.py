@@ -70,7 +70,8 @@ class IndexResult(BaseModel):
     def __str__(self) -> str:
         found = {IMAGE: self.recall} | {name: one.recall for name, one in self.modalities.items()}
         lines = [f"against exact search, {name}: {_listed(one)}" for name, one in found.items()]
-        head = f"{self.images:,} images in {self.shards} shards, {self.bytes_per_image:.0f} bytes "
+        shards = "one shard" if self.shards == 1 else f"{self.shards} shards"
+        head = f"{self.images:,} images in {shards}, {self.bytes_per_image:.0f} bytes "
         return "\n".join([f"{head}per image", *lines, f"artifact: {self.output}"])
 
 
