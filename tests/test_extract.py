@@ -318,7 +318,7 @@ def test_collections_without_images_are_refused(
     (tmp_path / "text" / "a.txt").write_text("x")
     (tmp_path / "file").write_text("x")
     for images, reason in (
-        ("empty", "no images here; see --suffixes"),
+        ("empty", "nothing is here; check the URI"),
         ("text", "no images here, but 1: 1 .txt"),
         ("missing", "it does not exist; check the URI"),
         ("file", "it does not exist; check the URI"),

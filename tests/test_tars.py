@@ -35,6 +35,7 @@ from imgray.data.pixels import Rejected
 from imgray.data.records import split
 from imgray.data.shards import expanded
 from imgray.engine.extract import extract
+from imgray.engine.frozen import LISTED, look
 from imgray.engine.index import build_index
 from imgray.engine.settings import ExtractConfig, IndexConfig
 from imgray.errors import UserError
@@ -190,6 +191,18 @@ def test_a_range_has_its_order_and_misses_no_tar(tmp_path: Path) -> None:
             _listed(_open(tmp_path / bad))
     with pytest.raises(UserError, match="a range may stand in the name of the tar alone"):
         _open(tmp_path / "{0..1}" / "x.tar")
+
+
+def test_a_glance_tells_of_a_range_that_is_not_whole(tmp_path: Path) -> None:
+    for number in range(8, 12):
+        (tmp_path / f"x-{number:02}.tar").write_bytes(packed([("1.jpg", b"")]))
+    output = Folder(str(tmp_path / "out"))
+    for name, missing in (("x-{07..11}", "x-07"), ("x-{08..12}", "x-12"), ("y", "y")):
+        with pytest.raises(UserError, match=rf"{missing}\.tar: it does not exist"):
+            look(_open(tmp_path / f"{name}.tar"), output)
+    look(_open(tmp_path / "x-{08..11}.tar"), output)
+    output.write(LISTED, b"begun")
+    look(_open(tmp_path / "y.tar"), output)
 
 
 @pytest.mark.parametrize(

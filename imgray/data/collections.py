@@ -53,6 +53,10 @@ class Collection(ABC):
     def entries(self, skipped: Skipped) -> Iterator[Entry]:
         """Its records in their order; what is none is counted in `skipped`. Raises `UserError`."""
 
+    def look(self) -> None:
+        """Raise `UserError` where a glance tells that there is nothing to list."""
+        next(self.entries(Skipped()), None)
+
     def rest(self, after: str, skipped: Skipped) -> Iterator[Entry]:
         """Those of its entries that come after an id, where it grows."""
         raise NotImplementedError
@@ -94,6 +98,12 @@ class Files(Collection):
     @property
     def grows(self) -> bool:
         return self.inventory is None and not self.folder.root.partition("/")[0].endswith(UNORDERED)
+
+    def look(self) -> None:
+        if self.inventory or any(self.folder.walk(("*",), Skipped())):
+            return
+        if not self.folder.answers(""):
+            raise UserError(f"{self.uri}: nothing is here; check the URI")
 
     def entries(self, skipped: Skipped) -> Iterator[Entry]:
         if self.inventory:
@@ -170,6 +180,9 @@ class Packed(Collection):
 
     def __init__(self, tars: Tars) -> None:
         self.tars, self.uri = tars, tars.uri
+
+    def look(self) -> None:
+        self.tars.shards.look()
 
     def entries(self, skipped: Skipped) -> Iterator[Entry]:
         return self.tars.entries(skipped)

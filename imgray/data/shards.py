@@ -47,6 +47,12 @@ class Shards:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.uri, self.part)
 
+    def look(self) -> None:
+        """Raise `UserError` where one is named, or a range, whose first or last is not there."""
+        named = list(self._named) if self.name is not None else []
+        for name in named[:1] + named[-1:]:
+            self.folder.version(name)
+
     def found(self, skipped: Skipped) -> Iterator[tuple[str, str]]:
         """The tars' names in their order, with their versions, where those are known.
 

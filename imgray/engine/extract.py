@@ -23,7 +23,7 @@ from imgray.data.pixels import Rejected
 from imgray.engine.cluster import cluster, given_device
 from imgray.engine.collection import BATCH, check_rejected, process_configured
 from imgray.engine.earlier import VANISHED
-from imgray.engine.frozen import BEGUN, COLLECTION
+from imgray.engine.frozen import BEGUN, COLLECTION, look
 from imgray.engine.listing import LISTING
 from imgray.engine.producer import migrated, produce
 from imgray.engine.settings import ExtractConfig
@@ -154,6 +154,7 @@ def _weights(config: ExtractConfig) -> list[str]:
 
 def _extract(config: ExtractConfig, identity: Identity, output: Folder) -> Manifest:
     collection = _collection(config)
+    look(collection, output)
     chosen = _chosen(config, output)
     factory = StepFactory(output, chosen.config, chosen.columns)
     with cluster():

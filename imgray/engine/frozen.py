@@ -27,6 +27,15 @@ COLLECTION = "collection"
 """What a manifest tells of the digest of a collection that has one."""
 
 
+def look(collection: Collection, output: Folder) -> None:
+    """Refuse what a glance tells to be a mistake, before networks are loaded and Ray is started.
+
+    Work that has begun goes on with what it has. Raises `UserError`.
+    """
+    if not any(map(output.sizes, (*BEGUN, NAME))):
+        collection.look()
+
+
 @contextlib.contextmanager
 def freeze(
     collection: Collection, output: Folder, other_than: Sequence[str] = ()

@@ -27,7 +27,7 @@ from imgray.data.pixels import Rejected, encoded
 from imgray.engine.cluster import cluster, given_device
 from imgray.engine.collection import check_rejected, process_configured
 from imgray.engine.examples import digests
-from imgray.engine.frozen import BEGUN, COLLECTION
+from imgray.engine.frozen import BEGUN, COLLECTION, look
 from imgray.engine.producer import migrated, produce
 from imgray.engine.settings import PredictConfig
 from imgray.engine.sheets import draw_predictions
@@ -195,6 +195,7 @@ def _predict(
     own = list(config.joined), config.longest, config.encode
     factory = partial(PredictStep, identity["model"], output, *own)
     records = collect()
+    look(records, output)
     with cluster():
         outcome = process_configured("predict", config, records, output, factory)
     joined = identity.get("joined", {})
