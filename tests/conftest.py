@@ -57,7 +57,7 @@ from imgray.drawing import plots  # noqa: E402
 from imgray.engine.cluster import start_local  # noqa: E402
 
 torch.set_num_threads(1)
-pytest_plugins = ["beside", "browsing", "jointly", "stores", "thrift"]
+pytest_plugins = ["beside", "browsing", "growing", "jointly", "stores", "thrift"]
 
 
 STAYING = ("ray_cluster", "_beside", "_nodes", "shared_head", "running", "_late")

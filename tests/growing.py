@@ -1,13 +1,15 @@
 """A job over a folder that is listed in small pieces: a step that reads, and what comes of it."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import inprocess
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import Manifest, read_file, read_manifest
@@ -15,13 +17,17 @@ from imgray.artifacts.owner import Owned
 from imgray.data.collections import Files
 from imgray.data.fields import Values
 from imgray.data.pixels import Rejected
+from imgray.engine import growing, listing, pieces
 from imgray.engine.cluster import Pool
 from imgray.engine.collection import process_collection
 from imgray.engine.frozen import BEGUN
+from imgray.engine.pieces import PIECES, Pieces
 from imgray.engine.producer import produce
 from imgray.engine.worker import Rejections
+from imgray.errors import UserError
 
 PIECE, SHARD = 4, 3
+NAMES = [f"{'abc'[n % 3]}{'/deep' * (n % 2)}/{n:02d}.jpg" for n in range(30)]
 
 
 class Reading:
@@ -94,3 +100,52 @@ def check(output: Folder) -> list[str]:
     counts = manifest.counts
     assert counts["done"] + counts["rejected"] == counts["listed"] == len(listed)
     return listed
+
+
+@pytest.fixture
+def in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(pieces, "GROUP", PIECE)
+    monkeypatch.setattr(listing, "GROUP", PIECE)
+    monkeypatch.setattr(growing, "GRACE", 0.0)
+    with inprocess.jobs():
+        yield
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return write_files(tmp_path / "images", NAMES)
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Folder:
+    return Folder(str(tmp_path / "out"))
+
+
+def pieces_in(output: Folder) -> dict[str, bytes]:
+    """The pieces, by name, as they lie there."""
+    names = [name for name in output.sizes(PIECES) if name.endswith(".parquet")]
+    return {name: output.read(name) for name in names}
+
+
+def refuse(error: BaseException) -> Any:
+    raise error
+
+
+def stop_after(patch: pytest.MonkeyPatch, pieces: int, error: BaseException) -> None:
+    """Have the listing end with an error before it keeps another piece."""
+    add = Pieces.add
+
+    def stopping(self: Pieces, *given: Any) -> None:
+        if self.known.pieces == pieces:
+            raise error
+        add(self, *given)
+
+    patch.setattr(Pieces, "add", stopping)
+
+
+def make_until(pieces: int, *given: Any, **how: Any) -> None:
+    """`make`, while its listing keeps so many pieces, and then its store is away."""
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, pieces, UserError("away"))
+        with pytest.raises(UserError, match="away"):
+            make(*given, **how)
