@@ -276,6 +276,7 @@ def test_tars_that_are_named_are_one_part(tmp_path: Path) -> None:
         (["2", "10", "x"], ["10", "2", "x"], [1, 0, 2]),
         (["0x0a", "0x10", "1"], ["0x0a", "0x10", "1"], [0, 1, 2]),
         (["ü", "雪", "ü"], ["ü", "雪"], [0, 1, 0]),
+        (["\ufeff2\r\n", "0", "2"], ["0", "1", "2"], [2, 0, 2]),
     ],
 )
 def test_classes_are_those_of_a_csv_file(
@@ -283,7 +284,7 @@ def test_classes_are_those_of_a_csv_file(
 ) -> None:
     members = [(f"{row}.CLS", label.encode()) for row, label in enumerate(labels)]
     part = _part(_tar(tmp_path / "x.tar", members), fields={"label": Label()})
-    table = write(tmp_path / "t.csv", {"label": [label.strip() for label in labels]})
+    table = write(tmp_path / "t.csv", {"label": [label.strip("\ufeff \r\n") for label in labels]})
     for one in (part, Source(str(table)).part(".", {"label": Label()})):
         assert list(one.classes) == classes
         assert one.labels().tolist() == numbers == [one[row]["label"] for row in range(3)]

@@ -122,7 +122,8 @@ def test_inputs_are_members_by_extension(tmp_path: Path) -> None:
         "image": Picture(), "said": Text(), "label": Label(), "points": Vector(2),
         "more": Text(optional=True),
     }  # fmt: skip
-    files = [("1.jpeg", b"p"), ("1.png", b"q"), ("1.cap", "é".encode()), ("1.cls", b"7\n")]
+    files = [("1.jpeg", b"p"), ("1.png", b"q"), ("1.cap", "é".encode())]
+    files += [("1.cls", b"\xef\xbb\xbf7\r\n")]  # as editors of Windows write it
     files += [("1.json", b"[1, 2]"), ("2.png", b"p"), ("2.cap", b"\xff"), ("3.jpg", b"p")]
     files += [("3.cap", b"s"), ("3.cls", b"cat"), ("3.json", b"{}"), ("3.more.txt", b"m")]
     (tmp_path / "x.tar").write_bytes(packed(files))

@@ -97,7 +97,7 @@ def records(
         if extension in wanted:
             parts[extension] = [member.offset, member.size, member.check]
             if member.data is not None:
-                parts[extension].append(member.data.decode(errors="surrogateescape"))
+                parts[extension].append(member.data.decode("utf-8-sig", "surrogateescape"))
     if there:
         yield key, parts
 

@@ -223,7 +223,7 @@ def _decoded(one: Input, data: bytes) -> Any:
     if isinstance(one, Picture):
         return one.value(data)
     try:
-        text = data.decode()
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise Rejected("a text that is not UTF-8") from None
     if isinstance(one, Label):
