@@ -108,6 +108,13 @@ def test_other_stores_are_refused(uri: str) -> None:
         Folder(uri)
 
 
+@pytest.mark.parametrize("uri", [os.fsdecode(b"/tmp/\xff"), os.fsdecode(b"s3://bucket/\xff")])
+def test_a_path_that_is_not_utf8_is_refused(uri: str) -> None:
+    """Ray and Parquet know none; names below a folder are passed over one by one."""
+    with pytest.raises(UserError, match=r"\\udcff: the path is not UTF-8; rename it, or"):
+        Folder(uri)
+
+
 def test_a_uri_of_a_file_system_is_its_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,10 @@ class Folder:
         if not (bucket if self.is_s3 else path):
             raise UserError(f"{self.uri!r} names no place: say a folder or s3://bucket/prefix")
         object.__setattr__(self, "root", bucket if self.is_s3 else os.path.abspath(path))
+        if self.root.encode(errors="ignore").decode() != self.root:
+            raise UserError(
+                f"{brief(self.root, 1000)}: the path is not UTF-8; rename it, or name a link to it"
+            )
 
     @cached_property
     def file_system(self) -> Any:
