@@ -317,10 +317,9 @@ def test_a_damaged_claim_binds_nobody(folder: Folder, content: bytes) -> None:
 
 
 killed = pytest.mark.parametrize(
-    "folder",
-    ["disk", *(pytest.param(s, marks=pytest.mark.sweep) for s in ("S3", "conditional S3"))],
-    indirect=True,
+    "folder", ["disk", pytest.param("conditional S3", marks=pytest.mark.sweep)], indirect=True
 )
+"""Of the S3 that a kill has left none is made of rclone's, which hangs where folders come anew."""
 
 
 def _left(folder: Folder, before: str, into: Path) -> Iterator[None]:
