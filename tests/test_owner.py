@@ -319,7 +319,7 @@ def test_a_damaged_claim_binds_nobody(folder: Folder, content: bytes) -> None:
 killed = pytest.mark.parametrize(
     "folder", ["disk", pytest.param("conditional S3", marks=pytest.mark.sweep)], indirect=True
 )
-"""Of the S3 that a kill has left none is made of rclone's, which hangs where folders come anew."""
+"""Without rclone's S3, which hangs where folders that were removed come anew."""
 
 
 def _left(folder: Folder, before: str, into: Path) -> Iterator[None]:
