@@ -1,6 +1,7 @@
 """What is away for a while is not rejected for good; what was rejected can be tried again."""
 
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import s3fs
 from conftest import S3, S3_KEY, TinyNet, upload
 from extracting import after, rows
 from fsspec.implementations.local import LocalFileSystem
@@ -112,6 +114,38 @@ def test_a_store_that_denies_access_stops_the_job(
             extract(config)
     assert _receipts(config) == 1
     assert extract(config).done == 20
+
+
+@pytest.fixture
+def mute(monkeypatch: pytest.MonkeyPatch) -> Iterator[Folder]:
+    """In a store that takes requests and never answers."""
+    options = {"read_timeout": 0.2, "retries": {"max_attempts": 0}}
+    monkeypatch.setitem(S3_OPTIONS, "config_kwargs", S3_OPTIONS["config_kwargs"] | options)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield Folder("s3://bucket/images")
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda folder: folder.read("a"),
+        lambda folder: folder.sizes(),
+        lambda folder: folder.write("a", b"x"),
+        lambda folder: folder.touch("a", b"x"),
+        lambda folder: folder.create("a", b"x"),
+        lambda folder: folder.remove_many(["a"]),
+    ],
+    ids=["read", "sizes", "write", "touch", "create", "remove_many"],
+)
+def test_a_store_that_never_answers_is_not_waited_for(
+    mute: Folder, ask: Callable[..., Any]
+) -> None:
+    with pytest.raises(UserError, match=r"Read timeout on endpoint URL.*; check AWS_ENDPOINT_URL"):
+        ask(mute)
 
 
 def test_a_folder_in_it_that_is_unmounted_stops_the_job(

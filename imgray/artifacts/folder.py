@@ -25,8 +25,11 @@ from imgray.errors import Missing, UserError, brief
 
 S3_OPTIONS: dict[str, Any] = {
     "use_listings_cache": False,
-    "config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 4}},
+    "config_kwargs": {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 4}},
 }
+ROUNDS = 2
+"""Of botocore's attempts at a request, and of those at a read whose bytes break off: s3fs has five
+of each, so that a store which takes requests and never answers would be waited for for hours."""
 TEMPORARY = ".partial-"
 TRIES = 5
 """Of a write that the store wants to have repeated."""
@@ -74,7 +77,12 @@ class Folder:
     @cached_property
     def file_system(self) -> Any:
         """The fsspec file system that the folder lies in."""
-        return fsspec.filesystem("s3", **S3_OPTIONS) if self.is_s3 else LocalFileSystem()
+        if not self.is_s3:
+            return LocalFileSystem()
+        found = fsspec.filesystem("s3", **S3_OPTIONS)
+        if found.session is None:
+            found.session, found.retries = _session(), ROUNDS
+        return found
 
     @property
     def is_s3(self) -> bool:
@@ -390,6 +398,20 @@ def located(uri: str) -> tuple[Folder, str]:
     """The folder in which a file lies, and the file's name there."""
     folder, slash, name = uri.rpartition("/")
     return Folder(folder + slash if slash else "."), name
+
+
+def _session() -> Any:
+    """One whose requests send their bodies at once.
+
+    With `Expect: 100-continue` the store is to ask for the body first, and for that aiohttp waits
+    without end: whatever is written to a store that has stopped to answer would never fail.
+    """
+    from aiobotocore.session import AioSession  # as slow to load as s3fs
+    from botocore.handlers import add_expect_header
+
+    found = AioSession()
+    found.unregister("before-call.s3", add_expect_header)
+    return found
 
 
 def _absent(error: UserError) -> bool:
