@@ -72,6 +72,7 @@ class _Objects:
             if not operation.startswith(READS):
                 async with self.lock:
                     await self._copy(client, call)
+                    return await call(client, operation, given)
             return await call(client, operation, given)
 
         AioBaseClient._make_api_call = copied
@@ -79,6 +80,7 @@ class _Objects:
     async def _copy(self, client: Any, call: Any) -> None:
         bucket, prefix = _place(self.folder)
         found = await call(client, "ListObjectsV2", {"Bucket": bucket, "Prefix": prefix})
+        assert not found["IsTruncated"]
         copy = {}
         for one in found.get("Contents", ()):
             answer = await call(client, "GetObject", {"Bucket": bucket, "Key": one["Key"]})
@@ -115,6 +117,7 @@ def left_by_kills(
     child = kind.context.Process(target=_run, args=(kind, folder, work, into))
     child.start()
     child.join()
+    assert child.exitcode == 0
     count = int((into / "count").read_text())
     assert count >= least
     for at in range(count):

@@ -32,12 +32,14 @@ from imgray.artifacts.folder import Folder
 from imgray.artifacts.manifest import NAME
 from imgray.artifacts.walk import Entry, Skipped
 from imgray.engine import collection as collections
+from imgray.engine import extract as extraction
 from imgray.engine import growing, producer
 from imgray.engine import pieces as module
 from imgray.engine.frozen import LISTED
 from imgray.engine.growing import SHARE, Growing
 from imgray.engine.pieces import Known, Pieces
 from imgray.engine.progress import Progress
+from imgray.engine.settings import ExtractConfig
 from imgray.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("in_small_pieces")
@@ -220,6 +222,23 @@ def test_a_whole_listing_says_how_far_it_is(
     make(images, second, other_than=[first.uri])
     said = [line for line in capsys.readouterr().err.splitlines() if "listed" in line]
     assert said[:31] == [f"{images}: listed {n} so far" for n in range(31)]
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_mistyped_place_costs_nothing(
+    images: Path, output: Folder, monkeypatch: pytest.MonkeyPatch, anew: bool
+) -> None:
+    """No network is loaded, no Ray started, and no artifact removed."""
+    make(images, output)
+    before = {name: output.read(name) for name in output.sizes()}
+    monkeypatch.setattr(extraction, "build_extractor", lambda _: pytest.fail("loaded"))
+    place = output if anew else output.below("other")
+    config = ExtractConfig(
+        images=f"{images}e", output=place.uri, extractor=["mobilenet_v2"], overwrite=anew
+    )
+    with pytest.raises(UserError, match="imagese: it does not exist; check the URI"):
+        extraction.extract(config)
+    assert {name: output.read(name) for name in output.sizes()} == before
 
 
 def test_progress_says_how_far_the_listing_is(capsys: Any, monkeypatch: Any) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -200,10 +201,12 @@ def test_a_glance_tells_of_a_range_that_is_not_whole(tmp_path: Path) -> None:
     output = Folder(str(tmp_path / "out"))
     for name, missing in (("x-{07..11}", "x-07"), ("x-{08..12}", "x-12"), ("y", "y")):
         with pytest.raises(UserError, match=rf"{missing}\.tar: it does not exist"):
-            look(_open(tmp_path / f"{name}.tar"), output)
-    look(_open(tmp_path / "x-{08..11}.tar"), output)
+            look(partial(_open, tmp_path / f"{name}.tar"), output, False)
+    look(partial(_open, tmp_path / "x-{08..11}.tar"), output, False)
     output.write(LISTED, b"begun")
-    look(_open(tmp_path / "y.tar"), output)
+    look(partial(_open, tmp_path / "y.tar"), output, False)
+    with pytest.raises(UserError, match=r"y\.tar: it does not exist"):
+        look(partial(_open, tmp_path / "y.tar"), output, True)
 
 
 @pytest.mark.parametrize(

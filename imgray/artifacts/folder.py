@@ -149,6 +149,11 @@ class Folder:
             return bool(answer.get("Contents"))
         return False
 
+    def look(self) -> None:
+        """Raise `UserError` where nothing is there, which takes no more than a glance to tell."""
+        if not self.answers("") and not any(self.walk(("*",), Skipped())):
+            raise UserError(f"{self.uri}: nothing is here; check the URI")
+
     def version(self, name: str) -> str:
         """What changes when a file is written anew, and is known without reading it.
 

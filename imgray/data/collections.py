@@ -100,10 +100,8 @@ class Files(Collection):
         return self.inventory is None and not self.folder.root.partition("/")[0].endswith(UNORDERED)
 
     def look(self) -> None:
-        if self.inventory or any(self.folder.walk(("*",), Skipped())):
-            return
-        if not self.folder.answers(""):
-            raise UserError(f"{self.uri}: nothing is here; check the URI")
+        if not self.inventory:
+            self.folder.look()
 
     def entries(self, skipped: Skipped) -> Iterator[Entry]:
         if self.inventory:

@@ -48,9 +48,12 @@ class Shards:
         return type(self), (self.uri, self.part)
 
     def look(self) -> None:
-        """Raise `UserError` where one is named, or a range, whose first or last is not there."""
-        named = list(self._named) if self.name is not None else []
-        for name in named[:1] + named[-1:]:
+        """Raise `UserError` where the first or the last is not there, or the folder of all."""
+        if self.name is None:
+            self.folder.look()
+            return
+        named = list(self._named)
+        for name in (named[0], named[-1]):
             self.folder.version(name)
 
     def found(self, skipped: Skipped) -> Iterator[tuple[str, str]]:

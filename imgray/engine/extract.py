@@ -112,6 +112,7 @@ def extract(config: ExtractConfig) -> ExtractResult:
         | ({"models": models} if models else {})
         | ({"other_than": _listings(config.except_)} if config.except_ else {})
     )
+    look(partial(_collection, config), output, config.overwrite)
     manifest = produce(
         output,
         "features",
@@ -154,7 +155,6 @@ def _weights(config: ExtractConfig) -> list[str]:
 
 def _extract(config: ExtractConfig, identity: Identity, output: Folder) -> Manifest:
     collection = _collection(config)
-    look(collection, output)
     chosen = _chosen(config, output)
     factory = StepFactory(output, chosen.config, chosen.columns)
     with cluster():

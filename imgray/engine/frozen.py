@@ -27,13 +27,13 @@ COLLECTION = "collection"
 """What a manifest tells of the digest of a collection that has one."""
 
 
-def look(collection: Collection, output: Folder) -> None:
-    """Refuse what a glance tells to be a mistake, before networks are loaded and Ray is started.
+def look(collect: Callable[[], Collection], output: Folder, anew: bool) -> None:
+    """Refuse what a glance tells to be a mistake, before anything is loaded, started or removed.
 
-    Work that has begun goes on with what it has. Raises `UserError`.
+    Unless all is to begin anew, work that has begun goes on with what it has. Raises `UserError`.
     """
-    if not any(map(output.sizes, (*BEGUN, NAME))):
-        collection.look()
+    if anew or not any(map(output.sizes, (*BEGUN, NAME))):
+        collect().look()
 
 
 @contextlib.contextmanager
@@ -73,7 +73,8 @@ def _begun(
     earlier, pieces = _opened(collection, other_than), Pieces(output)
     # What has vanished is told by all that there is.
     goes_on = collection.grows and not earlier
-    making = _Making(collection, output, earlier, pieces.skipped if goes_on else Skipped())
+    skipped = pieces.skipped if goes_on else Skipped()
+    making = _Making(collection, output, earlier, pieces, skipped)
     entries = making.entries(pieces.after if goes_on else "")
     resumed = bool(pieces.known.pieces)
     if collection.grows and not pieces.known.pieces:
@@ -97,6 +98,7 @@ class _Making:
     collection: Collection
     output: Folder
     earlier: Earlier | None
+    pieces: Pieces
     skipped: Skipped
 
     def entries(self, after: str) -> Iterator[Entry]:
@@ -104,8 +106,8 @@ class _Making:
         if after:
             return self.collection.rest(after, self.skipped)
         entries = entries_of(self.collection, self.output, self.skipped)
-        if self.earlier or not self.collection.grows:  # else work begins soon, which tells of it
-            entries = counted(entries, f"{self.collection.uri}: listed")
+        told = f"{self.collection.uri}: listed"
+        entries = counted(entries, told, lambda: not self.pieces.known.pieces)
         return self.earlier.fresh(entries) if self.earlier else entries
 
     def end(self, write: Callable[[Path], int]) -> Listing:

@@ -99,9 +99,8 @@ class Growing:
         with self._changed:
             self._changed.wait_for(self._over, GRACE)
         while not known.whole:
-            with self._changed:
-                while not self._changed.wait_for(partial(self._enough, known), TICK):
-                    tell(self.pieces.known)
+            while not self._came(partial(self._enough, known)):
+                tell(self.pieces.known)
             known = self.known()
             count = (shards if known.whole else whole_shards)(known.images, size)
             if count > given or known.whole:
@@ -115,6 +114,11 @@ class Growing:
         assert self._listing
         self._told(self._listing)
         return self._listing
+
+    def _came(self, enough: Callable[[], bool]) -> bool:
+        """Whether there is enough, after a while at most."""
+        with self._changed:
+            return self._changed.wait_for(enough, TICK)
 
     def _over(self) -> bool:
         return self.pieces.known.whole or self._error is not None

@@ -154,6 +154,7 @@ def predict(config: PredictConfig) -> PredictResult:
     identity = migrate(config.identity() | {"fingerprint": fingerprint_of(model)})
     if config.features:
         identity["joined"] = digests(config.joined)
+    look(collect, output, config.overwrite)
     manifest = produce(
         output,
         "predictions",
@@ -195,7 +196,6 @@ def _predict(
     own = list(config.joined), config.longest, config.encode
     factory = partial(PredictStep, identity["model"], output, *own)
     records = collect()
-    look(records, output)
     with cluster():
         outcome = process_configured("predict", config, records, output, factory)
     joined = identity.get("joined", {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 TERMINAL_SECONDS, LOG_SECONDS = 0.2, 10.0
@@ -63,11 +63,14 @@ class Progress:
         )
 
 
-def counted(items: Iterable[Item], what: str) -> Iterator[Item]:
-    """The same items, and a line every ten seconds that says how many there were so far."""
+def counted(items: Iterable[Item], what: str, alone: Callable[[], bool]) -> Iterator[Item]:
+    """The same items, and a line every ten seconds that says how many there were so far.
+
+    As long as nothing else says what is done.
+    """
     shown = time.monotonic()
     for number, item in enumerate(items):
-        if time.monotonic() - shown >= LOG_SECONDS:
+        if time.monotonic() - shown >= LOG_SECONDS and alone():
             say(f"{what} {number:,} so far")
             shown = time.monotonic()
         yield item

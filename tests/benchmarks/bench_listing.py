@@ -65,6 +65,7 @@ def served(folder: Path) -> Iterator[dict[str, str]]:
 
 def listed(uri: str, target: Path, variables: dict[str, str]) -> list[float]:
     """Entries, those that work begins with, seconds to them, to all, MiB more than before, MB."""
+    shutil.rmtree(target, ignore_errors=True)  # what an interrupted run has left
     command = [sys.executable, "-c", LIST, uri, str(target)]
     done = subprocess.run(command, env=os.environ | variables, capture_output=True, check=True)
     shutil.rmtree(target)
