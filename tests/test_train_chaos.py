@@ -264,7 +264,10 @@ def test_ctrl_c_ends_at_once_and_the_command_goes_on(
     print(f"ended {time.time() - at:.1f} s after Ctrl-C")
     assert (code, output) == (130, ""), error
     lines = [line for line in error.splitlines() if not line.startswith("train: ")]
-    assert lines == ["interrupted: nothing half-done is visible; run it again to go on"]
+    assert lines == [
+        f"{training.output.uri}: its store cannot keep two runs apart; let this be the only one",
+        "interrupted: nothing half-done is visible; run it again to go on",
+    ]
     assert not psutil.wait_procs(left, timeout=30)[1]
     assert not training.output.exists(NAME)
     _finish(training.start(start))

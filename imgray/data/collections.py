@@ -53,9 +53,9 @@ class Collection(ABC):
     def entries(self, skipped: Skipped) -> Iterator[Entry]:
         """Its records in their order; what is none is counted in `skipped`. Raises `UserError`."""
 
+    @abstractmethod
     def look(self) -> None:
         """Raise `UserError` where a glance tells that there is nothing to list."""
-        next(self.entries(Skipped()), None)
 
     def rest(self, after: str, skipped: Skipped) -> Iterator[Entry]:
         """Those of its entries that come after an id, where it grows."""
@@ -148,6 +148,9 @@ class Rows(Collection):
     @property
     def named(self) -> bool:
         return self.table.has("id")
+
+    def look(self) -> None:
+        """It was there when it was opened."""
 
     def entries(self, skipped: Skipped) -> Iterator[Entry]:
         return (Entry(id, 0, where=str(row)) for row, id in enumerate(self.table.ids))
