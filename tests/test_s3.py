@@ -138,6 +138,7 @@ def test_missing_keys_are_named(
 def test_a_missing_bucket_is_named(
     s3: S3, ray_cluster: None, tiny_net: TinyNet, capsys: Any, tmp_path: Path
 ) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"")
     for images, output in (
         ("s3://no-such-bucket/x", str(tmp_path / "out")),
         (str(tmp_path), "s3://no-such-bucket/out"),

@@ -271,6 +271,7 @@ def test_models_that_cannot_extract(
     models: Any, tmp_path: Path, source: Callable[..., str], layers: list[str], reason: str
 ) -> None:
     uri = source(models, tmp_path)
+    (tmp_path / "a.jpg").write_bytes(b"")
     with pytest.raises(UserError) as error:
         extract(_config(uri, layers, images=str(tmp_path), output=str(tmp_path / "out")))
     assert reason in str(error.value)
@@ -282,6 +283,7 @@ def test_models_that_cannot_extract(
 def test_a_vector_has_no_regions_but_those_cut_from_the_picture(
     models: Any, tmp_path: Path
 ) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"")
     config = _config(
         models["cfn"], ["mid", "fused"], images=str(tmp_path), output=str(tmp_path / "out"),
         regions="pyramid",
