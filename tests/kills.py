@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 from aiobotocore.client import AioBaseClient
 
 from imgray.artifacts.folder import Folder
@@ -78,30 +77,22 @@ class _Objects:
         AioBaseClient._make_api_call = copied
 
     async def _copy(self, client: Any, call: Any) -> None:
-        bucket, prefix = _place(self.folder)
+        bucket, _, prefix = f"{self.folder.root}/".partition("/")
         found = await call(client, "ListObjectsV2", {"Bucket": bucket, "Prefix": prefix})
         assert not found["IsTruncated"]
         copy = {}
         for one in found.get("Contents", ()):
             answer = await call(client, "GetObject", {"Bucket": bucket, "Key": one["Key"]})
-            copy[one["Key"]] = await answer["Body"].read()
+            copy[one["Key"].removeprefix(prefix)] = await answer["Body"].read()
         (self.into / f"{self.count:03}").write_bytes(pickle.dumps(copy))
         self.count += 1
 
     @staticmethod
     def lay(folder: Folder, copy: Path) -> None:
         """Have objects be as they were copied."""
-        bucket, prefix = _place(folder)
-        client = boto3.client("s3")
-        for one in client.list_objects_v2(Bucket=bucket, Prefix=prefix).get("Contents", ()):
-            client.delete_object(Bucket=bucket, Key=one["Key"])
-        for key, data in pickle.loads(copy.read_bytes()).items():
-            client.put_object(Bucket=bucket, Key=key, Body=data)
-
-
-def _place(folder: Folder) -> tuple[str, str]:
-    bucket, _, prefix = folder.root.partition("/")
-    return bucket, f"{prefix}/"
+        folder.remove_many(list(folder.sizes()))
+        for name, data in pickle.loads(copy.read_bytes()).items():
+            folder.write(name, data)
 
 
 def left_by_kills(

@@ -34,6 +34,7 @@ def test_the_compiler_is_loaded_by_those_who_ask_for_it() -> None:
 
 
 BOTH = """
+import sys
 import threading
 import torch
 from imgray.features import vision
@@ -47,7 +48,7 @@ def train():
         failed.append(error)
 
 there = vision._StandIn(vision.COMPILER)
-vision.sys.modules[vision.COMPILER] = there
+sys.modules[vision.COMPILER] = there
 other = threading.Thread(target=train)
 other.start()
 other.join()
